@@ -1,0 +1,28 @@
+"""Softmax and attention for NumPy on CPUs: fast, and accurate to 2 ULP."""
+
+from fastsoftmax import _dispatch  # noqa: F401  (first: it checks the environment and loads the kernels)
+from fastsoftmax._config import show_config
+from fastsoftmax._threads import get_num_threads, num_threads, set_num_threads
+from fastsoftmax._version import __version__
+from fastsoftmax.softmax import (
+    causal_mask_,
+    causal_softmax,
+    log_softmax,
+    logsumexp,
+    softmax,
+    softmax_entropy,
+)
+
+__all__ = [
+    "__version__",
+    "causal_mask_",
+    "causal_softmax",
+    "get_num_threads",
+    "log_softmax",
+    "logsumexp",
+    "num_threads",
+    "set_num_threads",
+    "show_config",
+    "softmax",
+    "softmax_entropy",
+]

@@ -1,0 +1,247 @@
+"""The only validation: what came in, what goes out, and how to see both as (outer, n, inner)."""
+
+import math
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+# dtype -> tag of its kernels; bfloat16 is known by name, since it is another package's
+_TAGS = {np.dtype(np.float16): "f16", np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
+_BITS = {"f16": np.uint16, "bf16": np.uint16, "f32": None, "f64": None}     # how a memoryview sees the elements
+
+STAGE = 1 << 18             # elements that are brought into order at a time where a kernel cannot take them as they are
+WORTH_A_CALL = 1 << 11      # elements a kernel call should have where several calls are needed
+
+
+def tag(dtype):
+    """The tag of a dtype's kernels, or None where there are none."""
+    found = _TAGS.get(dtype)
+    if found is None and dtype.name == "bfloat16" and dtype.itemsize == 2:
+        return "bf16"
+    if found is None and dtype.kind == "f":
+        return _TAGS.get(dtype.newbyteorder("="))
+    return found
+
+
+def native(dtype):
+    """The dtype in this machine's byte order."""
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
+
+
+def as_array(x, name):
+    """x as a plain ndarray of numbers."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; pass {name}.data and where=~{name}.mask instead")
+    array = np.asarray(x)
+    if array.dtype.kind not in "biufc" and tag(array.dtype) is None:
+        raise TypeError(f"{name} must be an array of numbers, got dtype {array.dtype}")
+    return array
+
+
+def as_axes(axis, ndim):
+    """The axes as a sorted tuple of distinct ints from 0."""
+    if axis is None:
+        return tuple(range(ndim))
+    if not isinstance(axis, tuple):
+        axis = (axis,)
+    axes = tuple(_as_axis(a, ndim) for a in axis)
+    if len(set(axes)) != len(axes):
+        raise ValueError("duplicate value in 'axis'")
+    return tuple(sorted(axes))
+
+
+def _as_axis(a, ndim):
+    if isinstance(a, (bool, np.bool_)) or not hasattr(a, "__index__"):
+        raise TypeError(f"an axis must be an int, not {type(a).__name__}")
+    a = a.__index__()
+    if not -ndim <= a < ndim:
+        raise np.exceptions.AxisError(a, ndim)
+    return a % ndim
+
+
+def result_dtype(x_dtype, dtype, *, integers_to_float64):
+    """(dtype of the computation, dtype of the result)."""
+    if x_dtype.kind in "biu":
+        natural = np.dtype(np.float64) if integers_to_float64 else np.exp(np.empty(0, x_dtype)).dtype
+    else:
+        natural = native(x_dtype)
+    if dtype is None:
+        return natural, natural
+    final = native(np.dtype(dtype))
+    if final.kind not in "fc" and tag(final) is None:
+        raise TypeError(f"dtype must be a floating dtype, got {final}")
+    if final == natural:
+        return natural, final
+    if final.itemsize > natural.itemsize or (final.kind == "c" and natural.kind != "c"):
+        return final, final
+    if final.itemsize == natural.itemsize:          # float16 and bfloat16: neither holds the other
+        return np.dtype(np.float32), final
+    if natural.kind == "c" and final.kind != "c":
+        raise TypeError(f"the result of complex input cannot be {final}")
+    return natural, final
+
+
+def as_temperature(temperature, shape, axes):
+    """A float, or a float64 array of x's number of dimensions with length 1 along the axes."""
+    if isinstance(temperature, np.ma.MaskedArray):
+        raise TypeError("temperature must not be a masked array")
+    t = np.asarray(temperature)
+    if t.dtype.kind not in "iuf" and tag(t.dtype) is None:
+        raise TypeError(f"temperature must be real numbers, got dtype {t.dtype}")
+    t = t.astype(np.float64)
+    bad = ~((t > 0) & (t < np.inf))
+    if bad.any():
+        raise ValueError(f"temperature must be positive and finite, got {t[bad].flat[0]}")
+    if t.ndim == 0:
+        return float(t)
+    reduced = tuple(1 if i in axes else size for i, size in enumerate(shape))
+    try:
+        return np.broadcast_to(t, reduced)
+    except ValueError:
+        raise ValueError(f"temperature of shape {t.shape} does not broadcast to {reduced}: the shape of the input "
+                         f"{tuple(shape)} with length 1 along the axes of the reduction") from None
+
+
+def is_moderate(temperature):
+    """Whether the kernels' arithmetic holds for it; beyond, the reference does."""
+    if isinstance(temperature, float):
+        return 1e-30 < temperature < 1e30
+    return temperature.size == 0 or (temperature.min() > 1e-30 and temperature.max() < 1e30)
+
+
+def as_where(where, shape):
+    """The mask, broadcast to the input's shape; None stays."""
+    if where is None:
+        return None
+    if isinstance(where, np.ma.MaskedArray):
+        raise TypeError("where must not be a masked array")
+    mask = np.asarray(where)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"where must be an array of bool, got dtype {mask.dtype}")
+    try:
+        return np.broadcast_to(mask, shape)
+    except ValueError:
+        raise ValueError(f"where of shape {mask.shape} does not broadcast to the input's shape {tuple(shape)}") from None
+
+
+def check_out(out, shape, dtype):
+    """Raise unless out is a writeable array of this shape and dtype."""
+    if isinstance(out, np.ma.MaskedArray) or not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be an ndarray, got {type(out).__name__}")
+    if native(out.dtype) != dtype:
+        raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
+    if out.shape != tuple(shape):
+        raise ValueError(f"out must have shape {tuple(shape)}, got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only; expected a writeable array")
+
+
+def same_elements(x, y):
+    """Whether both are the same elements of memory in the same order."""
+    return (x.__array_interface__["data"][0] == y.__array_interface__["data"][0] and x.strides == y.strides
+            and x.shape == y.shape and x.dtype == y.dtype)
+
+
+def apart(array, out):
+    """array itself, or a copy where writing to out would change it before it is read."""
+    if array is None or not isinstance(array, np.ndarray) or not np.may_share_memory(array, out):
+        return array
+    return array.copy() if np.shares_memory(array, out) else array
+
+
+def separate(x, out):
+    """x, or a copy of it where it overlaps out without being the same elements."""
+    return x if same_elements(x, out) else apart(x, out)
+
+
+def takes(array):
+    """Whether a kernel's memoryview can take it: native, aligned, whole elements between elements."""
+    return (array.dtype.isnative and array.flags.aligned
+            and all(stride % array.dtype.itemsize == 0 for stride in array.strides))
+
+
+def elements(array):
+    """The array as a kernel sees it: 16-bit floats by their bits."""
+    bits = _BITS[tag(array.dtype)]
+    return array if bits is None else array.view(bits)
+
+
+def merged(dims):
+    """Neighbouring dimensions joined where every operand steps through both evenly.
+
+    dims: list of (size, strides), strides one for each operand; sizes above 1.
+    """
+    joined = []
+    for size, strides in dims:
+        if joined:
+            outer_size, outer = joined[-1]
+            if all(o == s * size for o, s in zip(outer, strides, strict=True)):
+                joined[-1] = (outer_size * size, strides)
+                continue
+        joined.append((size, strides))
+    return joined
+
+
+class Layout:
+    """Operands of one shape (strides may be 0), seen as calls on arrays of three dimensions.
+
+    `shape` is that of each call; `calls` is their number. Made by `along` or `of_matrices`.
+    """
+
+    def __init__(self, loops, dims, count):
+        self.shape = tuple(size for size, _ in dims)
+        self.calls = math.prod(size for size, _ in loops)
+        self._strides = [tuple(strides[k] for _, strides in dims) for k in range(count)]
+        self._loops = loops
+
+    @classmethod
+    def along(cls, shape, axes, strides):
+        """(outer, n, inner) with the axes as n; None where they are no single step, since their order is part of the sum."""
+        dims = [(size, tuple(s[i] for s in strides)) for i, size in enumerate(shape)]
+        rows = merged([dims[i] for i in axes if shape[i] > 1])
+        if len(rows) > 1:
+            return None
+        kept = merged(sorted((dims[i] for i in range(len(shape)) if i not in axes and shape[i] > 1),
+                             key=lambda dim: tuple(-abs(s) for s in dim[1])))
+        one = (1, (0,) * len(strides))
+        inner = kept.pop() if kept else one
+        outer = kept.pop() if kept else one
+        return cls(kept, [outer, rows[0] if rows else one, inner], len(strides))
+
+    @classmethod
+    def of_matrices(cls, shape, strides):
+        """(outer, S, L) for operands (..., L, S)."""
+        dims = [(size, tuple(s[i] for s in strides)) for i, size in enumerate(shape)]
+        kept = merged(sorted((dim for dim in dims[:-2] if dim[0] > 1), key=lambda dim: tuple(-abs(s) for s in dim[1])))
+        outer = kept.pop() if kept else (1, (0,) * len(strides))
+        return cls(kept, [outer, dims[-1], dims[-2]], len(strides))
+
+    def views(self, *operands):
+        """For each call, the operands as arrays of `shape`; None stays None."""
+        if not self._loops:
+            yield [self._view(a, k) for k, a in enumerate(operands)]
+            return
+        sizes = tuple(size for size, _ in self._loops)
+        starts = [None if a is None else as_strided(a, sizes, [s[k] for _, s in self._loops])
+                  for k, a in enumerate(operands)]
+        for index in np.ndindex(sizes):
+            yield [None if a is None else self._view(a[(*index, None)], k) for k, a in enumerate(starts)]
+
+    def _view(self, start, k):
+        return None if start is None else as_strided(start, self.shape, self._strides[k])
+
+
+def pieces(shape, size):
+    """Index tuples that cut an array of this shape into pieces of at most `size` elements, where it can."""
+    if not shape:
+        yield ()
+        return
+    rest = math.prod(shape[1:])
+    if rest > size:
+        for i in range(shape[0]):
+            for piece in pieces(shape[1:], size):
+                yield (slice(i, i + 1), *piece)
+        return
+    step = max(1, size // max(rest, 1))
+    for start in range(0, shape[0], step):
+        yield (slice(start, start + step),)

@@ -1,0 +1,64 @@
+"""What is running here: version, compiler, instruction sets, threads, OpenMP runtime."""
+
+from fastsoftmax import _cpu, _dispatch, _threads
+from fastsoftmax._version import __version__
+
+
+def show_config(mode="stdout"):
+    """Show how fastsoftmax was built and what it uses on this machine.
+
+    Parameters
+    ----------
+    mode : {"stdout", "dicts"}, default "stdout"
+        "stdout" prints; "dicts" returns a dictionary, as `numpy.show_config` does.
+
+    Returns
+    -------
+    dict or None
+        Keys: ``version``; ``compiler``; ``isa``, the instruction set in use; ``isa_available``, those this CPU
+        runs, from the plainest to the best; ``isa_built``, those of this build; ``threads``, how many a call from
+        this thread may use; ``threads_why``; ``openmp``, the version and path of the OpenMP runtime.
+
+    Raises
+    ------
+    ValueError
+        If mode is neither.
+
+    Examples
+    --------
+    >>> import fastsoftmax
+    >>> config = fastsoftmax.show_config(mode="dicts")
+    >>> config["isa"] in config["isa_available"]
+    True
+    """
+    if mode not in ("stdout", "dicts"):
+        raise ValueError(f'mode must be "stdout" or "dicts", got {mode!r}')
+    openmp = _cpu.openmp()
+    config = {
+        "version": __version__,
+        "compiler": _cpu.compiler,
+        "isa": _dispatch.isa(),
+        "isa_available": list(_dispatch.supported()),
+        "isa_built": list(_dispatch.built()),
+        "threads": _threads.get_num_threads(),
+        "threads_why": _threads.why(),
+        "openmp": {"runtime": _runtime(openmp), "path": openmp["path"]},
+    }
+    if mode == "dicts":
+        return config
+    for key, value in config.items():
+        if isinstance(value, list):
+            value = ", ".join(value)
+        elif isinstance(value, dict):
+            value = ", ".join(str(part) for part in value.values() if part)
+        print(f"{key:13} {value}")
+    return None
+
+
+def _runtime(openmp):
+    if not openmp["version"]:
+        return "none: built without OpenMP"
+    for name in ("gomp", "iomp", "omp"):
+        if f"lib{name}" in openmp["path"]:
+            return f"lib{name} (OpenMP {openmp['version']})"
+    return f"OpenMP {openmp['version']}"

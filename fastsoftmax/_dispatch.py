@@ -1,0 +1,59 @@
+"""Chooses the instruction set once, at import, and hands out the kernel modules."""
+
+import contextlib
+import importlib
+import os
+
+from fastsoftmax import _cpu, _front
+
+DTYPES = _cpu.dtypes
+RESULTS = {"softmax": 0, "log_softmax": 1, "logsumexp": 2, "softmax_entropy": 3}
+
+_modules = {}
+_isa = None
+
+
+def built():
+    """The instruction sets of this build, from the plainest to the best."""
+    return _cpu.isas_built
+
+
+def supported():
+    """Those that this CPU runs."""
+    return tuple(isa for isa in _cpu.isas_built if _cpu.supports(isa))
+
+
+def isa():
+    """The one in use."""
+    return _isa
+
+
+def kernels(tag):
+    """The kernel module of a dtype ("f32", "f64", "f16", "bf16") for the instruction set in use."""
+    return _modules[tag]
+
+
+def use(name):
+    """Load the kernels of one instruction set: the only place where a kernel module is imported."""
+    global _modules, _isa
+    if name not in supported():
+        what = "is not supported by this CPU" if name in built() else (
+            "is unknown or not part of this build" if name else "is empty")
+        raise ImportError(f"FASTSOFTMAX_ISA={name!r} {what}; supported here: {', '.join(supported())}")
+    modules = {tag: importlib.import_module(f"fastsoftmax.kernels.{tag}_{name}") for tag in DTYPES}
+    _modules, _isa = modules, name
+    _front.use(*(modules[tag].contiguous_address for tag in ("f16", "f32", "f64")))
+
+
+@contextlib.contextmanager
+def using(name):
+    """For tests: the instruction set in use while the block runs, in this process."""
+    before = _isa
+    use(name)
+    try:
+        yield
+    finally:
+        use(before)
+
+
+use(os.environ.get("FASTSOFTMAX_ISA", supported()[-1]))

@@ -1,0 +1,126 @@
+"""The short way in: contiguous arrays of native floats go from here to their kernel without another Python object.
+
+What does not fit is answered with None, and softmax.py takes the long way, which checks, explains and raises.
+"""
+cimport numpy as cnp
+from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
+
+cnp.import_array()
+
+cdef extern from "numpy/arrayobject.h":
+    bint PyArray_CheckExact(object)
+    bint PyArray_ISCARRAY(cnp.ndarray)
+    bint PyArray_ISCARRAY_RO(cnp.ndarray)
+
+# result, x, y, outer, n, inner, temperature, threads, streamed; see softmax.pxi
+ctypedef int (*Contiguous)(int, const void*, void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, double, int, bint) except -1
+
+cdef Contiguous f16_rows = NULL
+cdef Contiguous f32_rows = NULL
+cdef Contiguous f64_rows = NULL
+cdef Py_ssize_t stream_bytes = 0
+cdef object threads_for = None
+
+cdef enum:
+    SERIAL = 1 << 14                # elements that one thread does, without asking
+    LOGSUMEXP = 2                   # this result and those after it are one number a row
+
+
+def use(size_t f16, size_t f32, size_t f64):
+    """The kernels' addresses, for the instruction set in use."""
+    global f16_rows, f32_rows, f64_rows
+    f16_rows, f32_rows, f64_rows = <Contiguous>f16, <Contiguous>f32, <Contiguous>f64
+
+
+def configure(how_many_threads, Py_ssize_t stream_from):
+    """threads_for(elements), and the size in bytes from which results are written past the caches."""
+    global threads_for, stream_bytes
+    threads_for, stream_bytes = how_many_threads, stream_from
+
+
+cdef inline bint apart(const char* x, const char* y, Py_ssize_t x_bytes, Py_ssize_t y_bytes) noexcept nogil:
+    return x == y or x + x_bytes <= y or y + y_bytes <= x
+
+
+def contiguous(int result, x, axis, temperature, out):
+    """The result for a C-contiguous array along one axis or all of it, or None if this is not such a call."""
+    cdef cnp.ndarray array, y
+    cdef Contiguous rows
+    cdef int kind, ndim, a, i, overflow = 0, threads = 1
+    cdef long number
+    cdef Py_ssize_t outer = 1, n = 1, inner = 1, size
+    cdef double t = 1.0
+    cdef cnp.npy_intp* shape
+    cdef cnp.npy_intp[64] reduced
+
+    if not PyArray_CheckExact(x):
+        return None
+    array = <cnp.ndarray>x
+    kind = cnp.PyArray_TYPE(array)
+    if kind == cnp.NPY_FLOAT32:
+        rows = f32_rows
+    elif kind == cnp.NPY_FLOAT64:
+        rows = f64_rows
+    elif kind == cnp.NPY_FLOAT16:
+        rows = f16_rows
+    else:
+        return None
+    ndim = cnp.PyArray_NDIM(array)
+    if ndim == 0 or not PyArray_ISCARRAY_RO(array):
+        return None
+    shape = cnp.PyArray_DIMS(array)
+    size = cnp.PyArray_SIZE(array)
+    if size == 0:
+        return None
+
+    if axis is None:
+        n = size
+        a = -1
+    elif PyLong_CheckExact(axis):
+        number = PyLong_AsLongAndOverflow(axis, &overflow)
+        if overflow or number >= ndim or number < -ndim:
+            return None
+        a = number + ndim if number < 0 else number
+        for i in range(a):
+            outer *= shape[i]
+        n = shape[a]
+        for i in range(a + 1, ndim):
+            inner *= shape[i]
+    else:
+        return None
+
+    if temperature is not None:
+        if type(temperature) is not float and type(temperature) is not int:
+            return None
+        if not 1e-30 < temperature < 1e30:
+            return None
+        t = temperature
+
+    if out is not None:
+        if result >= LOGSUMEXP or not PyArray_CheckExact(out):
+            return None
+        y = <cnp.ndarray>out
+        if not PyArray_ISCARRAY(y) or cnp.PyArray_TYPE(y) != kind or cnp.PyArray_NDIM(y) != ndim:
+            return None
+        for i in range(ndim):
+            if cnp.PyArray_DIM(y, i) != shape[i]:
+                return None
+        if not apart(<const char*>cnp.PyArray_DATA(array), <const char*>cnp.PyArray_DATA(y),
+                     cnp.PyArray_NBYTES(array), cnp.PyArray_NBYTES(y)):
+            return None
+    elif result < LOGSUMEXP:
+        y = cnp.PyArray_EMPTY(ndim, shape, kind, 0)
+    elif axis is None:
+        y = cnp.PyArray_EMPTY(0, shape, kind, 0)
+    else:
+        for i in range(ndim - 1):
+            reduced[i] = shape[i if i < a else i + 1]
+        y = cnp.PyArray_EMPTY(ndim - 1, reduced, kind, 0)
+
+    if size > SERIAL:
+        threads = threads_for(size)
+    rows(result, cnp.PyArray_DATA(array), cnp.PyArray_DATA(y), outer, n, inner, t, threads,
+         cnp.PyArray_NBYTES(y) >= stream_bytes and y is not x and cnp.PyArray_DATA(y) != cnp.PyArray_DATA(array))
+    if cnp.PyArray_NDIM(y) == 0:
+        return y[()]
+    return y

@@ -1,0 +1,189 @@
+"""How many threads: the process's number, a calling thread's own, and what a call is worth."""
+
+import contextlib
+import math
+import operator
+import os
+import threading
+
+# Elements from which a second thread is worth its start; see bench/README.md for the measurement.
+PARALLEL = 1 << 16
+
+_local = threading.local()
+
+
+def _container_limit():
+    """CPUs that the cgroup's quota allows, rounded up; None without a quota."""
+    try:
+        paths = {}
+        with open("/proc/self/cgroup") as lines:
+            for line in lines:
+                _, controllers, path = line.rstrip("\n").split(":", 2)
+                for controller in controllers.split(","):
+                    paths[controller] = path
+    except (OSError, ValueError):
+        return None
+    limits = []
+    for root, controller, read in (("/sys/fs/cgroup", "", _quota_v2), ("/sys/fs/cgroup/cpu", "cpu", _quota_v1)):
+        path = paths.get(controller)
+        while path is not None:                     # a quota may stand at any level above
+            quota = read(root + path)
+            if quota is not None:
+                limits.append(quota)
+            path = os.path.dirname(path) if path not in ("", "/") else None
+    return max(1, math.ceil(min(limits))) if limits else None
+
+
+def _quota_v2(folder):
+    try:
+        with open(os.path.join(folder, "cpu.max")) as file:
+            quota, period = file.read().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _quota_v1(folder):
+    try:
+        with open(os.path.join(folder, "cpu.cfs_quota_us")) as file:
+            quota = int(file.read())
+        with open(os.path.join(folder, "cpu.cfs_period_us")) as file:
+            period = int(file.read())
+        return None if quota <= 0 else quota / period
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _from_environment(name):
+    text = os.environ.get(name)
+    if text is None or (name == "OMP_NUM_THREADS" and not text.strip()):
+        return None
+    try:
+        number = int(text.split(",")[0] if name == "OMP_NUM_THREADS" else text)
+        if number < 1:
+            raise ValueError
+    except ValueError:
+        raise ImportError(f"{name}={text!r} is not a number of threads: a whole number from 1") from None
+    return number
+
+
+def _default():
+    """The number of threads to start with, and why that many."""
+    for name in ("FASTSOFTMAX_NUM_THREADS", "OMP_NUM_THREADS"):
+        number = _from_environment(name)
+        if number is not None:
+            return number, name
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _container_limit()
+    if quota is not None and quota < cpus:
+        return quota, "the container's CPU quota"
+    return cpus, "the CPUs that this process may run on"
+
+
+_process, _reason = _default()
+
+
+def _checked(n):
+    if isinstance(n, bool):
+        raise TypeError("the number of threads must be an int, not bool")
+    try:
+        n = operator.index(n)
+    except TypeError:
+        raise TypeError(f"the number of threads must be an int, not {type(n).__name__}") from None
+    if not 1 <= n <= 1 << 16:
+        raise ValueError(f"the number of threads must be from 1 to {1 << 16}, got {n}")
+    return n
+
+
+def get_num_threads():
+    """The number of threads that a call from this thread may use.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> import fastsoftmax
+    >>> with fastsoftmax.num_threads(1):
+    ...     fastsoftmax.get_num_threads()
+    1
+    """
+    return getattr(_local, "number", None) or _process
+
+
+def set_num_threads(n):
+    """Set the number of threads for the whole process.
+
+    Results do not depend on it, nor do other libraries' thread settings.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Raises
+    ------
+    TypeError
+        If n is not an int.
+    ValueError
+        If n is below 1.
+
+    Examples
+    --------
+    >>> import fastsoftmax
+    >>> before = fastsoftmax.get_num_threads()
+    >>> fastsoftmax.set_num_threads(2)
+    >>> fastsoftmax.get_num_threads()
+    2
+    >>> fastsoftmax.set_num_threads(before)
+    """
+    global _process, _reason
+    _process, _reason = _checked(n), "set_num_threads"
+
+
+class num_threads(contextlib.ContextDecorator):
+    """Context manager: at most n threads for calls from this thread, while it lasts.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Raises
+    ------
+    TypeError
+        If n is not an int.
+    ValueError
+        If n is below 1.
+
+    Examples
+    --------
+    >>> import fastsoftmax
+    >>> with fastsoftmax.num_threads(1):
+    ...     y = fastsoftmax.softmax([3.0, 2.0, 1.0])
+    """
+
+    def __init__(self, n):
+        self._number = _checked(n)
+        self._before = []
+
+    def __enter__(self):
+        self._before.append(getattr(_local, "number", None))
+        _local.number = self._number
+        return self
+
+    def __exit__(self, *exc_info):
+        _local.number = self._before.pop()
+
+
+def why():
+    """Where the number of threads comes from."""
+    return "num_threads" if getattr(_local, "number", None) else _reason
+
+
+def threads_for(elements):
+    """How many threads a call on so many elements should use."""
+    if elements < PARALLEL:
+        return 1
+    return max(1, min(get_num_threads(), elements // (PARALLEL // 2)))

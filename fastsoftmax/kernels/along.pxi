@@ -1,0 +1,306 @@
+# One row at a time, its elements in the lanes.
+#
+# A row is taken in chunks: `fetch` gives a chunk's elements one after another, from where they stand or, for
+# rows with gaps or a mask, from a buffer. Three passes: the largest element; the sum of the weights, which
+# are kept if they are the result; the results. One long row can be shared by threads, chunk by chunk.
+
+cdef inline Py_ssize_t row_length(const Rows* rows, Py_ssize_t i) noexcept nogil:
+    if not rows.causal:
+        return rows.n
+    return min(max(i + rows.offset + 1, 0), rows.n)
+
+cdef inline const elem* fetch(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start, Py_ssize_t count,
+                              elem* buffer) noexcept nogil:
+    cdef const elem* x = rows.x + o * rows.x_outer + i * rows.x_inner + start * rows.x_n
+    cdef const unsigned char* where
+    cdef Py_ssize_t k
+    if rows.where == NULL:
+        if rows.x_n == 1:
+            return x
+        for k in range(count):
+            buffer[k] = x[k * rows.x_n]
+        return buffer
+    where = rows.where + o * rows.where_outer + i * rows.where_inner + start * rows.where_n
+    for k in range(count):
+        buffer[k] = x[k * rows.x_n] if where[k * rows.where_n] else ELEM_MINUS_INFINITY
+    return buffer
+
+cdef inline const elem* full_group(const elem* x, Py_ssize_t count, elem* buffer) noexcept nogil:
+    """The last, incomplete group of a chunk, filled up with elements that weigh nothing."""
+    cdef Py_ssize_t k
+    for k in range(GROUP):
+        buffer[k] = ELEM_MINUS_INFINITY
+    for k in range(count):
+        buffer[k] = x[k]
+    return buffer
+
+cdef real largest(const elem* x, Py_ssize_t count) noexcept nogil:
+    """NaN is passed over: it is found by its weight."""
+    cdef vreal[4] top
+    cdef elem[GROUP] buffer
+    cdef Py_ssize_t k = 0
+    cdef int a
+    for a in range(4):
+        top[a] = fill(-INFINITY)
+    while k + 4 * LANES <= count:
+        for a in range(4):
+            top[a] = vmax(load_elem(x + k + a * LANES), top[a])
+        k += 4 * LANES
+    while k + LANES <= count:
+        top[0] = vmax(load_elem(x + k), top[0])
+        k += LANES
+    if k < count:
+        if count >= LANES:
+            x += count - LANES
+        else:
+            x = full_group(x, count, buffer)
+        top[1] = vmax(load_elem(x), top[1])
+    return hmax(vmax(vmax(top[0], top[1]), vmax(top[2], top[3])))
+
+cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* x, Py_ssize_t count,
+                       real* kept, Py_ssize_t ahead, Sums* sums) noexcept nogil:
+    """Adds a chunk of elements to `sums`; keeps the weights if they are the result."""
+    cdef vreal[COLS] total, lost, ties
+    cdef vreal[4] e, p, f
+    cdef vreal score, score_lo, top_score, top_score_lo, moment
+    cdef Shift s = shift[0]
+    cdef elem[GROUP] buffer
+    cdef const elem* group
+    cdef Py_ssize_t g, k
+    cdef int a, v
+    for v in range(COLS):
+        total[v] = start_of(result)
+        lost[v] = fill(0)
+        ties[v] = fill(0)
+    scores_of(&s, s.top - s.center, scaled, &top_score, &top_score_lo)
+    for g in range(steps(count, GROUP)):
+        k = g * GROUP
+        group = x + k
+        if count - k < GROUP:
+            group = full_group(group, count - k, buffer)
+        elif ahead:
+            for a in range(GROUP * <int>sizeof(elem) // 64):
+                prefetch(<const char*>(group + ahead) + 64 * a)
+        for v in range(COLS):
+            for a in range(4):
+                e[a] = load_elem(group + (a * COLS + v) * LANES)
+            weigh4(e, &s, False, scaled, p, f)
+            if result == SOFTMAX:
+                for a in range(4):
+                    store(kept + k + (a * COLS + v) * LANES, fma_(p[a], f[a], f[a]))
+            else:
+                for a in range(4):
+                    f[a] = keep_where(is_other(&s, e[a]), f[a])
+                    ties[v] = ties[v] + keep_where(equal(e[a], s.top), fill(1))
+            if result == ENTROPY:
+                moment = fill(0)
+                for a in range(4):
+                    scores_of(&s, vmax(s.limit, e[a] - s.center), scaled, &score, &score_lo)
+                    score = (score - top_score) + (score_lo - top_score_lo)
+                    moment = fma_(fma_(p[a], f[a], f[a]), score, moment)
+                sums.moments[v] = wide_add(sums.moments[v], wide_of(moment, fill(0)))
+            add_weights(result, &total[v], &lost[v], p, f)
+    for v in range(COLS):
+        sums.weights[v] = wide_add(sums.weights[v], wide_of(total[v] - start_of(result), lost[v]))
+        sums.ties[v] = sums.ties[v] + ties[v]
+
+cdef void weigh_chunk(int result, bint scaled, const Shift* s, const elem* x, Py_ssize_t count,
+                      real* kept, Py_ssize_t ahead, Sums* sums) noexcept nogil:
+    # one call for each of the cases, so that the compiler makes each its own loop
+    if result == SOFTMAX:
+        if scaled:
+            weigh(SOFTMAX, s, True, x, count, kept, ahead, sums)
+        else:
+            weigh(SOFTMAX, s, False, x, count, kept, ahead, sums)
+    elif result == ENTROPY:
+        weigh(ENTROPY, s, True, x, count, kept, ahead, sums)
+    elif scaled:
+        weigh(LOGSUMEXP, s, True, x, count, kept, ahead, sums)
+    else:
+        weigh(LOGSUMEXP, s, False, x, count, kept, ahead, sums)
+
+cdef void clear_elements(elem* y, Py_ssize_t stride, Py_ssize_t count) noexcept nogil:
+    """Zeros, whose bits are zero in every element type."""
+    cdef Py_ssize_t k
+    if stride == 1:
+        memset(y, 0, count * sizeof(elem))
+    else:
+        for k in range(count):
+            y[k * stride] = <elem>0
+
+cdef inline void put(elem* y, Py_ssize_t stride, const elem* x, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t k
+    if stride == 1:
+        memcpy(y, x, count * sizeof(elem))
+    else:
+        for k in range(count):
+            y[k * stride] = x[k]
+
+cdef inline vreal source(int result, const real* kept, const elem* x, Py_ssize_t k) noexcept nogil:
+    if result == SOFTMAX:
+        return load(kept + k)
+    return load_elem(x + k)
+
+cdef inline void finish(int result, const Shift* shift, const Outcome* outcome_, bint scaled, const real* kept,
+                        const elem* x, elem* y, Py_ssize_t stride, Py_ssize_t count, bint streamed) noexcept nogil:
+    """The results of a chunk, from its weights `kept`, or from its elements x. y may be x, unless streamed."""
+    cdef Shift s = shift[0]
+    cdef Outcome outcome = outcome_[0]
+    cdef elem[GROUP] buffer
+    cdef Py_ssize_t k = 0, m
+    cdef int a
+    if streamed and stride == 1 and count >= 2 * LANES:
+        # the results before the first address that can be streamed to are part of one more register
+        store_elem(y, result_of(result, &s, &outcome, scaled, source(result, kept, x, 0)))
+        k = (-(<Py_ssize_t>(<size_t>y // sizeof(real)))) & (LANES - 1)
+        while k + LANES <= count:
+            stream(<real*>y + k, result_of(result, &s, &outcome, scaled, source(result, kept, x, k)))
+            k += LANES
+    elif stride == 1:
+        while k + 4 * LANES <= count:
+            for a in range(4):
+                store_elem(y + k + a * LANES, result_of(
+                    result, &s, &outcome, scaled, source(result, kept, x, k + a * LANES)))
+            k += 4 * LANES
+    while k < count:
+        m = min(count - k, <Py_ssize_t>LANES)
+        if result != SOFTMAX:
+            memcpy(buffer, x + k, m * sizeof(elem))
+        store_elem(buffer, result_of(result, &s, &outcome, scaled, source(result, kept + k, buffer, 0)))
+        put(y + k * stride, stride, buffer, m)
+        k += m
+
+cdef void finish_chunk(int result, bint scaled, const Shift* s, const Outcome* outcome, const real* kept,
+                       const elem* x, elem* y, Py_ssize_t stride, Py_ssize_t count, bint streamed) noexcept nogil:
+    if result == SOFTMAX:
+        finish(SOFTMAX, s, outcome, False, kept, x, y, stride, count, streamed)
+    elif scaled:
+        finish(LOG_SOFTMAX, s, outcome, True, kept, x, y, stride, count, streamed)
+    else:
+        finish(LOG_SOFTMAX, s, outcome, False, kept, x, y, stride, count, streamed)
+
+cdef inline Shift shift_of(const Rows* rows, Py_ssize_t o, Py_ssize_t i, real top) noexcept nogil:
+    cdef Shift s
+    cdef double temperature
+    if rows.scaled:
+        temperature = rows.temperature[o * rows.temperature_outer + i * rows.temperature_inner]
+        set_temperature(&s, fill(<real>temperature), fill(<real>(temperature - <real>temperature)))
+    else:
+        no_temperature(&s)
+    set_top(&s, fill(top))
+    return s
+
+# The three passes over one chunk.
+
+cdef inline real top_of_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start, Py_ssize_t count,
+                              const Work* work) noexcept nogil:
+    return largest(fetch(rows, o, i, start, count, work.elements), count)
+
+cdef inline void sum_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start, Py_ssize_t count,
+                           const Shift* s, real* kept, Py_ssize_t ahead, const Work* work, Sums* sums) noexcept nogil:
+    weigh_chunk(rows.result, rows.scaled, s, fetch(rows, o, i, start, count, work.elements), count, kept, ahead, sums)
+
+cdef inline void write_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start, Py_ssize_t count,
+                             const Shift* s, const Outcome* outcome, real* kept, bint keep,
+                             const Work* work) noexcept nogil:
+    cdef const elem* x = NULL
+    cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner + start * rows.y_n
+    cdef Sums unused
+    if rows.result != SOFTMAX or not keep:
+        x = fetch(rows, o, i, start, count, work.elements)
+    if rows.result == SOFTMAX and not keep:
+        clear(&unused)
+        weigh_chunk(SOFTMAX, rows.scaled, s, x, count, kept, 0, &unused)
+    finish_chunk(rows.result, rows.scaled, s, outcome, kept, x, y, rows.y_n, count, rows.streamed)
+
+cdef Outcome conclude(const Rows* rows, const Shift* s, Sums* sums) noexcept nogil:
+    cdef vwide weights = wide_total(sums.weights)
+    cdef vreal ties = sums.ties[0]
+    cdef int v
+    if rows.result == SOFTMAX:
+        return outcome_of(SOFTMAX, s, False, weights, weights, ties)
+    for v in range(1, COLS):
+        ties = ties + sums.ties[v]
+    if rows.result == ENTROPY:
+        return outcome_of(ENTROPY, s, True, weights, wide_total(sums.moments), hsum(ties))
+    return outcome_of(LOGSUMEXP, s, rows.scaled, weights, weights, hsum(ties))
+
+# Rows that hold no finite maximum, or a NaN beside hidden elements: whatever the result, it is made of these.
+
+cdef inline bint is_special(const Rows* rows, real top, real hi) noexcept nogil:
+    if not (-INFINITY < top < INFINITY):
+        return rows.result != SOFTMAX or rows.where != NULL
+    return rows.where != NULL and isnan(hi)
+
+cdef void special_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, real top) noexcept nogil:
+    cdef const elem* x = rows.x + o * rows.x_outer + i * rows.x_inner
+    cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner
+    cdef const unsigned char* where = rows.where
+    cdef bint any_visible = False, any_nan = False, infinite
+    cdef real value
+    cdef Py_ssize_t k
+    if where != NULL:
+        where += o * rows.where_outer + i * rows.where_inner
+    for k in range(rows.n):
+        if where == NULL or where[k * rows.where_n]:
+            any_visible = True
+            if isnan(real_of(x + k * rows.x_n)):
+                any_nan = True
+    if rows.result == LOGSUMEXP:
+        y[0] = elem_of(NAN if any_nan else top)
+    elif rows.result == ENTROPY:
+        y[0] = elem_of(NAN if any_visible else 0)
+    else:
+        for k in range(rows.n):
+            infinite = top == INFINITY and real_of(x + k * rows.x_n) < INFINITY
+            if where != NULL and not where[k * rows.where_n]:
+                value = 0 if rows.result == SOFTMAX else -INFINITY
+            elif rows.result == LOG_SOFTMAX and infinite and not any_nan:
+                value = -INFINITY
+            else:
+                value = NAN
+            y[k * rows.y_n] = elem_of(value)
+
+cdef bint write_if_scalar(const Rows* rows, Py_ssize_t o, Py_ssize_t i, real top,
+                          const Outcome* outcome) noexcept nogil:
+    """Reductions and special rows are done when all is known of the row; False for the others."""
+    if is_special(rows, top, first(outcome.hi)):
+        special_row(rows, o, i, top)
+        return True
+    if rows.result == LOGSUMEXP or rows.result == ENTROPY:
+        rows.y[o * rows.y_outer + i * rows.y_inner] = elem_of(first(outcome.hi + outcome.lo))
+        return True
+    return False
+
+cdef void row_along(const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Work* work) noexcept nogil:
+    cdef Py_ssize_t n = row_length(rows, i), chunk, start, ahead = 0
+    cdef bint keep = n <= KEEP
+    cdef real top = -INFINITY
+    cdef real* kept
+    cdef elem* y
+    cdef Shift s
+    cdef Sums sums
+    cdef Outcome outcome
+    if n < rows.n:
+        y = rows.y + o * rows.y_outer + i * rows.y_inner
+        clear_elements(y + n * rows.y_n, rows.y_n, rows.n - n)
+        if n == 0:
+            return
+    if rows.streamed and rows.x_n == 1:
+        ahead = rows.x_inner if rows.inner > 1 else rows.x_outer
+    for chunk in range(steps(n, CHUNK)):
+        start = chunk * CHUNK
+        top = max(top, top_of_chunk(rows, o, i, start, min(n - start, CHUNK), work))
+    s = shift_of(rows, o, i, top)
+    clear(&sums)
+    for chunk in range(steps(n, CHUNK)):
+        start = chunk * CHUNK
+        kept = work.kept + start if keep else work.kept
+        sum_chunk(rows, o, i, start, min(n - start, CHUNK), &s, kept, ahead, work, &sums)
+    outcome = conclude(rows, &s, &sums)
+    if write_if_scalar(rows, o, i, top, &outcome):
+        return
+    for chunk in range(steps(n, CHUNK)):
+        start = chunk * CHUNK
+        kept = work.kept + start if keep else work.kept
+        write_chunk(rows, o, i, start, min(n - start, CHUNK), &s, &outcome, kept, keep, work)

@@ -1,0 +1,76 @@
+/* Elements to reals and back. float and double are what they are; bfloat16 is the upper half of a float;
+ * float16 goes through integers where the instruction set has no conversion of its own (NATIVE_HALF).
+ * Stores round to nearest, ties to even; NaN stays NaN. */
+#if defined DTYPE_f32 || defined DTYPE_f64
+WORD vreal load_elem(const elem *p) { return load(p); }
+WORD void store_elem(elem *p, vreal a) { store(p, a); }
+
+#else
+#if defined ISA_generic
+WORD vint load_16(const elem *p) { return *p; }
+WORD void store_16(elem *p, vint a) { *p = (elem)a; }
+#else
+typedef elem vhalf __attribute__((vector_size(2 * LANES)));
+typedef elem vhalf_anywhere __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+WORD vint load_16(const elem *p) { return __builtin_convertvector(*(const vhalf_anywhere *)p, vint); }
+WORD void store_16(elem *p, vint a) { *(vhalf_anywhere *)p = __builtin_convertvector(a, vhalf); }
+#endif
+
+#if defined DTYPE_bf16
+WORD vreal load_elem(const elem *p) { return from_bits(shift_left(load_16(p), 16)); }
+WORD void store_elem(elem *p, vreal a)
+{
+    vint b = bits(a), top = shift_right(b, 16);
+    vint rounded = shift_right(b + 0x7fff + (top & 1), 16);
+    store_16(p, choose_bits(equal(a, a), rounded, top | 0x40) & 0xffff);
+}
+
+#elif !defined NATIVE_HALF
+/* As a float of exponent 15 less, a float16's bits lie 13 places up; a product with 2**112 puts the
+ * exponent right, and normalises subnormals on the way. */
+WORD vreal load_elem(const elem *p)
+{
+    vint h = load_16(p), magnitude = shift_left(h & 0x7fff, 13);
+    vint finite = bits(from_bits(magnitude) * fill(0x1p112f));
+    vint special = magnitude | 0x7f800000;
+    vint is_finite = choose_bits(less_bits(magnitude, fill_bits(0x7c00 << 13)), finite, special);
+    return from_bits(is_finite | shift_left(h & 0x8000, 16));
+}
+WORD void store_elem(elem *p, vreal a)
+{
+    vint b = bits(a), m = b & 0x7fffffff;
+    /* below 2**-14: adding 0.5 puts the float16's subnormal bits at the end of the float's, rounded */
+    vint subnormal = bits(from_bits(m) + fill(0.5f)) - 0x3f000000;
+    vint normal = shift_right(m + (shift_right(m, 13) & 1) + (0xfff - (112 << 23)), 13);
+    vint h = choose_bits(less_bits(m, fill_bits(0x38800000)), subnormal, normal);
+    h = choose_bits(less_bits(m, fill_bits(0x477ff000)), h, fill_bits(0x7c00));
+    h = choose_bits(less_bits(fill_bits(0x7f800000), m), fill_bits(0x7e00), h);
+    store_16(p, h | (shift_right(b, 16) & 0x8000));
+}
+#endif
+#endif
+
+/* One element, for what is not done by the register. */
+#if defined DTYPE_f16
+#define ELEM_MINUS_INFINITY 0xfc00
+#elif defined DTYPE_bf16
+#define ELEM_MINUS_INFINITY 0xff80
+#else
+#define ELEM_MINUS_INFINITY (-INFINITY)
+#endif
+
+WORD real real_of(const elem *p)
+{
+    elem one[LANES] = {0};
+    real lane[LANES];
+    one[0] = *p;
+    store(lane, load_elem(one));
+    return lane[0];
+}
+
+WORD elem elem_of(real a)
+{
+    elem lane[LANES];
+    store_elem(lane, fill(a));
+    return lane[0];
+}

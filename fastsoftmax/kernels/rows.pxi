@@ -1,0 +1,199 @@
+# What a kernel is asked: arrays seen as (outer, n, inner), rows running along n.
+#
+# A kernel works on its rows in one of two ways, chosen by shape:
+#   along   one row at a time, its elements in the lanes                      (along.pxi)
+#   across  WIDTH rows at a time, each in a lane of its own                   (across.pxi)
+# Both add up a row in the same order, so that a row's result depends on its elements alone.
+#
+# Everything here is checked by the caller; kernels cannot fail, and what they allocate is allocated
+# by the `def` at the end of softmax.pxi before the loops start.
+
+cdef enum:
+    TASK = 1 << 14          # elements: what one thread takes at a time, some microseconds of work
+    SLICE = 1 << 26         # elements: what is computed between two looks for an interrupt
+    SPLIT = 1 << 15         # elements: rows from here on may be shared by threads
+    CHUNK = 4096            # elements: what is summed up before digits are moved to wide sums; in the L1 cache
+    BLOCK = GROUP           # elements of each row of a tile
+    KEEP = 1 << 20          # reals: up to this, a row's weights are kept; beyond, computed twice
+    # results of a row
+    SOFTMAX = 0
+    LOG_SOFTMAX = 1
+    LOGSUMEXP = 2
+    ENTROPY = 3
+
+cdef struct Rows:
+    int result
+    bint scaled                                     # is there a temperature
+    bint streamed                                   # results go past the caches
+    bint causal                                     # row i sees the first i + offset + 1 elements
+    Py_ssize_t offset
+    Py_ssize_t outer, n, inner
+    const elem* x
+    Py_ssize_t x_outer, x_n, x_inner                # strides in elements
+    elem* y
+    Py_ssize_t y_outer, y_n, y_inner
+    const unsigned char* where                      # NULL: everywhere
+    Py_ssize_t where_outer, where_n, where_inner
+    const double* temperature                       # not read unless scaled
+    Py_ssize_t temperature_outer, temperature_inner
+
+# The constants of one row, or of LANES rows. Weights are exp(scores - top), scores = x / temperature, times
+# a factor between 2**-1/2 and 2**1/2 and SCALE, which cancel in every result.
+#
+# Why not simply exp(x - top): x - top is rounded, and that error, half an ULP of a number up to 104,
+# is 64 ULP of the weight. So a small maximum is not subtracted from x: exp(x) is computed, and the power of
+# two nearest to exp(top) taken off its exponent. A large maximum, |top| >= LARGE, is subtracted: there x and top
+# are within a factor of two of each other wherever the weight is not zero, and such differences are exact (Sterbenz).
+cdef struct Shift:
+    vreal top               # the largest x
+    vreal center            # subtracted from x: zero or top
+    vreal limit             # x - center below which a weight is zero
+    vreal magic             # rounds to integer and puts the exponent right: see exp4
+    vreal temperature
+    vreal factor            # 1 / temperature, as the sum of two reals
+    vreal factor_lo
+
+cdef inline Py_ssize_t steps(Py_ssize_t count, Py_ssize_t size) noexcept nogil:
+    return (count + size - 1) // size
+
+cdef inline void set_temperature(Shift* s, vreal temperature, vreal temperature_lo) noexcept nogil:
+    """factor + factor_lo = 1 / temperature to twice a real's digits."""
+    cdef vreal q = fill(1) / temperature
+    cdef vreal product = q * temperature
+    s.temperature = temperature
+    s.factor = q
+    s.factor_lo = (((fill(1) - product) - product_error(q, temperature, product)) - q * temperature_lo) * q
+
+cdef inline void no_temperature(Shift* s) noexcept nogil:
+    s.temperature = fill(1)
+    s.factor = fill(1)
+    s.factor_lo = fill(0)
+
+cdef inline void set_top(Shift* s, vreal top) noexcept nogil:
+    cdef vreal highest, exponent
+    s.top = top
+    s.center = choose(less(vabs(top * s.factor), fill(LARGE)), fill(0), top)
+    highest = top - s.center
+    s.limit = highest + fill(VANISHES) * s.temperature
+    exponent = fma_(highest * s.factor, fill(LOG2E), fill(ROUNDER)) - fill(ROUNDER)
+    s.magic = fill(ROUNDER + (EXPONENT_BIAS + SCALE_BITS)) - exponent
+
+cdef inline void scores_of(const Shift* s, vreal x, bint scaled, vreal* score, vreal* score_lo) noexcept nogil:
+    """x / temperature as the sum of two reals."""
+    score[0] = x
+    score_lo[0] = fill(0)
+    if scaled:
+        score[0] = x * s.factor
+        score_lo[0] = product_error(x, s.factor, score[0]) + x * s.factor_lo
+
+cdef inline void weigh4(const vreal* x, const Shift* s, bint across, bint scaled, vreal* p, vreal* f) noexcept nogil:
+    """The weights f + p * f of four registers of x. Along a row there is one Shift; across, one a column."""
+    cdef vreal[4] d, d_lo, magic
+    cdef int a, c
+    for a in range(4):
+        c = a % COLS if across else 0
+        d[a] = vmax(s[c].limit, x[a] - s[c].center)
+        magic[a] = s[c].magic
+    if scaled:
+        for a in range(4):
+            c = a % COLS if across else 0
+            scores_of(&s[c], d[a], True, &d[a], &d_lo[a])
+        exp4(d, d_lo, magic, p, f)
+    else:
+        exp4(d, NULL, magic, p, f)
+
+cdef inline vmask is_other(const Shift* s, vreal x) noexcept nogil:
+    """Where x is below the row's maximum, but not so far that its weight is zero."""
+    return both(less(x, s.top), less(s.limit, x - s.center))
+
+# A running sum that loses nothing: what rounding an addition loses is found exactly, and added up in `lost`.
+# The weights come as f + p * f, which is more exact than their rounded sum. Of all weights, the total starts at START,
+# above everything that is added to it, which makes the error cheap to find (Dekker). The sum of the others than the
+# largest may be tiny, and must then be as exact: it starts at zero, and the error is found the longer way (Knuth).
+cdef enum:
+    START = 8               # times SCALE; above every f, and every sum of four p * f
+
+cdef inline vreal start_of(int result) noexcept nogil:
+    return fill(START * SCALE) if result == SOFTMAX else fill(0)
+
+cdef inline void add_exactly(int result, vreal* total, vreal* lost, vreal term) noexcept nogil:
+    cdef vreal before = total[0]
+    total[0] = before + term
+    if result == SOFTMAX:
+        lost[0] = lost[0] + fast_sum_error(before, term, total[0])
+    else:
+        lost[0] = lost[0] + sum_error(before, term, total[0])
+
+cdef inline void add_weights(int result, vreal* total, vreal* lost, const vreal* p, const vreal* f) noexcept nogil:
+    cdef int a
+    for a in range(4):
+        add_exactly(result, total, lost, f[a])
+    add_exactly(result, total, lost, fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0]))))
+
+# What a row's elements add up to. `weights` leaves out the largest ones where the result is a logarithm: log1p
+# of the others' sum keeps its digits when that sum is small.
+cdef struct Sums:
+    vwide[COLS] weights
+    vwide[COLS] moments     # weight * (score - top), for the entropy
+    vreal[COLS] ties        # how many elements are as large as the largest
+
+cdef inline void clear(Sums* sums) noexcept nogil:
+    cdef int v
+    for v in range(COLS):
+        sums.weights[v] = wide_zero()
+        sums.moments[v] = wide_zero()
+        sums.ties[v] = fill(0)
+
+cdef inline vwide weight_of_top(const Shift* s, bint scaled) noexcept nogil:
+    cdef vreal[4] x, p, f
+    cdef int a
+    for a in range(4):
+        x[a] = s.top
+    weigh4(x, s, False, scaled, p, f)
+    return wide_of(f[0], p[0] * f[0])
+
+# What a row's results are made from: weights * (hi + lo), or scores - (hi + lo).
+cdef struct Outcome:
+    vreal hi
+    vreal lo
+
+cdef inline Outcome outcome_of(int result, const Shift* s, bint scaled, vwide weights, vwide moments,
+                               vreal ties) noexcept nogil:
+    """`weights`, `moments` and `ties` are the whole row's, in every lane that has this row."""
+    cdef Outcome outcome
+    cdef vwide of_top, others
+    cdef vreal score, score_lo, zero = fill(0)
+    if result == SOFTMAX:
+        wide_split(wide_divide(wide_of(fill(1), zero), weights), &outcome.hi, &outcome.lo)
+        return outcome
+    of_top = weight_of_top(s, scaled)
+    others = wide_add(wide_of(ties, fill(-1)), wide_divide(weights, of_top))
+    scores_of(s, s.top, scaled, &score, &score_lo)
+    if result == ENTROPY:
+        moments = wide_divide(wide_divide(moments, of_top), wide_add(wide_of(fill(1), zero), others))
+        wide_split_sum(zero, zero, wide_add(wide_log1p(others), wide_negative(moments)), &outcome.hi, &outcome.lo)
+    else:
+        wide_split_sum(score, score_lo, wide_log1p(others), &outcome.hi, &outcome.lo)
+    return outcome
+
+cdef inline vreal result_of(int result, const Shift* s, const Outcome* outcome, bint scaled, vreal x) noexcept nogil:
+    """x: the weight for SOFTMAX, the element itself for LOG_SOFTMAX."""
+    cdef vreal score, score_lo
+    if result == SOFTMAX:
+        return scale(x, outcome.hi, outcome.lo)
+    scores_of(s, x, scaled, &score, &score_lo)
+    return (score - outcome.hi) + (score_lo - outcome.lo)
+
+cdef struct Across:                             # one thread's tile
+    real[BLOCK * WIDTH] x                       # elements, then weights, then results
+    real[BLOCK * WIDTH] p                       # weights are f + p * f
+    real[BLOCK * WIDTH] f
+    real[WIDTH * WIDTH] total                   # running sums, a line for each partial sum: see add_weights
+    real[WIDTH * WIDTH] lost
+    vwide[WIDTH * COLS] weights                 # of the chunks before
+    vwide[WIDTH * COLS] moments
+
+cdef struct Work:                               # one thread's buffers
+    real* kept                                  # weights of a row, or of a tile's rows
+    elem* elements                              # CHUNK elements of a row with gaps
+    Across* tile

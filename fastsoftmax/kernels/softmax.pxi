@@ -1,0 +1,267 @@
+# The softmax family: who does which rows.
+
+cdef void along_task(const Rows* rows, Py_ssize_t task, Py_ssize_t rows_a_task, const Work* work) noexcept nogil:
+    cdef fp_state state = fp_enter()
+    cdef Py_ssize_t r, first_row = task * rows_a_task
+    for r in range(first_row, min(first_row + rows_a_task, rows.outer * rows.inner)):
+        row_along(rows, r // rows.inner, r % rows.inner, work)
+    if rows.streamed:
+        stream_end()
+    fp_leave(state)
+
+cdef void across_task(const Rows* rows, Py_ssize_t task, Py_ssize_t tiles_a_task, const Work* work) noexcept nogil:
+    cdef fp_state state = fp_enter()
+    cdef Py_ssize_t t, first_tile = task * tiles_a_task, tiles = steps(rows.inner, WIDTH)
+    for t in range(first_tile, min(first_tile + tiles_a_task, rows.outer * tiles)):
+        rows_across(rows, t // tiles, t % tiles * WIDTH, work)
+    if rows.streamed:
+        stream_end()
+    fp_leave(state)
+
+# One long row, shared by threads: the passes of row_along, a task a chunk.
+cdef struct LongRow:
+    Py_ssize_t o, i, n
+    bint keep
+    real* tops                                  # a chunk
+    Sums* sums                                  # a chunk
+    Shift shift
+    Outcome outcome
+
+cdef void long_row_task(int phase, const Rows* rows, const LongRow* row, Py_ssize_t task,
+                        const Work* work) noexcept nogil:
+    cdef fp_state state = fp_enter()
+    cdef Py_ssize_t start = task * CHUNK, count = min(row.n - start, CHUNK)
+    cdef real* kept = work.kept + start if row.keep else work.kept
+    if phase == 1:
+        row.tops[task] = top_of_chunk(rows, row.o, row.i, start, count, work)
+    elif phase == 2:
+        clear(&row.sums[task])
+        sum_chunk(rows, row.o, row.i, start, count, &row.shift, kept, 0, work, &row.sums[task])
+    else:
+        write_chunk(rows, row.o, row.i, start, count, &row.shift, &row.outcome, kept, row.keep, work)
+        if rows.streamed:
+            stream_end()
+    fp_leave(state)
+
+cdef bint long_row_between(int phase, const Rows* rows, LongRow* row) noexcept nogil:
+    """What follows from all chunks together; whether there is a further phase."""
+    cdef fp_state state = fp_enter()
+    cdef Py_ssize_t task, tasks = steps(row.n, CHUNK)
+    cdef real top = -INFINITY
+    cdef Sums sums
+    cdef int v
+    cdef bint goes_on = True
+    for task in range(tasks):
+        top = max(top, row.tops[task])
+    if phase == 1:
+        row.shift = shift_of(rows, row.o, row.i, top)
+    elif phase == 2:
+        clear(&sums)
+        for task in range(tasks):
+            for v in range(COLS):
+                sums.weights[v] = wide_add(sums.weights[v], row.sums[task].weights[v])
+                sums.moments[v] = wide_add(sums.moments[v], row.sums[task].moments[v])
+                sums.ties[v] = sums.ties[v] + row.sums[task].ties[v]
+        row.outcome = conclude(rows, &row.shift, &sums)
+        goes_on = not write_if_scalar(rows, row.o, row.i, top, &row.outcome)
+    fp_leave(state)
+    return goes_on
+
+cdef void* allocate(Py_ssize_t bytes) except NULL:
+    """64-byte aligned; the compiler's vector types stand in it."""
+    cdef void* block = aligned_alloc(64, (bytes + 63) & ~<size_t>63)
+    if block == NULL:
+        raise MemoryError(f"fastsoftmax: no memory for {bytes} bytes of scratch")
+    return block
+
+cdef class Scratch:
+    """The buffers of `threads` threads, freed with it."""
+    cdef char* block
+    cdef Work* works
+
+    def __cinit__(self, int threads, Py_ssize_t kept, bint shared, bint tiles):
+        cdef Py_ssize_t kept_bytes = (kept + 4 * GROUP) * sizeof(real) + 63 & ~63
+        cdef Py_ssize_t elements_bytes = (CHUNK + GROUP) * sizeof(elem) + 63 & ~63
+        cdef Py_ssize_t tile_bytes = sizeof(Across) + 63 & ~63 if tiles else 0
+        cdef Py_ssize_t works_bytes = threads * sizeof(Work) + 63 & ~63
+        cdef Py_ssize_t t
+        cdef char* at
+        self.block = <char*>allocate(
+            works_bytes + (1 if shared else threads) * kept_bytes + threads * (elements_bytes + tile_bytes))
+        self.works = <Work*>self.block
+        at = self.block + works_bytes
+        for t in range(threads):
+            self.works[t].kept = <real*>at
+            if not shared or t == threads - 1:
+                at += kept_bytes
+        for t in range(threads):
+            self.works[t].elements = <elem*>at
+            at += elements_bytes
+            self.works[t].tile = <Across*>at
+            at += tile_bytes
+
+    def __dealloc__(self):
+        free(self.block)
+
+cdef Rows describe(int result, const elem[:, :, :] x, elem[:, :, :] y, const double[:, :] temperature,
+                   const unsigned char[:, :, :] where, offset, bint streamed) except *:
+    cdef Rows rows
+    rows.result = result
+    rows.scaled = temperature is not None
+    rows.causal = offset is not None
+    rows.offset = offset if rows.causal else 0
+    rows.streamed = streamed and sizeof(elem) == sizeof(real)
+    rows.outer, rows.n, rows.inner = x.shape[0], x.shape[1], x.shape[2]
+    rows.x = &x[0, 0, 0]
+    rows.x_outer, rows.x_n, rows.x_inner = (
+        x.strides[0] // <Py_ssize_t>sizeof(elem), x.strides[1] // <Py_ssize_t>sizeof(elem),
+        x.strides[2] // <Py_ssize_t>sizeof(elem))
+    rows.y = &y[0, 0, 0]
+    rows.y_outer, rows.y_n, rows.y_inner = (
+        y.strides[0] // <Py_ssize_t>sizeof(elem), y.strides[1] // <Py_ssize_t>sizeof(elem),
+        y.strides[2] // <Py_ssize_t>sizeof(elem))
+    rows.where = NULL
+    rows.where_outer = rows.where_n = rows.where_inner = 0
+    if where is not None:
+        rows.where = &where[0, 0, 0]
+        rows.where_outer, rows.where_n, rows.where_inner = where.strides[0], where.strides[1], where.strides[2]
+    rows.temperature = NULL
+    rows.temperature_outer = rows.temperature_inner = 0
+    if rows.scaled:
+        rows.temperature = &temperature[0, 0]
+        rows.temperature_outer = temperature.strides[0] // <Py_ssize_t>sizeof(double)
+        rows.temperature_inner = temperature.strides[1] // <Py_ssize_t>sizeof(double)
+    return rows
+
+cdef void outer_to_inner(Rows* rows) noexcept nogil:
+    """Where there is one row a matrix, the matrices are as good as rows."""
+    rows.inner, rows.outer = rows.outer, 1
+    rows.x_inner, rows.y_inner, rows.where_inner = rows.x_outer, rows.y_outer, rows.where_outer
+    rows.temperature_inner = rows.temperature_outer
+
+cdef inline bint goes_across(const Rows* rows) noexcept nogil:
+    return (not rows.causal and 2 * rows.inner >= WIDTH
+            and (rows.n <= BLOCK or (rows.x_inner == 1 and rows.x_n != 1)))
+
+cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) except -1:
+    cdef LongRow row
+    cdef Py_ssize_t tasks, t, turn, start, stop
+    cdef int phase
+    cdef Scratch scratch
+    cdef Work* works
+    cdef void* chunks
+    row.o, row.i, row.n = o, i, row_length(rows, i)
+    if row.n < rows.n:
+        clear_elements(rows.y + o * rows.y_outer + i * rows.y_inner + row.n * rows.y_n, rows.y_n, rows.n - row.n)
+        if row.n == 0:
+            return 0
+    row.keep = row.n <= KEEP
+    tasks = steps(row.n, CHUNK)
+    scratch = Scratch(threads, row.n if row.keep else CHUNK, row.keep, False)
+    works = scratch.works
+    chunks = allocate(tasks * <Py_ssize_t>(sizeof(Sums) + sizeof(real)))
+    try:
+        row.sums = <Sums*>chunks
+        row.tops = <real*>(row.sums + tasks)
+        for phase in range(1, 4):
+            for turn in range(steps(tasks, SLICE // CHUNK)):
+                start = turn * (SLICE // CHUNK)
+                stop = min(start + SLICE // CHUNK, tasks)
+                with nogil:
+                    for t in prange(start, stop, num_threads=threads, schedule="static", use_threads_if=threads > 1):
+                        long_row_task(phase, rows, &row, t, &works[threadid()])
+                PyErr_CheckSignals()
+            if phase < 3 and not long_row_between(phase, rows, &row):
+                break
+    finally:
+        free(chunks)
+    return 0
+
+cdef int compute(Rows* rows, int threads) except -1:
+    """All rows, on `threads` threads, with a look for an interrupt now and then."""
+    cdef Py_ssize_t row_size, row_count, size, tasks, slice_, t, turn, start, stop
+    cdef bint across = goes_across(rows)
+    cdef Scratch scratch
+    cdef Work* works
+    if across:
+        row_size, row_count = rows.n * WIDTH, rows.outer * steps(rows.inner, WIDTH)
+        scratch = Scratch(threads, row_size if row_size <= KEEP else max(rows.n, CHUNK), False, True)
+    else:
+        row_size, row_count = rows.n, rows.outer * rows.inner
+        if rows.n >= SLICE or (threads > 1 and rows.n >= SPLIT and row_count < 4 * threads):
+            for t in range(row_count):
+                long_row(rows, t // rows.inner, t % rows.inner, threads)
+            return 0
+        scratch = Scratch(threads, rows.n if rows.n <= KEEP else CHUNK, False, False)
+    size = max(1, TASK // row_size)
+    tasks = steps(row_count, size)
+    slice_ = max(1, SLICE // (size * row_size))
+    works = scratch.works
+    for turn in range(steps(tasks, slice_)):
+        start = turn * slice_
+        stop = min(start + slice_, tasks)
+        with nogil:
+            if across:
+                for t in prange(start, stop, num_threads=threads, schedule="dynamic", use_threads_if=threads > 1):
+                    across_task(rows, t, size, &works[threadid()])
+            else:
+                for t in prange(start, stop, num_threads=threads, schedule="dynamic", use_threads_if=threads > 1):
+                    along_task(rows, t, size, &works[threadid()])
+        PyErr_CheckSignals()
+    return 0
+
+def softmax_rows(int result, const elem[:, :, :] x, elem[:, :, :] y, const double[:, :] temperature,
+                 const unsigned char[:, :, :] where, offset, int threads, bint streamed):
+    """Writes `result` of x (outer, n, inner) along n into y, of the same shape, or with n = 1 for reductions.
+
+    temperature (outer, inner) and where (outer, n, inner) may be None; offset is None or that of a causal mask over
+    (inner, n). No dimension is 0. y may be x, but not overlap it otherwise.
+    """
+    cdef Rows rows = describe(result, x, y, temperature, where, offset, streamed)
+    if rows.inner == 1 and not rows.causal:
+        outer_to_inner(&rows)
+    compute(&rows, threads)
+
+# The short way in, for contiguous arrays: _front.pyx calls it by address, without a memoryview. What is
+# small is computed here and now, with buffers on the stack.
+
+cdef enum:
+    SMALL = CHUNK           # elements
+
+cdef void compute_small(const Rows* rows) noexcept nogil:
+    cdef Work work
+    cdef Across tile
+    cdef real[SMALL + 4 * GROUP] kept
+    cdef elem[SMALL] elements
+    work.kept = kept
+    work.tile = &tile
+    work.elements = elements
+    if goes_across(rows):
+        across_task(rows, 0, rows.outer * rows.inner, &work)
+    else:
+        along_task(rows, 0, rows.outer * rows.inner, &work)
+
+cdef int contiguous_rows(int result, const void* x, void* y, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
+                         double temperature, int threads, bint streamed) except -1:
+    """x: (outer, n, inner), C-contiguous; y: the same, or (outer, inner) for reductions."""
+    cdef Rows rows
+    memset(&rows, 0, sizeof(Rows))
+    rows.result = result
+    rows.scaled = temperature != 1
+    rows.temperature = &temperature
+    rows.streamed = streamed and sizeof(elem) == sizeof(real)
+    rows.outer, rows.n, rows.inner = outer, n, inner
+    rows.x, rows.x_outer, rows.x_n, rows.x_inner = <const elem*>x, n * inner, inner, 1
+    rows.y, rows.y_outer, rows.y_n, rows.y_inner = <elem*>y, n * inner, inner, 1
+    if result == LOGSUMEXP or result == ENTROPY:
+        rows.y_outer = inner
+    if inner == 1:
+        outer_to_inner(&rows)
+    if outer * n * inner <= SMALL and (n <= BLOCK or n * WIDTH <= SMALL or not goes_across(&rows)):
+        compute_small(&rows)
+    else:
+        compute(&rows, threads)
+    return 0
+
+contiguous_address = <size_t>&contiguous_rows
+lanes = LANES

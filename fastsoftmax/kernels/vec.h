@@ -1,0 +1,96 @@
+/* The vocabulary of the kernels: one register, and what can be done with it.
+ *
+ * Every kernel module is compiled for one element type (-DDTYPE_f32, _f64, _f16 or _bf16) and one
+ * instruction set (-DISA_generic, _x86_64_v2, _x86_64_v3, _x86_64_v4 or _arm64). This header turns
+ * these two choices into types and words; the kernels are written in the words alone.
+ *
+ *   elem    what an array holds: float, double, or the 16 bits of a float16 or bfloat16
+ *   real    what is computed with: float, or double for double
+ *   vreal   LANES reals in one register
+ *   vmask   one truth value a lane
+ *
+ * WIDTH is the number of partial sums of a row. It is the same for all vector instruction sets, a
+ * cache line of reals, so that the order of a summation does not depend on the register's size:
+ * COLS = WIDTH / LANES registers side by side. GROUP = 4 * WIDTH elements are one step of a row.
+ */
+#ifndef FASTSOFTMAX_VEC_H
+#define FASTSOFTMAX_VEC_H
+
+#include <float.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined DTYPE_f64
+typedef double real;
+typedef int64_t ireal;                      /* as many bits as a real */
+#define REAL_BITS 64
+#elif defined DTYPE_f32 || defined DTYPE_f16 || defined DTYPE_bf16
+typedef float real;
+typedef int32_t ireal;
+#define REAL_BITS 32
+#else
+#error "no DTYPE_... is defined"
+#endif
+
+#if defined DTYPE_f16 || defined DTYPE_bf16
+typedef uint16_t elem;
+#else
+typedef real elem;
+#endif
+
+#if defined __GNUC__
+#define WORD static inline __attribute__((always_inline, unused))
+#define KERNEL __attribute__((noinline))    /* a call that floating-point code is not moved across */
+#else
+#define WORD static inline
+#define KERNEL
+#endif
+
+#if defined ISA_generic
+#include "vec_generic.h"
+#elif defined ISA_x86_64_v2
+#include "vec_x86_64_v2.h"
+#elif defined ISA_x86_64_v3
+#include "vec_x86_64_v3.h"
+#elif defined ISA_x86_64_v4
+#include "vec_x86_64_v4.h"
+#elif defined ISA_arm64
+#include "vec_arm64.h"
+#else
+#error "no ISA_... is defined"
+#endif
+
+#define COLS (WIDTH / LANES)
+#define GROUP (4 * WIDTH)
+
+#include "half.h"
+#include "wide.h"
+
+WORD vreal vabs(vreal a) { return choose(less(a, fill(0)), -a, a); }
+
+WORD real first(vreal a) { real lane[LANES]; store(lane, a); return lane[0]; }
+
+/* The sum of the lanes, in every lane; of numbers whose sum is exact. */
+WORD vreal hsum(vreal a)
+{
+    real lane[LANES], sum = 0;
+    store(lane, a);
+    for (int i = 0; i < LANES; i++)
+        sum += lane[i];
+    return fill(sum);
+}
+
+/* The sum of two numbers, and what its rounding lost (Knuth). */
+WORD vreal sum_error(vreal a, vreal b, vreal sum)
+{
+    vreal bb = sum - a;
+    return (a - (sum - bb)) + (b - bb);
+}
+
+/* The same where a is known to be the larger of the two, or zero (Dekker). */
+WORD vreal fast_sum_error(vreal a, vreal b, vreal sum) { return b - (sum - a); }
+
+#endif

@@ -1,0 +1,74 @@
+# Cython's view of vec.h. The registers are declared as plain numbers, so that arithmetic on them is written
+# as arithmetic: what C sees are GNU C's vector types. Comparisons and choices go through words.
+
+cdef extern from "vec.h" nogil:
+    ctypedef float real
+    ctypedef float vreal
+    ctypedef int vmask
+    ctypedef struct vwide:
+        pass
+    ctypedef struct fp_state:
+        pass
+    enum:
+        LANES, WIDTH, COLS, GROUP
+    elem ELEM_MINUS_INFINITY
+
+    vreal load(const real*) noexcept
+    void store(real*, vreal) noexcept
+    void stream(real*, vreal) noexcept
+    void stream_end() noexcept
+    void prefetch(const void*) noexcept
+    vreal load_elem(const elem*) noexcept
+    void store_elem(elem*, vreal) noexcept
+    real real_of(const elem*) noexcept
+    elem elem_of(real) noexcept
+
+    vreal fill(real) noexcept
+    vmask less(vreal, vreal) noexcept
+    vmask equal(vreal, vreal) noexcept
+    vmask both(vmask, vmask) noexcept
+    vreal choose(vmask, vreal, vreal) noexcept
+    vreal keep_where(vmask, vreal) noexcept
+
+    vreal vmax(vreal, vreal) noexcept           # the second where either is NaN
+    vreal vabs(vreal) noexcept
+    vreal fma_(vreal, vreal, vreal) noexcept
+    vreal product_error(vreal, vreal, vreal) noexcept
+    vreal scale(vreal, vreal, vreal) noexcept   # a * (hi + lo)
+    vreal sum_error(vreal, vreal, vreal) noexcept
+    vreal fast_sum_error(vreal, vreal, vreal) noexcept
+    real hmax(vreal) noexcept
+    vreal hsum(vreal) noexcept
+    real first(vreal) noexcept
+    void transpose(vreal*) noexcept
+
+    vwide wide_zero() noexcept
+    vwide wide_of(vreal, vreal) noexcept
+    vwide wide_add(vwide, vwide) noexcept
+    vwide wide_negative(vwide) noexcept
+    vwide wide_divide(vwide, vwide) noexcept
+    vwide wide_log1p(vwide) noexcept
+    void wide_split(vwide, vreal*, vreal*) noexcept
+    void wide_split_sum(vreal, vreal, vwide, vreal*, vreal*) noexcept
+    vwide wide_total(vwide*) noexcept
+    vwide wide_total_down(vwide*) noexcept
+
+    fp_state fp_enter() noexcept
+    void fp_leave(fp_state) noexcept
+
+cdef extern from "exp.h" nogil:
+    void exp4(const vreal*, const vreal*, const vreal*, vreal*, vreal*) noexcept
+    const real LOG2E, ROUNDER, SCALE, VANISHES, LARGE
+    enum:
+        EXPONENT_BIAS, SCALE_BITS
+
+cdef extern from "math.h" nogil:
+    real INFINITY, NAN
+    bint isnan(real) noexcept
+
+cdef extern from "stdlib.h" nogil:
+    void* aligned_alloc(size_t, size_t) noexcept
+    void free(void*) noexcept
+cdef extern from "string.h" nogil:
+    void* memcpy(void*, const void*, size_t) noexcept
+    void* memset(void*, int, size_t) noexcept

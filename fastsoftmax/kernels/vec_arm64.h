@@ -1,0 +1,34 @@
+/* AArch64: Advanced SIMD (NEON), 16-byte registers, fused multiply-add. */
+#include <arm_neon.h>
+#define VECTOR_BYTES 16
+#include "vec_gnu.h"
+
+#if REAL_BITS == 32
+WORD vreal fma_(vreal a, vreal b, vreal c) { return (vreal)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+WORD vreal fnma(vreal a, vreal b, vreal c) { return (vreal)vfmsq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+#else
+WORD vreal fma_(vreal a, vreal b, vreal c) { return (vreal)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
+WORD vreal fnma(vreal a, vreal b, vreal c) { return (vreal)vfmsq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
+#endif
+WORD vreal vmax(vreal a, vreal b) { return choose(less(b, a), a, b); }     /* b where either is NaN */
+#define FUSED 1
+WORD vreal product_error(vreal a, vreal b, vreal product) { return fma_(a, b, -product); }
+WORD vreal scale(vreal a, vreal hi, vreal lo) { return fma_(a, hi, a * lo); }     /* a * (hi + lo) */
+
+WORD void stream(real *p, vreal a) { store(p, a); }
+WORD void stream_end(void) {}
+WORD void prefetch(const void *p) { __builtin_prefetch(p); }
+
+/* The control register: round to nearest, no flushing to zero, no traps; and the exception flags. */
+typedef struct { uint64_t control, status; } fp_state;
+WORD fp_state fp_enter(void)
+{
+    fp_state s;
+    __asm__ volatile("mrs %0, fpcr\n\tmrs %1, fpsr" : "=r"(s.control), "=r"(s.status));
+    __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0) : "memory");
+    return s;
+}
+WORD void fp_leave(fp_state s)
+{
+    __asm__ volatile("msr fpcr, %0\n\tmsr fpsr, %1" : : "r"(s.control), "r"(s.status) : "memory");
+}

@@ -1,0 +1,47 @@
+/* Plain C, one lane, for any compiler and any CPU: what the others are checked against, and the fallback. */
+#include <fenv.h>
+
+#define LANES 1
+#define WIDTH 4
+
+typedef real vreal;
+typedef ireal vint;
+typedef int vmask;
+
+WORD vreal load(const real *p) { return *p; }
+WORD void store(real *p, vreal a) { *p = a; }
+WORD void stream(real *p, vreal a) { *p = a; }
+WORD void stream_end(void) {}
+WORD void prefetch(const void *p) { (void)p; }
+WORD vreal fill(real a) { return a; }
+
+WORD vint bits(vreal a) { vint b; memcpy(&b, &a, sizeof b); return b; }
+WORD vreal from_bits(vint b) { vreal a; memcpy(&a, &b, sizeof a); return a; }
+WORD vint fill_bits(ireal a) { return a; }
+#if REAL_BITS == 32
+WORD vint shift_left(vint a, int n) { return (vint)((uint32_t)a << n); }
+#else
+WORD vint shift_left(vint a, int n) { return (vint)((uint64_t)a << n); }
+#endif
+WORD vint shift_right(vint a, int n) { return a >> n; }
+
+WORD vmask less(vreal a, vreal b) { return a < b; }
+WORD vmask equal(vreal a, vreal b) { return a == b; }
+WORD vmask less_bits(vint a, vint b) { return a < b; }
+WORD vmask both(vmask a, vmask b) { return a & b; }
+WORD vreal keep_where(vmask m, vreal a) { return m ? a : 0; }
+WORD vint choose_bits(vmask m, vint a, vint b) { return m ? a : b; }
+WORD vreal choose(vmask m, vreal a, vreal b) { return m ? a : b; }
+
+WORD vreal fma_(vreal a, vreal b, vreal c) { return a * b + c; }
+WORD vreal fnma(vreal a, vreal b, vreal c) { return c - a * b; }
+WORD vreal vmax(vreal a, vreal b) { return a > b ? a : b; }
+WORD real hmax(vreal a) { return a; }
+WORD void transpose(vreal *rows) { (void)rows; }
+
+#define FUSED 0
+#include "product_error.h"
+
+typedef fenv_t fp_state;
+WORD fp_state fp_enter(void) { fp_state s; fegetenv(&s); fesetenv(FE_DFL_ENV); return s; }
+WORD void fp_leave(fp_state s) { fesetenv(&s); }

@@ -1,0 +1,89 @@
+/* What GNU C's vector types give all instruction sets alike, once VECTOR_BYTES is known.
+ * GCC and Clang compile arithmetic, comparisons and conversions of these types to single instructions.
+ */
+#define LANES (8 * VECTOR_BYTES / REAL_BITS)
+#define WIDTH (512 / REAL_BITS)
+
+typedef real vreal __attribute__((vector_size(VECTOR_BYTES)));
+typedef ireal vint __attribute__((vector_size(VECTOR_BYTES)));
+typedef vint vmask;                         /* all bits of a lane, or none */
+typedef real vreal_anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+
+WORD vreal load(const real *p) { return *(const vreal_anywhere *)p; }
+WORD void store(real *p, vreal a) { *(vreal_anywhere *)p = a; }
+WORD vreal fill(real a) { return a - (vreal){0}; }
+
+WORD vint bits(vreal a) { return (vint)a; }
+WORD vreal from_bits(vint a) { return (vreal)a; }
+WORD vint fill_bits(ireal a) { return a - (vint){0}; }
+WORD vint shift_left(vint a, int n) { return a << n; }
+WORD vint shift_right(vint a, int n) { return a >> n; }
+
+WORD vmask less(vreal a, vreal b) { return a < b; }
+WORD vmask equal(vreal a, vreal b) { return a == b; }
+WORD vmask less_bits(vint a, vint b) { return a < b; }
+WORD vmask both(vmask a, vmask b) { return a & b; }
+WORD vreal keep_where(vmask m, vreal a) { return (vreal)(m & (vint)a); }      /* a or zero */
+WORD vint choose_bits(vmask m, vint a, vint b) { return (m & a) | (~m & b); }
+WORD vreal choose(vmask m, vreal a, vreal b) { return (vreal)choose_bits(m, (vint)a, (vint)b); }
+
+/* The largest lane; no lane may be NaN. */
+WORD real hmax(vreal a)
+{
+    real lane[LANES];
+    store(lane, a);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++)
+            lane[i] = lane[i + half] > lane[i] ? lane[i + half] : lane[i];
+    return lane[0];
+}
+
+#if LANES == 2
+#define LANE_NUMBERS {0, 1}
+#elif LANES == 4
+#define LANE_NUMBERS {0, 1, 2, 3}
+#elif LANES == 8
+#define LANE_NUMBERS {0, 1, 2, 3, 4, 5, 6, 7}
+#elif LANES == 16
+#define LANE_NUMBERS {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
+#endif
+
+#if defined __clang__                       /* which has no shuffle by a vector, but sees through this */
+WORD vreal shuffle_pair(vreal a, vreal b, vint order)
+{
+    vreal c;
+    for (int k = 0; k < LANES; k++)
+        c[k] = order[k] < LANES ? a[order[k] & (LANES - 1)] : b[order[k] & (LANES - 1)];
+    return c;
+}
+#else
+#define shuffle_pair(a, b, order) __builtin_shuffle(a, b, order)
+#endif
+
+/* One step of a transposition: the off-diagonal blocks of s lanes and rows change places. */
+WORD void exchange_blocks(vreal *rows, const int s)
+{
+    const vint lane = LANE_NUMBERS, odd_block = (lane & s) != 0;
+    const vint even = lane + (odd_block & (LANES - s)), odd = lane + s + (odd_block & (LANES - s));
+    for (int i = 0; i < LANES; i++)
+        if (!(i & s)) {
+            vreal a = rows[i], b = rows[i + s];
+            rows[i] = shuffle_pair(a, b, even);
+            rows[i + s] = shuffle_pair(a, b, odd);
+        }
+}
+
+/* rows: LANES registers, the rows of a square; afterwards its columns. */
+WORD void transpose(vreal *rows)
+{
+    exchange_blocks(rows, 1);
+#if LANES > 2
+    exchange_blocks(rows, 2);
+#endif
+#if LANES > 4
+    exchange_blocks(rows, 4);
+#endif
+#if LANES > 8
+    exchange_blocks(rows, 8);
+#endif
+}

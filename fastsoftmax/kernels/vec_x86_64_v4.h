@@ -1,0 +1,29 @@
+/* x86-64-v4: AVX-512 F, BW, CD, DQ and VL, 64-byte registers. */
+#include <immintrin.h>
+#define VECTOR_BYTES 64
+#include "vec_gnu.h"
+#include "fp_x86.h"
+
+#if REAL_BITS == 32
+WORD vreal fma_(vreal a, vreal b, vreal c) { return _mm512_fmadd_ps(a, b, c); }
+WORD vreal fnma(vreal a, vreal b, vreal c) { return _mm512_fnmadd_ps(a, b, c); }
+WORD vreal vmax(vreal a, vreal b) { return _mm512_max_ps(a, b); }
+WORD void stream(real *p, vreal a) { _mm512_stream_ps(p, a); }
+#else
+WORD vreal fma_(vreal a, vreal b, vreal c) { return _mm512_fmadd_pd(a, b, c); }
+WORD vreal fnma(vreal a, vreal b, vreal c) { return _mm512_fnmadd_pd(a, b, c); }
+WORD vreal vmax(vreal a, vreal b) { return _mm512_max_pd(a, b); }
+WORD void stream(real *p, vreal a) { _mm512_stream_pd(p, a); }
+#endif
+#define FUSED 1
+WORD vreal product_error(vreal a, vreal b, vreal product) { return fma_(a, b, -product); }
+WORD vreal scale(vreal a, vreal hi, vreal lo) { return fma_(a, hi, a * lo); }     /* a * (hi + lo) */
+
+#if defined DTYPE_f16
+#define NATIVE_HALF
+WORD vreal load_elem(const elem *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+WORD void store_elem(elem *p, vreal a)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+#endif

@@ -1,0 +1,196 @@
+"""The softmax family in NumPy: what each function means, before anything is made fast.
+
+Read this file first. It serves three times: it is the oracle of the tests, the baseline of the benchmarks, and at run
+time the implementation for complex, for long double and for `logsumexp` with weights `b`. Arguments are taken as
+valid; `_arrays.py` does the checking for the public functions.
+
+Method. A row is shifted by its maximum, its peak, before any exponential, so that nothing overflows and the sum is at
+least 1 [1]_. The log of that sum is ``log1p`` of the *other* terms, so that a sum just above 1 keeps its digits.
+
+Error. float16, bfloat16 and float32 are computed in float64 and rounded once: at most 0.51 ULP of the result. float64 is
+computed in float64, where rounding ``x - peak`` alone may cost ``peak - x`` ULP / 2 in `softmax`; pass ``np.longdouble``
+for an oracle of float64. Special values and masked places come out of the arithmetic as commented where it happens; no
+data ever warns.
+
+.. [1] P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA J.
+       Numer. Anal. 41 (2021).
+"""
+
+import numpy as np
+
+__all__ = ["causal_mask_", "causal_softmax", "log_softmax", "logsumexp", "softmax", "softmax_entropy"]
+
+
+@np.errstate(all="ignore")
+def softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None):
+    """Weights ``exp(x / temperature) / sum(exp(x / temperature))``, with x's shape; each row along `axis` sums to 1.
+
+    Places where `where` is False get 0, whatever they hold. See `fastsoftmax.softmax` for the parameters.
+
+    >>> softmax([2.8, 1.2, 0.5, 3.1]).round(3)
+    array([0.377, 0.076, 0.038, 0.509])
+    >>> softmax([3.0, 2.0, 1.0], temperature=0.5).round(3)
+    array([0.867, 0.117, 0.016])
+    """
+    x, result = _prepare(x, where, dtype)
+    scores = _over(x - x.max(axis, keepdims=True), temperature)  # inf - inf: NaN in rows of -inf or with +inf
+    weights = np.exp(scores)
+    return _finish(weights / weights.sum(axis, keepdims=True), result, where, masked=0)
+
+
+@np.errstate(all="ignore")
+def log_softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None):
+    """Log weights ``x / temperature - logsumexp(x / temperature)``, with x's shape.
+
+    Places where `where` is False get -inf. See `fastsoftmax.log_softmax` for the parameters.
+
+    >>> log_softmax([0.0, -20.0])  # the first is -log(1 + exp(-20)), not 0
+    array([-2.06115362e-09, -2.00000000e+01])
+    """
+    x, result = _prepare(x, where, dtype)
+    x.max(axis)  # an empty axis is a ValueError, as in softmax
+    scores, _, _, log_total = _shifted_sum(x, axis, temperature)
+    return _finish(scores - log_total, result, where, masked=-np.inf)
+
+
+@np.errstate(all="ignore")
+def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, *, where=None, dtype=None):
+    """``log(sum(b * exp(a)))`` along `axis`; -inf for a sum over nothing.
+
+    A term whose `b` is 0 or whose `where` is False counts for nothing, whatever `a` holds there. A negative sum gives NaN;
+    with `return_sign` the result is ``(log(abs(sum)), sign(sum))`` instead, the sign being a phase for complex input.
+
+    >>> round(float(logsumexp([1000.0, 1000.0])), 4)
+    1000.6931
+    >>> log_of_abs, sign = logsumexp([1.0, 2.0], b=[1.0, -1.0], return_sign=True)
+    >>> round(float(log_of_abs), 4), float(sign)
+    (1.5413, -1.0)
+    """
+    a = np.asarray(a)
+    if b is not None:
+        weak = type(b) in (bool, int, float, complex)  # a Python number does not promote
+        common = np.result_type(a.dtype, b if weak else np.asarray(b).dtype)
+        a, b = np.broadcast_arrays(a.astype(common), b)
+        counts = b != 0
+        where = counts if where is None else counts & where
+    if a.dtype.kind in "biu":
+        a = a.astype(np.float64)  # softmax follows np.exp, which makes float16 of int8
+    a, result = _prepare(a, where, dtype)
+    b = None if b is None else np.where(where, b.astype(a.dtype), 0)
+
+    _, shift, total, log_total = _shifted_sum(a, axis, 1.0, b)
+    lse = shift + log_total
+    if np.iscomplexobj(total):
+        sign = np.where(total == 0, 0, total / abs(total)) * np.exp(1j * shift.imag)
+        lse = lse.real if return_sign else lse.real + 1j * np.angle(np.exp(1j * lse.imag))  # phase in (-pi, pi]
+    else:
+        sign = np.sign(total)
+        lse = lse if return_sign else np.where(sign < 0, np.nan, lse)
+
+    # The sign of a complex sum is complex, the log of its absolute value is real.
+    log_result = np.empty(0, result).real.dtype if return_sign and result.kind == "c" else result
+    lse, sign = (v if keepdims else v.squeeze(_axes(axis, v.ndim)) for v in (lse, sign))
+    return (_round(lse, log_result), _round(sign, result)) if return_sign else _round(lse, result)
+
+
+def causal_softmax(scores, *, offset=0, temperature=1.0, dtype=None):
+    """Softmax over the keys that each query may see; ``scores[..., i, j]`` counts where ``j <= i + offset``.
+
+    The rest gets 0 and may hold anything; so does a row that sees nothing. `scores` is ``(..., L, S)``, as the result.
+
+    >>> causal_softmax(np.zeros((3, 3))).round(3)
+    array([[1.   , 0.   , 0.   ],
+           [0.5  , 0.5  , 0.   ],
+           [0.333, 0.333, 0.333]])
+    """
+    scores = np.asarray(scores)
+    return softmax(scores, -1, temperature=temperature, where=_causal(scores.shape, offset), dtype=dtype)
+
+
+@np.errstate(all="ignore")
+def causal_mask_(scores, *, offset=0, fill_value=-np.inf):
+    """Write `fill_value` in place where `causal_softmax` sees nothing, ``j > i + offset``; returns `scores`.
+
+    >>> causal_mask_(np.zeros((2, 3)), offset=1)
+    array([[  0.,   0., -inf],
+           [  0.,   0.,   0.]])
+    """
+    # As an array: ml_dtypes stores a scalar in native order even where the array's is the other.
+    scores[..., ~_causal(scores.shape, offset)] = np.asarray(fill_value)
+    return scores
+
+
+@np.errstate(all="ignore")
+def softmax_entropy(x, axis=None, *, temperature=1.0, where=None):
+    """Shannon entropy of ``softmax(x)`` in nats, ``-sum(weights * log(weights))``: 0 if one weight is 1, log n if equal.
+
+    >>> float(softmax_entropy([0.0, 0.0, 0.0, 0.0]).round(4))
+    1.3863
+    """
+    x, result = _prepare(x, where, None)
+    if result.kind == "c":
+        raise TypeError(f"softmax_entropy takes real scores, got {result}")
+    x.max(axis)  # an empty axis is a ValueError, as in softmax
+    scores, _, total, log_total = _shifted_sum(x, axis, temperature)
+    # -log(weight) = log_total - score; both terms are >= 0, so nothing cancels. A weight of 0 adds 0, not 0 * -inf.
+    surprise = np.where(scores == -np.inf, 0, np.exp(scores) * -scores).sum(axis, keepdims=True)
+    entropy = log_total + surprise / total
+    if where is not None:
+        entropy = np.where(np.any(np.broadcast_to(where, x.shape), axis, keepdims=True), entropy, 0)
+    return _round(entropy.squeeze(_axes(axis, x.ndim)), result)
+
+
+def _shifted_sum(x, axis, temperature, b=None):
+    """``scores = (x - shift) / temperature``, and `shift`, ``total = sum(b * exp(scores))``, ``log(abs(total))``."""
+    peak = x.max(axis, keepdims=True, initial=-np.inf)  # initial: the sum over an empty axis is 0
+    shift = np.where(np.isfinite(peak), peak, 0)  # inf - inf would be NaN; exp(inf) and exp(-inf) are right as they are
+    scores = _over(x - shift, temperature)
+    terms = np.exp(scores) if b is None else b * np.exp(scores)
+    at_peak = np.where(x == peak, terms, 0).sum(axis, keepdims=True)  # without b: how many share the peak
+    others = np.where(x == peak, 0, terms).sum(axis, keepdims=True)
+    total = np.where(np.isfinite(peak), at_peak + others, terms.sum(axis, keepdims=True))
+    excess = (at_peak - 1) + others  # of the total over 1: [0, -20] has 2e-9, of which the total would keep 7 digits
+    magnitude = total if np.iscomplexobj(total) else abs(total)
+    log_total = np.where(abs(total - 1) < 0.5, np.log1p(excess), np.log(magnitude))
+    return scores, shift, total, log_total
+
+
+def _prepare(x, where, dtype):
+    """x in the precision of the computation, -inf where masked; and the dtype of the result."""
+    x = np.asarray(x)
+    natural = np.exp(np.empty(0, x.dtype)).dtype  # integers and booleans promote as np.exp promotes them
+    result = natural if dtype is None else np.dtype(dtype)
+    x = x.astype(np.result_type(natural, result, np.float64))
+    return (x if where is None else np.where(where, x, -np.inf).astype(x.dtype)), result
+
+
+def _finish(values, result, where, masked):
+    """The last step for results of the input's shape: masked places whatever became of their row, and one rounding."""
+    return _round(values if where is None else np.where(where, values, masked), result)
+
+
+def _round(values, dtype):
+    """`values` in `dtype`, rounded once; a 0-d array becomes a scalar."""
+    if dtype.name == "bfloat16":
+        # Its cast goes by float32, which would round twice. Rounded to odd there (truncate; if inexact, set the last
+        # bit) the first rounding cannot change the second.
+        single = values.astype(np.float32)
+        truncated = np.where(abs(single) > abs(values), np.nextafter(single, np.float32(0)), single)
+        values = (truncated.view(np.uint32) | (single != values)).view(np.float32)
+    return values.astype(dtype)[()]
+
+
+def _causal(shape, offset):
+    """The (L, S) booleans, True where query i sees key j."""
+    queries, keys = shape[-2:]
+    return np.arange(keys) <= np.arange(queries)[:, None] + offset
+
+
+def _over(scores, temperature):
+    """`scores / temperature` in the precision of the scores; not divided by 1, which costs complex infinities."""
+    temperature = np.asarray(temperature).astype(scores.real.dtype)
+    return scores if np.all(temperature == 1) else scores / temperature
+
+
+def _axes(axis, ndim):
+    return tuple(range(ndim)) if axis is None else axis

@@ -1,0 +1,519 @@
+"""The softmax family: softmax, log_softmax, logsumexp, causal_softmax, causal_mask_, softmax_entropy."""
+
+import math
+import operator
+import os
+
+import numpy as np
+
+from fastsoftmax import _arrays, _dispatch, _front, _threads, reference
+
+SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, ENTROPY = range(4)
+_REFERENCE = (reference.softmax, reference.log_softmax, reference.logsumexp, reference.softmax_entropy)
+
+
+def _stream_from():
+    """Bytes of results from which they are written past the caches: half of the last-level cache."""
+    try:
+        cache = os.sysconf("SC_LEVEL3_CACHE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        cache = 0
+    return max(cache if cache > 0 else 1 << 25, 1 << 23) // 2
+
+
+_STREAM_FROM = _stream_from()
+_front.configure(_threads.threads_for, _STREAM_FROM)
+
+
+def softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None, out=None):
+    """Turn scores into weights that are positive and sum to one: ``exp(x / temperature) / sum(exp(x / temperature))``.
+
+    Parameters
+    ----------
+    x : array_like
+        Scores, of any shape. float16, bfloat16, float32 and float64 keep their dtype (16-bit types are computed in
+        float32); integers and bool are promoted as `numpy.exp` promotes them; complex and long double go through
+        `fastsoftmax.reference`.
+    axis : int, tuple of ints or None, default None
+        The axes along which the weights sum to one; None takes all elements.
+    temperature : float or array_like, default 1.0
+        Divides the scores: below 1 sharpens, above 1 flattens. Positive and finite. An array broadcasts against x
+        with length 1 along the axes: one temperature per row, per head ...
+    where : array_like of bool, optional
+        Broadcasts to x. Where it is False, the weight is exactly 0, whatever x holds there, NaN included; a row
+        without True gives zeros.
+    dtype : dtype, optional
+        Floating dtype of the result, and of the computation where it is wider than that of x.
+    out : ndarray, optional
+        Where to put the result: the shape of x, the result's dtype, any strides. May be x itself.
+
+    Returns
+    -------
+    ndarray or scalar
+        Of the shape of x; `out`, if given. A scalar for 0-d x.
+
+    Raises
+    ------
+    TypeError
+        If x is not numeric or is a masked array, or an argument has the wrong type.
+    ValueError
+        If an axis of the reduction is empty, a temperature is not positive and finite, or shapes do not fit.
+    numpy.exceptions.AxisError
+        If an axis is out of range.
+
+    See Also
+    --------
+    log_softmax : its logarithm, exact where weights vanish.
+    causal_softmax : for attention scores, never reading a masked one.
+
+    Notes
+    -----
+    Error at most 2 ULP for float32 and float64, at any length and spread; 16-bit results are the rounded float32 ones.
+    A row holding NaN or +inf, or nothing but -inf, gives NaN; a score of -inf among others gives exactly 0.
+    Method: the maximum's power of two is taken off the exponents instead of subtracting the maximum, whose rounding
+    would cost up to 64 ULP; sums carry their rounding errors along [1]_ [2]_.
+
+    References
+    ----------
+    .. [1] P. Blanchard, D. J. Higham and N. J. Higham, "Accurately computing the log-sum-exp and softmax functions",
+       IMA Journal of Numerical Analysis 41 (2021).
+    .. [2] T. J. Dekker, "A floating-point technique for extending the available precision", Numerische Mathematik 18
+       (1971).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsoftmax import softmax
+    >>> softmax(np.array([3.0, 2.0, 1.0])).round(3)
+    array([0.665, 0.245, 0.09 ])
+    >>> softmax(np.array([3.0, 2.0, 1.0]), temperature=0.5).round(3)
+    array([0.867, 0.117, 0.016])
+    >>> softmax(np.array([3.0, 2.0, np.nan]), where=[True, True, False]).round(3)
+    array([0.731, 0.269, 0.   ])
+    """
+    if where is None and dtype is None:
+        y = _front.contiguous(SOFTMAX, x, axis, temperature, out)
+        if y is not None:
+            return y
+    return _elementwise(SOFTMAX, x, axis, temperature, where, dtype, out)
+
+
+def log_softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None, out=None):
+    """Logarithm of `softmax`: ``x / temperature - logsumexp(x / temperature)``, without forming the weights.
+
+    Parameters
+    ----------
+    x, axis, temperature, dtype, out
+        As in `softmax`.
+    where : array_like of bool, optional
+        As in `softmax`; where it is False, the result is -inf.
+
+    Returns
+    -------
+    ndarray or scalar
+        Of the shape of x, all at most 0; `out`, if given.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    Notes
+    -----
+    Error at most 2 ULP, also for results close to 0: the largest score's is -log1p(sum of the others' weights), after
+    Blanchard, Higham and Higham (2021). Where x holds +inf, results are as SciPy's: -inf, and NaN at +inf itself.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsoftmax import log_softmax
+    >>> log_softmax(np.array([0.0, -20.0]))
+    array([-2.06115362e-09, -2.00000000e+01])
+    """
+    if where is None and dtype is None:
+        y = _front.contiguous(LOG_SOFTMAX, x, axis, temperature, out)
+        if y is not None:
+            return y
+    return _elementwise(LOG_SOFTMAX, x, axis, temperature, where, dtype, out)
+
+
+def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, *, where=None, dtype=None, out=None):
+    """Logarithm of the sum of exponentials, ``log(sum(b * exp(a)))``, without overflow or underflow.
+
+    Parameters
+    ----------
+    a : array_like
+        Exponents, of any shape. Integers and bool are computed in float64.
+    axis : int, tuple of ints or None, default None
+        The axes to sum over; None takes all elements.
+    b : array_like, optional
+        Factors of the exponentials, broadcast against a; may be negative or zero. Computed by `fastsoftmax.reference`.
+    keepdims : bool, default False
+        Keep the axes, with length 1.
+    return_sign : bool, default False
+        Also return the sign of the sum; the logarithm is then of its magnitude.
+    where : array_like of bool, optional
+        Broadcasts to a: elements to include.
+    dtype : dtype, optional
+        Floating dtype of the result, and of the computation where it is wider than that of a.
+    out : ndarray, optional
+        Where to put the (first) result.
+
+    Returns
+    -------
+    ndarray or scalar, or a tuple of two with return_sign
+        -inf for an empty sum.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    Notes
+    -----
+    Error at most 1.5 ULP; where the result is near 0, in units of log(sum(exp(a - max(a)))). After Blanchard, Higham
+    and Higham (2021).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsoftmax import logsumexp
+    >>> float(logsumexp(np.array([1000.0, 1000.0])))
+    1000.6931471805599
+    """
+    if b is None and where is None and dtype is None and out is None and not return_sign and not keepdims:
+        y = _front.contiguous(LOGSUMEXP, a, axis, None, None)
+        if y is not None:
+            return y
+    return _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out)
+
+
+def softmax_entropy(x, axis=None, *, temperature=1.0, where=None):
+    """Shannon entropy of the weights of `softmax`, in nats, without storing the weights.
+
+    Parameters
+    ----------
+    x, axis, temperature, where
+        As in `softmax`.
+
+    Returns
+    -------
+    ndarray or scalar
+        The shape of x without the axes: from 0, where one weight is 1, to log(n), where all are equal. 0 for a row
+        without True in `where`.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    Notes
+    -----
+    Computed as ``logsumexp(s) - sum(weight * s)`` with the scores s measured from the largest, so that both parts are
+    positive and nothing cancels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsoftmax import softmax_entropy
+    >>> softmax_entropy(np.array([[1.0, 1.0], [9.0, 0.0]]), axis=-1).round(4)
+    array([0.6931, 0.0012])
+    """
+    if where is None:
+        y = _front.contiguous(ENTROPY, x, axis, temperature, None)
+        if y is not None:
+            return y
+    x, axes, compute, final = _asked(ENTROPY, x, axis, None)
+    temperature, where = _modifiers(x, axes, temperature, where)
+    _refuse_empty(x, axes)
+    if _needs_reference(compute, temperature):
+        return _REFERENCE[ENTROPY](x, axes, temperature=temperature, where=where)[()]
+    y = np.empty([1 if i in axes else size for i, size in enumerate(x.shape)], final)
+    _compute(ENTROPY, x, y, compute, axes, temperature, where)
+    return y.reshape([size for i, size in enumerate(x.shape) if i not in axes])[()]
+
+
+def causal_softmax(scores, *, offset=0, temperature=1.0, dtype=None, out=None):
+    """Softmax of attention scores over the keys that each query may see; the others are never read.
+
+    ::
+
+        offset = 0             offset = 2, as with two cached keys
+        i\\j 0 1 2 3            i\\j 0 1 2 3 4 5
+        0   x . . .            0   x x x . . .
+        1   x x . .            1   x x x x . .
+        2   x x x .            2   x x x x x .
+        3   x x x x            3   x x x x x x
+
+    Parameters
+    ----------
+    scores : array_like, (..., L, S)
+        Score of query i for key j at ``[..., i, j]``; visible where ``j <= i + offset``.
+    offset : int, default 0
+        ``S - L`` aligns the last query with the last key.
+    temperature : float or array_like, default 1.0
+        As in `softmax`; an array broadcasts to (..., L, 1).
+    dtype, out
+        As in `softmax`.
+
+    Returns
+    -------
+    ndarray, (..., L, S)
+        Exactly 0 at hidden keys, whatever stands there; zeros for a query that sees no key.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax`; also if scores has fewer than two dimensions or offset is not an int.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsoftmax import causal_softmax
+    >>> causal_softmax(np.array([[1.0, np.nan], [2.0, 2.0]]))
+    array([[1. , 0. ],
+           [0.5, 0.5]])
+    """
+    x = _as_matrices(scores)
+    offset = _as_offset(offset)
+    compute, final = _arrays.result_dtype(x.dtype, dtype, integers_to_float64=False)
+    axes = (x.ndim - 1,)
+    temperature, _ = _modifiers(x, axes, temperature, None)
+    if _needs_reference(compute, temperature):
+        return _deliver(reference.causal_softmax(x, offset=offset, temperature=temperature), final, out)
+    y, x, temperature, _ = _outputs(x, final, out, temperature, None)
+    if x.size:
+        _compute_causal(x, y, compute, offset, temperature)
+    return y
+
+
+def causal_mask_(scores, *, offset=0, fill_value=-math.inf):
+    """Overwrite, in place, the scores of keys that a query must not see.
+
+    Parameters
+    ----------
+    scores : ndarray, (..., L, S)
+        Floating. Element ``[..., i, j]`` is kept where ``j <= i + offset``; see the drawing in `causal_softmax`.
+    offset : int, default 0
+        ``S - L`` aligns the last query with the last key.
+    fill_value : float, default -inf
+        What is written; -inf gives a weight of exactly 0 in a softmax.
+
+    Returns
+    -------
+    ndarray
+        `scores` itself.
+
+    Raises
+    ------
+    TypeError
+        If scores is not an ndarray of floats, or offset is not an int.
+    ValueError
+        If scores has fewer than two dimensions or is read-only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsoftmax import causal_mask_
+    >>> causal_mask_(np.zeros((2, 3)), offset=1)
+    array([[  0.,   0., -inf],
+           [  0.,   0.,   0.]])
+    """
+    if isinstance(scores, np.ma.MaskedArray) or not isinstance(scores, np.ndarray):
+        raise TypeError(f"scores must be an ndarray, since it is changed in place; got {type(scores).__name__}")
+    x = _as_matrices(scores)
+    if x.dtype.kind not in "fc" and _arrays.tag(x.dtype) is None:
+        raise TypeError(f"scores must be floating, got dtype {x.dtype}")
+    if not x.flags.writeable:
+        raise ValueError("scores is read-only; it is changed in place")
+    offset, value = _as_offset(offset), float(fill_value)
+    if x.size == 0:
+        return scores
+    tag = _arrays.tag(x.dtype)
+    if tag is None or not _arrays.takes(x):
+        with np.errstate(all="ignore"):
+            reference.causal_mask_(x, offset=offset, fill_value=value)
+        return scores
+    kernel = _dispatch.kernels(tag).causal_mask
+    elements = _arrays.elements(x)
+    threads = _threads.threads_for(x.size // 2)
+    for (view,) in _arrays.Layout.of_matrices(elements.shape, [elements.strides]).views(elements):
+        kernel(view, offset, value, threads)
+    return scores
+
+
+def _elementwise(result, x, axis, temperature, where, dtype, out):
+    """softmax and log_softmax, whatever their arguments."""
+    x, axes, compute, final = _asked(result, x, axis, dtype)
+    temperature, where = _modifiers(x, axes, temperature, where)
+    _refuse_empty(x, axes)
+    if _needs_reference(compute, temperature):
+        y = _REFERENCE[result](x, axes, temperature=temperature, where=where, dtype=compute)
+        return _deliver(y, final, out)
+    y, x, temperature, where = _outputs(x, final, out, temperature, where)
+    if x.size:
+        _compute(result, x, y, compute, axes, temperature, where)
+    return y[()] if out is None else y
+
+
+def _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out):
+    if b is not None:
+        a, b = np.broadcast_arrays(_arrays.as_array(a, "a"), _arrays.as_array(b, "b"))
+    x, axes, compute, final = _asked(LOGSUMEXP, a, axis, dtype)
+    _, where = _modifiers(x, axes, 1.0, where)
+    wide_shape = tuple(1 if i in axes else size for i, size in enumerate(x.shape))
+    shape = wide_shape if keepdims else tuple(size for i, size in enumerate(x.shape) if i not in axes)
+    if out is not None:
+        _arrays.check_out(out, shape, final)
+    sign = None
+    if b is not None or _needs_reference(compute, 1.0):
+        y = reference.logsumexp(x, axes, b, keepdims, return_sign, where=where, dtype=compute)
+        if return_sign:
+            y, sign = y
+        y = _deliver(y, final, out)
+    else:
+        y = np.empty(wide_shape, final)
+        if x.size:
+            _compute(LOGSUMEXP, x, y, compute, axes, 1.0, where)
+        else:
+            y[...] = -math.inf
+        y = _deliver(y.reshape(shape), final, out)
+        if return_sign:
+            with np.errstate(all="ignore"):
+                sign = np.where(np.isnan(y), y, (y != -math.inf)).astype(final)[()]
+    return (y, sign) if return_sign else y
+
+
+def _asked(result, x, axis, dtype):
+    x = _arrays.as_array(x, "a" if result == LOGSUMEXP else "x")
+    axes = _arrays.as_axes(axis, x.ndim)
+    compute, final = _arrays.result_dtype(x.dtype, dtype, integers_to_float64=result == LOGSUMEXP)
+    return x, axes, compute, final
+
+
+def _modifiers(x, axes, temperature, where):
+    return _arrays.as_temperature(temperature, x.shape, axes), _arrays.as_where(where, x.shape)
+
+
+def _needs_reference(compute, temperature):
+    return _arrays.tag(compute) is None or not _arrays.is_moderate(temperature)
+
+
+def _refuse_empty(x, axes):
+    if any(x.shape[i] == 0 for i in axes):
+        raise ValueError(f"the reduction is over nothing: axis {next(i for i in axes if x.shape[i] == 0)} of shape "
+                         f"{x.shape} is empty")
+
+
+def _outputs(x, final, out, temperature, where):
+    """Where the results go, and the inputs, copied where they overlap it."""
+    if out is None:
+        return np.empty_like(x, dtype=final, subok=False), x, temperature, where
+    _arrays.check_out(out, x.shape, final)
+    return out, _arrays.separate(x, out), _arrays.apart(temperature, out), _arrays.apart(where, out)
+
+
+def _deliver(y, final, out):
+    """A finished result in its dtype, in out if there is one."""
+    if out is None:
+        with np.errstate(all="ignore"):
+            return np.asarray(y).astype(final, copy=False)[()]
+    _arrays.check_out(out, np.shape(y), final)
+    with np.errstate(all="ignore"):
+        np.copyto(out, y, casting="same_kind")
+    return out
+
+
+def _as_matrices(scores):
+    x = _arrays.as_array(scores, "scores")
+    if x.ndim < 2:
+        raise ValueError(f"scores must have at least two dimensions (..., queries, keys), got shape {x.shape}")
+    return x
+
+
+def _as_offset(offset):
+    if isinstance(offset, (bool, np.bool_)):
+        raise TypeError("offset must be an int, not bool")
+    try:
+        offset = operator.index(offset)
+    except TypeError:
+        raise TypeError(f"offset must be an int, not {type(offset).__name__}") from None
+    return max(-(1 << 62), min(offset, 1 << 62))
+
+
+def _broadcast_temperature(temperature, shape):
+    if isinstance(temperature, float):
+        return None if temperature == 1 else np.broadcast_to(np.float64(temperature), shape)
+    return np.broadcast_to(temperature, shape)
+
+
+def _zeros_along(axes, strides):
+    return tuple(0 if i in axes else s for i, s in enumerate(strides))
+
+
+def _compute(result, x, y, compute, axes, temperature, where):
+    """y from x, all checked and not empty; y has x's number of dimensions, with length 1 where it is reduced."""
+    temperature = _broadcast_temperature(temperature, x.shape)
+    if x.dtype == compute == y.dtype and _arrays.takes(x) and _arrays.takes(y):
+        x_seen, y_seen = _arrays.elements(x), _arrays.elements(y)
+        mask = None if where is None else where.view(np.uint8)
+        none = (0,) * x.ndim
+        layout = _arrays.Layout.along(x.shape, axes, [
+            x.strides, y.strides if result < LOGSUMEXP else _zeros_along(axes, y.strides),
+            none if temperature is None else temperature.strides, none if mask is None else mask.strides])
+        if layout is not None and (layout.calls == 1 or x.size >= layout.calls * _arrays.WORTH_A_CALL):
+            kernel = _dispatch.kernels(_arrays.tag(compute)).softmax_rows
+            threads = _threads.threads_for(x.size // layout.calls)
+            streamed = y.nbytes >= _STREAM_FROM and not np.may_share_memory(x, y)
+            for x_rows, y_rows, t, mask_rows in layout.views(x_seen, y_seen, temperature, mask):
+                kernel(result, x_rows, y_rows, None if t is None else t[:, 0], mask_rows, None, threads, streamed)
+            return
+    _compute_staged(result, x, y, compute, axes, temperature, where)
+
+
+def _compute_staged(result, x, y, compute, axes, temperature, where):
+    """The same by way of a buffer in the kernel's order and dtype, some rows at a time."""
+    kept = tuple(i for i in range(x.ndim) if i not in axes)
+    order = kept + axes
+    n = math.prod(x.shape[i] for i in axes)
+    kernel = _dispatch.kernels(_arrays.tag(compute)).softmax_rows
+    x, y = x.transpose(order), y.transpose(order)
+    kept_shape = x.shape[:len(kept)]
+    if temperature is not None:
+        temperature = temperature.transpose(order)[(..., *(0,) * len(axes))]
+    if where is not None:
+        where = where.transpose(order)
+    for piece in _arrays.pieces(kept_shape, max(1, _arrays.STAGE // n)):
+        with np.errstate(all="ignore"):
+            rows = x[piece].astype(compute, order="C")
+        shape = rows.shape[:len(kept)]
+        rows = _arrays.elements(rows).reshape(-1, n, 1)
+        results = np.empty((len(rows), n if result < LOGSUMEXP else 1, 1), compute)
+        t = None if temperature is None else np.ascontiguousarray(temperature[piece]).reshape(-1, 1)
+        mask = None if where is None else np.ascontiguousarray(where[piece]).view(np.uint8).reshape(-1, n, 1)
+        kernel(result, rows, _arrays.elements(results), t, mask, None, _threads.threads_for(rows.size), False)
+        with np.errstate(all="ignore"):
+            y[piece] = results.reshape(shape + y.shape[len(kept):])
+
+
+def _compute_causal(x, y, compute, offset, temperature):
+    temperature = _broadcast_temperature(temperature, x.shape)
+    kernel = _dispatch.kernels(_arrays.tag(compute)).softmax_rows
+    if x.dtype == compute == y.dtype and _arrays.takes(x) and _arrays.takes(y):
+        x_seen, y_seen = _arrays.elements(x), _arrays.elements(y)
+        layout = _arrays.Layout.of_matrices(x.shape, [
+            x.strides, y.strides, (0,) * x.ndim if temperature is None else temperature.strides])
+        threads = _threads.threads_for(x.size // layout.calls)
+        streamed = y.nbytes >= _STREAM_FROM and not np.may_share_memory(x, y)
+        for x_rows, y_rows, t in layout.views(x_seen, y_seen, temperature):
+            kernel(SOFTMAX, x_rows, y_rows, None if t is None else t[:, 0], None, offset, threads, streamed)
+        return
+    for index in np.ndindex(x.shape[:-2]):
+        with np.errstate(all="ignore"):
+            matrix = x[index].astype(compute, order="C")
+        results = np.empty_like(matrix)
+        t = None if temperature is None else np.ascontiguousarray(temperature[index][:, 0])[None]
+        kernel(SOFTMAX, _arrays.elements(matrix).T[None], _arrays.elements(results).T[None], t, None, offset,
+               _threads.threads_for(matrix.size), False)
+        with np.errstate(all="ignore"):
+            y[index] = results

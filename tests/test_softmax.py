@@ -1,0 +1,743 @@
+"""softmax, log_softmax, logsumexp, causal_softmax, causal_mask_, softmax_entropy: each property for every kernel."""
+
+import ctypes
+import platform
+import tracemalloc
+import warnings
+
+import numpy as np
+import pytest
+from helpers import FAMILY, LAYOUTS, assert_accurate, assert_same_bits, bits, check, oracle, sample, tail_lengths
+
+import fastsoftmax
+from fastsoftmax import causal_mask_, causal_softmax, log_softmax, logsumexp, reference, softmax, softmax_entropy
+
+INF, NAN = np.inf, np.nan
+family = pytest.mark.parametrize("function", FAMILY)
+SPREADS = {
+    "f32": (0.1, 1, 30, 87, 104),
+    "f64": (0.1, 1, 30, 400, 700),
+    "f16": (0.1, 1, 8, 17),
+    "bf16": (0.1, 1, 30, 104),
+}
+OFFSETS = {"f32": (-1e6, 1e6, 1e30), "f64": (-1e6, 1e6, 1e200), "f16": (-3e4, 3e4), "bf16": (-1e6, 1e30)}
+
+
+def call(function, x, axis=-1, **kwargs):
+    return getattr(fastsoftmax, function)(x, axis, **kwargs)
+
+
+def expect(values, dtype):
+    return np.asarray(values, np.float64).astype(dtype)
+
+
+# ---------------------------------------------------------------- accuracy
+
+
+@family
+def test_every_tail_length(kernel, function):
+    for n in tail_lengths(kernel.lanes):
+        x = sample(kernel.dtype, n, spread=20)
+        got = call(function, x)
+        assert got.dtype == kernel.dtype
+        check(function, got, x)
+
+
+@family
+def test_every_spread_and_offset(kernel, function):
+    for spread in SPREADS[kernel.tag]:
+        for n in (2, 3, 37, 1000, 5001):
+            x = sample(kernel.dtype, (3, n), spread)
+            check(function, call(function, x), x)
+    for offset in OFFSETS[kernel.tag]:
+        x = sample(kernel.dtype, (3, 1000), SPREADS[kernel.tag][-1], offset)
+        check(function, call(function, x), x)
+        x = sample(kernel.dtype, (3, 1000), abs(offset) / 2, offset)
+        check(function, call(function, x), x)
+
+
+@family
+def test_few_large_among_many_small(kernel, function):
+    """Where a sum that drops its small terms would show."""
+    x = np.full((2, 20001), -12, kernel.dtype)
+    x[0, 777] = x[1, 20000] = 3
+    check(function, call(function, x), x)
+
+
+def test_log_softmax_keeps_small_results(kernel):
+    for gap in (3, 5, 9, 12, 16):
+        x = expect([0, -gap], kernel.dtype)
+        y = log_softmax(x)
+        assert y[0] < 0
+        check("log_softmax", y, x)
+    x = expect(np.r_[0, np.full(999, -16.0)], kernel.dtype)
+    check("log_softmax", log_softmax(x), x)
+
+
+def test_rows_sum_to_one(kernel):
+    for n in (1, 2, 7, 64, 1000, 32000, 128256) + ((1_000_003,) if kernel.tag == "f32" else ()):
+        for spread in (0.1, 20):
+            y = softmax(sample(kernel.dtype, n, spread))
+            # Two ULP of every weight; sixteen bits: half an ULP, and half a quantum where weights are subnormal.
+            quantum = float(np.nextafter(kernel.dtype.type(0), kernel.dtype.type(1)))
+            limit = 2 * kernel.eps if kernel.dtype.itemsize > 2 else 0.51 * kernel.eps + n * quantum / 2
+            assert abs(y.astype(kernel.wide).sum() - 1) <= limit, (n, spread)
+
+
+def test_equal_logits_share_equally(kernel):
+    for n in (1, 2, 3, 100, 70000):
+        y = softmax(np.full(n, 3, kernel.dtype))
+        assert_accurate(y, np.full(n, kernel.wide(1) / n), 1)
+        assert len(np.unique(bits(y))) == 1
+
+
+@pytest.mark.parametrize("function", ["softmax", "log_softmax"])
+def test_monotone(kernel, function):
+    if kernel.dtype.itemsize == 2:  # every value there is
+        with np.errstate(invalid="ignore"):
+            x = np.arange(2**16, dtype=np.uint16).view(kernel.dtype).astype(np.float32)
+        x = np.sort(x[(x >= -30) & (x <= 20)]).astype(kernel.dtype)
+    else:
+        x = np.sort(sample(kernel.dtype, 300, SPREADS[kernel.tag][-1]))
+        x = np.sort(np.concatenate([x, *(np.nextafter(x, x.dtype.type(d)) for d in (-INF, INF))]))
+    for block in (x, x[-50:], x[:40]):
+        y = call(function, block).astype(kernel.wide)
+        assert np.all(np.diff(y) >= 0)
+        assert np.all(np.diff(call(function, block[::-1]).astype(kernel.wide)) <= 0)
+
+
+@pytest.mark.parametrize("function", ["softmax", "log_softmax"])
+def test_shift_invariant(kernel, function):
+    """Where the shifted scores are exact, within the two errors."""
+    x = (np.random.default_rng(1).integers(-128, 1, (5, 67)) / 16).astype(kernel.dtype)
+    if kernel.tag == "bf16":
+        x = np.round(x.astype(float)).astype(kernel.dtype)
+    y = call(function, x).astype(kernel.wide)
+    for shift in (128, -64):
+        assert_accurate(call(function, x + kernel.dtype.type(shift)), y, max(4, 2**23 * kernel.eps))
+
+
+def test_subnormal_weights_are_kept(kernel):
+    depths = {"f32": (88, 95, 100, 103), "f64": (709, 720, 740, 744), "f16": (10, 12, 15, 17), "bf16": (88, 90, 91, 92)}
+    for n in (5, 40, 300):
+        x = np.zeros(n, kernel.dtype)
+        x[1:5] = expect([-d for d in depths[kernel.tag]], kernel.dtype)
+        x[5:] = -INF
+        y = softmax(x)
+        exact = oracle("softmax", x)
+        quantum = kernel.wide(np.nextafter(kernel.dtype.type(0), kernel.dtype.type(1)))
+        assert np.all(y[1:5].astype(kernel.wide) > 0)
+        assert np.all(abs(y.astype(kernel.wide) - exact)[1:5] <= quantum)
+
+
+# ---------------------------------------------------------------- special values
+
+TABLE = {  # what a row of zeros holds besides -> weights and log weights at (the special place, the others), logsumexp
+    "NaN": ([NAN], (NAN, NAN), (NAN, NAN), NAN),
+    "NaN and inf": ([NAN, INF, -INF], (NAN, NAN), (NAN, NAN), NAN),
+    "inf": ([INF], (NAN, NAN), (NAN, -INF), INF),
+    "two inf": ([INF, INF], (NAN, NAN), (NAN, -INF), INF),
+}
+
+
+@pytest.mark.parametrize("case", TABLE)
+def test_special_values_take_their_row_alone(kernel, case):
+    specials, weights, log_weights, lse = TABLE[case]
+    for n in (len(specials) + 1, kernel.lanes - 1, kernel.lanes + 3, 64, 65, 1000):
+        if n <= len(specials):
+            continue
+        x = np.zeros((3, n), kernel.dtype)
+        clean = {f: call(f, x[0]) for f in FAMILY}
+        for start in {0, (n - len(specials)) // 2, n - len(specials)}:
+            x[1] = 0
+            x[1, start : start + len(specials)] = specials
+            at = np.zeros(n, bool)
+            at[start : start + len(specials)] = True
+            for f, (here, other) in (("softmax", weights), ("log_softmax", log_weights)):
+                y = call(f, x)
+                np.testing.assert_array_equal(y[1].astype(float), np.where(at, here, other))
+                assert_same_bits(y[0], clean[f])
+                assert_same_bits(y[2], clean[f])
+            y = logsumexp(x, -1)
+            np.testing.assert_array_equal(y[1:2].astype(float), lse)
+            assert_same_bits(y[::2], np.stack([clean["logsumexp"]] * 2))
+
+
+def test_minus_infinity_weighs_exactly_nothing(kernel):
+    for n in (2, 3, max(2, kernel.lanes), kernel.lanes + 2, 40, 70, 1001):
+        x = sample(kernel.dtype, (4, n), 5)
+        x[0, 0] = x[1, -1] = x[2, 1:] = x[3, : n // 2] = -INF
+        hidden = np.isneginf(x.astype(float))
+        y, log_y = softmax(x, -1), log_softmax(x, -1)
+        assert np.all(y[hidden] == 0)
+        assert np.all(y[~hidden] > 0)
+        assert np.all(np.isneginf(log_y[hidden].astype(float)))
+        for f in FAMILY:
+            check(f, call(f, x), x)
+
+
+def test_only_minus_infinity(kernel):
+    for shape in ((1,), (7,), (kernel.lanes,), (100,), (3, 5), (2, 1000)):
+        x = np.full(shape, -INF, kernel.dtype)
+        assert np.all(np.isnan(softmax(x, -1)))
+        assert np.all(np.isnan(log_softmax(x, -1)))
+        assert np.all(np.isneginf(np.asarray(logsumexp(x, -1)).astype(float)))
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 5.0, -INF, INF, NAN])
+def test_a_row_of_one(kernel, value):
+    x = np.full((3, 1), value, kernel.dtype)
+    for f in FAMILY:
+        np.testing.assert_array_equal(call(f, x).astype(float), oracle(f, x).astype(float))
+
+
+def test_no_data_warns_or_raises(kernel):
+    rows = [[NAN, 1, 2], [INF, 1, 2], [-INF, -INF, -INF], [-INF, 1, 2], [0, -1e4, 1], [6e4, -6e4, 0], [INF, -INF, NAN]]
+    for wide_enough in (1, 9, 200):
+        x = np.tile(expect(rows, kernel.dtype), wide_enough)
+        hidden = np.zeros(x.shape, bool)
+        with np.errstate(all="raise"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for f in FAMILY:
+                call(f, x)
+                call(f, x, 0)
+                call(f, x, where=hidden)
+            softmax_entropy(x, -1)
+            causal_softmax(x)
+            causal_mask_(x.copy())
+            softmax(x, -1, temperature=1e-30)
+            softmax(x, -1, temperature=1e30)
+
+
+# ---------------------------------------------------------------- the same bits, however the array lies
+
+
+@family
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_does_not_change_bits(kernel, function, layout):
+    for shape in ((5, 7), (9, 33), (3, 257)):
+        x = sample(kernel.dtype, shape, 10)
+        laid = LAYOUTS[layout](x)
+        before = laid.tobytes()
+        for axis in (-1, 0):
+            assert_same_bits(call(function, laid, axis), call(function, x, axis))
+        assert laid.tobytes() == before
+
+
+@family
+def test_transposed_and_broadcast_inputs(kernel, function):
+    x = sample(kernel.dtype, (4, 6, 35), 10)
+    for axes in ((1, 0, 2), (2, 1, 0), (0, 2, 1)):
+        laid = x.transpose(axes)
+        for axis in range(3):
+            assert_same_bits(call(function, laid, axis), call(function, np.ascontiguousarray(laid), axis))
+    for laid in (
+        np.broadcast_to(x[:, :1], (4, 5, 35)),
+        np.broadcast_to(x[0, 0, 0], (3, 40)),
+        np.broadcast_to(x[..., :1], (4, 6, 9)),
+    ):
+        for axis in (0, 1, -1):
+            assert_same_bits(call(function, laid, axis), call(function, laid.copy(), axis))
+
+
+@family
+def test_a_row_alone_and_in_a_batch(kernel, function):
+    """Narrow rows are worked on several at a time; no row may feel its neighbours."""
+    for n in (*range(2, 18), 24, 31, 32, 33, 48, 63, 64, 65, 300):
+        for rows in (1, 2, 3, 7, 8, 15, 16, 17, 40):
+            x = sample(kernel.dtype, (rows, n), 15)
+            alone = np.stack([np.asarray(call(function, row)) for row in x])
+            assert_same_bits(call(function, x), alone)
+
+
+@family
+def test_inner_axes(kernel, function):
+    for inner in (1, 3, 7, 8, 9, 16, 33, 64):
+        for n in (1, 2, 5, 70):
+            x = sample(kernel.dtype, (2, n, 1, inner), 15)
+            check(function, call(function, x, 1), x, 1)
+            alone = call(function, x[1:, :, :, inner // 2 : inner // 2 + 1], 1)
+            assert_same_bits(call(function, x, 1)[1:, ..., inner // 2 : inner // 2 + 1], alone)
+
+
+@pytest.mark.parametrize(
+    "shape, axis", [((300_001,), 0), ((257, 1031), 1), ((1031, 257), 0), ((20_000, 10), 1), ((3, 129, 700), 1)]
+)
+def test_threads_do_not_change_bits(kernel, shape, axis):
+    x = sample(kernel.dtype, shape, 12)
+    results = []
+    for threads in (1, 2, 5):
+        with fastsoftmax.num_threads(threads):
+            results.append([call(f, x, axis) for f in FAMILY])
+    for other in results[1:]:
+        for got, expected in zip(other, results[0], strict=True):
+            assert_same_bits(np.asarray(got), np.asarray(expected))
+    for f, got in zip(FAMILY, results[0], strict=True):
+        check(f, got, x, axis)
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc", reason="reads MXCSR by glibc's fenv_t"
+)
+@pytest.mark.parametrize("mode", ["upward", "flush subnormals"])
+def test_the_callers_rounding_mode_and_flush_bits_do_nothing_and_stay(kernel, mode):
+    libm = ctypes.CDLL("libm.so.6")
+    x = sample(kernel.dtype, (40, 999), 90 if kernel.tag != "f16" else 16)
+    expected = [call(f, x) for f in FAMILY]
+    default, changed, after = (ctypes.create_string_buffer(32) for _ in range(3))  # fenv_t; MXCSR is its last word
+    libm.fegetenv(default)
+    changed.raw = default.raw
+    mxcsr = int.from_bytes(default.raw[28:], "little") | (0x4000 if mode == "upward" else 0x8040)
+    changed.raw = default.raw[:28] + mxcsr.to_bytes(4, "little")
+    with fastsoftmax.num_threads(2):
+        try:
+            libm.fesetenv(changed)
+            got = [call(f, x) for f in FAMILY]
+            libm.fegetenv(after)
+        finally:
+            libm.fesetenv(default)
+    assert int.from_bytes(after.raw[28:], "little") & ~0x3F == mxcsr & ~0x3F  # but for the sticky exception flags
+    for a, b in zip(got, expected, strict=True):
+        assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("axis", [1, -1, None, (0, 2)])
+@family
+def test_input_is_never_copied_whole(kernel, function, axis):
+    x = sample(kernel.dtype, (2, 500, 2000), 10)[:, ::-1, ::2]
+    out = None if function == "logsumexp" else np.empty(x.shape, kernel.dtype)
+    call(function, x, axis, out=out)
+    tracemalloc.start()
+    try:
+        call(function, x, axis, out=out)
+        assert tracemalloc.get_traced_memory()[1] < x.nbytes / 4
+    finally:
+        tracemalloc.stop()
+
+
+# ---------------------------------------------------------------- arguments
+
+
+@family
+def test_axis(kernel, function):
+    x = sample(kernel.dtype, (2, 3, 4, 5), 10)
+    assert_same_bits(call(function, x, -2), call(function, x, 2))
+    assert_same_bits(np.asarray(getattr(fastsoftmax, function)(x)), np.asarray(call(function, x, (0, 1, 2, 3))))
+    for axis in (None, 0, 1, 2, 3, (0, 1), (1, 2), (3, 2), (0, 2), (1, -1), (0, -1, 1), (2,), ()):
+        check(function, call(function, x, axis), x, axis)
+
+
+def test_logsumexp_keepdims(kernel):
+    x = sample(kernel.dtype, (2, 3, 4), 10)
+    for axis, shape in ((None, (1, 1, 1)), (1, (2, 1, 4)), ((0, -1), (1, 3, 1)), ((), (2, 3, 4))):
+        y = logsumexp(x, axis, keepdims=True)
+        assert y.shape == shape
+        assert_same_bits(y.reshape(-1), np.asarray(logsumexp(x, axis)).reshape(-1))
+
+
+def test_logsumexp_return_sign(kernel):
+    x = sample(kernel.dtype, (3, 40), 10)
+    y, sign = logsumexp(x, -1, return_sign=True)
+    assert_same_bits(y, logsumexp(x, -1))
+    assert sign.dtype == kernel.dtype
+    np.testing.assert_array_equal(sign, 1)
+    assert logsumexp(np.full(3, -INF, kernel.dtype), return_sign=True)[1] == 0
+
+
+def test_logsumexp_b(kernel):
+    x, b = sample(kernel.dtype, (3, 40), 10), sample(kernel.dtype, (40,), 3, 1)
+    for got, exact in zip(
+        logsumexp(x, -1, b, return_sign=True), oracle_pair(x.astype(kernel.wide), b.astype(kernel.wide)), strict=True
+    ):
+        assert got.dtype == kernel.dtype
+        assert_accurate(got, exact, 4, units=np.maximum(abs(exact), 1))
+
+
+def oracle_pair(x, b):
+    total = (b * np.exp(x)).sum(-1)
+    return np.log(abs(total)), np.sign(total)
+
+
+@pytest.mark.parametrize("function", ["softmax", "log_softmax"])
+def test_temperature_scalar_per_row_and_per_head(kernel, function):
+    x = sample(kernel.dtype, (3, 4, 37), 12)
+    rng = np.random.default_rng(3)
+    for temperature in (
+        0.5,
+        2,
+        0.7,
+        3.1,
+        rng.uniform(0.3, 3, (3, 4, 1)),
+        rng.uniform(0.3, 3, (3, 1, 1)),
+        np.float32([[0.6]]),
+    ):
+        check(function, call(function, x, temperature=temperature), x, temperature=temperature)
+        assert not np.array_equal(bits(call(function, x, temperature=temperature)), bits(call(function, x)))
+    per_inner = rng.uniform(0.3, 3, (37,))
+    check(function, call(function, x, 1, temperature=per_inner), x, 1, temperature=per_inner)
+    each = np.array([0.25, 1, 8]).reshape(3, 1, 1)
+    for i in range(3):
+        assert_same_bits(call(function, x, temperature=each)[i], call(function, x[i], temperature=float(each[i, 0, 0])))
+        assert_same_bits(
+            call(function, x, temperature=each)[i], call(function, x[i] / kernel.dtype.type(each[i, 0, 0]))
+        )
+
+
+@family
+def test_where_hides(kernel, function):
+    rng = np.random.default_rng(4)
+    for shape in ((4, 5), (3, 40), (2, 700)):
+        x = sample(kernel.dtype, shape, 10)
+        keep = rng.random(shape) < 0.5
+        keep[:, 1] = True
+        results = []
+        for junk in (0, NAN, INF, -INF):
+            results.append(call(function, np.where(keep, x, kernel.dtype.type(junk)), where=keep))
+            assert_same_bits(results[-1], results[0])
+        check(function, results[0], x, where=keep)
+        if function == "softmax":
+            assert np.all(results[0][~keep] == 0)
+        for axis in (0, (0, 1)):
+            check(function, call(function, x, axis, where=keep), x, axis, where=keep)
+
+
+@family
+def test_where_broadcasts_in_any_layout(kernel, function):
+    x = sample(kernel.dtype, (3, 4, 21), 10)
+    rng = np.random.default_rng(5)
+    for shape in ((21,), (1, 4, 1), (4, 21), (3, 1, 21), (3, 4, 21)):
+        keep = rng.random(shape) < 0.6
+        full = np.broadcast_to(keep, x.shape).copy()
+        assert_same_bits(call(function, x, where=keep), call(function, x, where=full))
+        assert_same_bits(
+            call(function, x, where=full[:, ::-1][:, ::-1]), call(function, x, where=np.asfortranarray(full))
+        )
+        assert_same_bits(call(function, x, 1, where=keep), call(function, x, 1, where=full))
+    check(function, call(function, x, where=True), x)
+
+
+def test_a_row_without_any_true(kernel):
+    for n in (1, 5, 40, 500):
+        x = np.full((3, n), NAN, kernel.dtype)
+        keep = np.zeros((3, n), bool)
+        keep[1] = True
+        x[1] = 0
+        np.testing.assert_array_equal(softmax(x, -1, where=keep)[::2], 0)
+        np.testing.assert_array_equal(log_softmax(x, -1, where=keep)[::2].astype(float), -INF)
+        np.testing.assert_array_equal(logsumexp(x, -1, where=keep)[::2].astype(float), -INF)
+        np.testing.assert_array_equal(softmax_entropy(x, -1, where=keep)[::2], 0)
+        for f in FAMILY:
+            check(f, call(f, x, where=keep)[1], x[1])
+
+
+def test_masked_places_of_a_nan_row_stay_masked(kernel):
+    x = expect([[NAN, 1, 2], [-INF, 1, 2], [INF, 1, 2]], kernel.dtype)
+    keep = np.array([[True, True, False], [True, False, False], [True, True, False]])
+    np.testing.assert_array_equal(softmax(x, -1, where=keep).astype(float), [[NAN, NAN, 0], [NAN, 0, 0], [NAN, NAN, 0]])
+    np.testing.assert_array_equal(
+        log_softmax(x, -1, where=keep).astype(float), [[NAN, NAN, -INF], [NAN, -INF, -INF], [NAN, -INF, -INF]]
+    )
+    np.testing.assert_array_equal(logsumexp(x, -1, where=keep).astype(float), [NAN, -INF, INF])
+
+
+@family
+def test_wider_dtype_is_the_computations_too(kernel, function):
+    for to in (np.float64, np.float32):
+        if np.dtype(to).itemsize <= kernel.dtype.itemsize:
+            continue
+        x = sample(kernel.dtype, (3, 41), 12)
+        got = call(function, x, dtype=to)
+        assert got.dtype == to
+        check(function, got, x.astype(to))
+        assert_same_bits(got, call(function, x.astype(to)))
+
+
+@family
+def test_narrower_dtype_only_rounds(kernel, function):
+    x = sample(kernel.dtype, (3, 41), 6)
+    for to in ("f2", "f4"):
+        if np.dtype(to).itemsize < kernel.dtype.itemsize:
+            got = call(function, x, dtype=to)
+            assert got.dtype == to
+            assert_accurate(got, oracle(function, x), 2)
+
+
+@family
+def test_out_is_filled_and_returned(kernel, function):
+    x = sample(kernel.dtype, (6, 35), 10)
+    for axis in (-1, 0):
+        expected = call(function, x, axis)
+        shape = expected.shape
+        outs = [np.empty(shape, kernel.dtype), np.empty(shape, kernel.dtype, order="F")]
+        big = np.full([3 * s for s in shape], 7, kernel.dtype)
+        outs += [big[tuple(slice(1, None, 3) for _ in shape)], np.empty(shape, kernel.dtype)[::-1]]
+        for out in outs:
+            assert call(function, x, axis, out=out) is out
+            assert_same_bits(out, expected)
+        outs[2][...] = 7
+        assert np.all(big == 7)  # nothing beside `out` was written
+
+
+def test_out_of_logsumexp(kernel):
+    x = sample(kernel.dtype, (6, 35), 10)
+    out = np.empty((), kernel.dtype)
+    assert logsumexp(x, out=out) is out
+    assert_same_bits(out, np.asarray(logsumexp(x)))
+    out = np.empty((6, 1), kernel.dtype)
+    assert logsumexp(x, 1, keepdims=True, out=out) is out
+    out = np.empty(6, kernel.dtype)
+    first, sign = logsumexp(x, 1, return_sign=True, out=out)
+    assert first is out
+    assert_same_bits(out, logsumexp(x, 1))
+    np.testing.assert_array_equal(sign, 1)
+
+
+@pytest.mark.parametrize("function", ["softmax", "log_softmax"])
+def test_out_may_overlap_the_input(kernel, function):
+    for shape in ((6, 35), (40, 8), (2, 3000)):
+        x = sample(kernel.dtype, shape, 10)
+        for axis in (-1, 0):
+            expected = call(function, x, axis)
+            same = x.copy()
+            assert call(function, same, axis, out=same) is same
+            assert_same_bits(same, expected)
+            for view in (slice(None, None, -1), slice(None)):
+                base = np.concatenate([x, x])
+                for start in (1, shape[0] - 1):
+                    base[: shape[0]] = x
+                    call(function, base[: shape[0]], axis, out=base[start : start + shape[0]][view])
+                    assert_same_bits(base[start : start + shape[0]][view], expected)
+            backwards = x.copy()
+            call(function, backwards, axis, out=backwards[:, ::-1])
+            assert_same_bits(backwards[:, ::-1], expected)
+            line = np.concatenate([x.ravel(), x.ravel()[:3]])  # shifted by less than a register
+            call(function, line[: x.size].reshape(shape), axis, out=line[3:].reshape(shape))
+            assert_same_bits(line[3:].reshape(shape), expected)
+
+
+def test_where_may_overlap_out(kernel):
+    if kernel.tag == "f32":
+        memory = np.zeros(12, np.float32)
+        keep = memory.view(bool)[:12]
+        keep[::2] = True
+        expected = softmax(np.arange(12, dtype=np.float32), where=keep.copy())
+        assert_same_bits(softmax(np.arange(12, dtype=np.float32), where=keep, out=memory), expected)
+
+
+# ---------------------------------------------------------------- types of input and result
+
+
+def test_0d_gives_a_scalar(kernel):
+    x = np.asarray(3, kernel.dtype)
+    for f, value in (("softmax", 1), ("log_softmax", 0), ("logsumexp", 3)):
+        for given in (x, kernel.dtype.type(3)):
+            y = getattr(fastsoftmax, f)(given)
+            assert type(y) is kernel.dtype.type
+            assert y == value
+    y = logsumexp(np.zeros((2, 2), kernel.dtype))
+    assert type(y) is kernel.dtype.type
+    assert type(softmax_entropy(np.zeros(3, kernel.dtype))) is kernel.dtype.type
+
+
+def test_python_numbers_and_lists():
+    assert type(softmax(1.0)) is np.float64
+    assert softmax(5) == 1
+    assert logsumexp(5) == 5
+    check("softmax", softmax([1.0, 2.0]), np.array([1.0, 2.0]))
+    check("softmax", softmax([[1, 2], [3, 5]], 1), np.array([[1.0, 2.0], [3.0, 5.0]]))
+
+
+@pytest.mark.parametrize("dtype", ["?", "b", "B", "h", "H", "i", "I", "l", "L", "q", "Q", ">i4"])
+def test_integers_promote_as_scipys(dtype):
+    limits = (0, 1) if dtype == "?" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    for values in ([0, 1, 1], [limits[0], limits[1]], [limits[1], limits[1]]):
+        x = np.array(values, dtype)
+        as_exp = np.exp(np.zeros(1, dtype)).dtype
+        for f in ("softmax", "log_softmax"):
+            y = call(f, x)
+            assert y.dtype == as_exp
+            assert_accurate(y, oracle(f, x.astype(np.longdouble)).astype(np.longdouble if as_exp == "f8" else "f8"), 2)
+        y = logsumexp(x, -1)
+        assert y.dtype == np.float64
+        assert_accurate(y, oracle("logsumexp", x.astype(np.longdouble)), 1.5)
+
+
+@pytest.mark.parametrize("dtype", [np.longdouble, np.complex64, np.complex128, np.clongdouble])
+@family
+def test_other_inexact_types_go_through_the_reference(dtype, function):
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(3, 4, 5)).astype(dtype)
+    if np.iscomplexobj(x):
+        x = (x + 3j * rng.normal(size=x.shape)).astype(dtype)
+    keep = rng.random(x.shape) < 0.7
+    for axis in (None, 1, (0, 2)):
+        for kwargs in ({}, {"where": keep}) if function == "logsumexp" else ({}, {"where": keep, "temperature": 0.7}):
+            got = call(function, x, axis, **kwargs)
+            assert got.dtype == dtype
+            np.testing.assert_array_equal(got, getattr(reference, function)(x, axis, **kwargs))
+            out = np.empty(np.shape(got), dtype)
+            assert call(function, x, axis, out=out, **kwargs) is out
+            np.testing.assert_array_equal(out, got)
+
+
+def test_softmax_of_complex_is_scipys():
+    special = pytest.importorskip("scipy.special", reason="compares with SciPy")
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(3, 4)) + 4j * rng.normal(size=(3, 4))
+    np.testing.assert_allclose(softmax(x, 1), special.softmax(x, 1), rtol=1e-14)
+    np.testing.assert_allclose(log_softmax(x, 0), special.log_softmax(x, 0), rtol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # np.matrix
+@family
+def test_subclasses_come_back_as_ndarray(kernel, function):
+    class Sub(np.ndarray):
+        pass
+
+    x = sample(kernel.dtype, (3, 4))
+    for given in (x.view(Sub), x.view(Sub)[:, ::2]):
+        got = call(function, given)
+        assert type(got) is np.ndarray
+        assert_same_bits(got, call(function, np.asarray(given)))
+    if kernel.tag != "bf16":
+        assert type(call(function, np.asmatrix(x), 0)) is np.ndarray
+
+
+# ---------------------------------------------------------------- entropy
+
+
+def test_entropy_of_equal_scores_is_log_n(kernel):
+    for n in (1, 2, 7, 64, 1000, 5001):
+        y = softmax_entropy(np.full((2, n), 5, kernel.dtype), -1)
+        assert y.shape == (2,)
+        assert y.dtype == kernel.dtype
+        assert_accurate(y, np.full(2, np.log(kernel.wide(n))), 3)
+
+
+def test_entropy_is_that_of_the_weights(kernel):
+    for n in (2, 5, 33, 64, 65, 1000):
+        for spread in (0.1, 5, 16):
+            x = sample(kernel.dtype, (4, n), spread)
+            check_entropy(x, -1)
+            check_entropy(x, -1, temperature=2.0)
+    x = sample(kernel.dtype, (3, 4, 20), 9)
+    for axis in (None, 0, 1, (0, 2), ()):
+        check_entropy(x, axis)
+    check_entropy(x, 1, temperature=np.array([0.5, 1, 4]).reshape(3, 1, 1))
+    keep = np.random.default_rng(8).random(x.shape) < 0.5
+    check_entropy(x, -1, where=keep)
+    x[~keep] = NAN
+    check_entropy(x, -1, where=keep)
+
+
+def check_entropy(x, axis, **kwargs):
+    exact = oracle("softmax_entropy", x, axis, **kwargs)
+    got = np.asarray(softmax_entropy(x, axis, **kwargs))
+    assert got.dtype == x.dtype
+    assert_accurate(got, exact, 4)
+
+
+def test_entropy_of_special_rows(kernel):
+    x = expect([[NAN, 0, 0], [INF, 0, 0], [-INF] * 3, [0, -INF, -INF], [0, 0, -INF]], kernel.dtype)
+    y = softmax_entropy(x, -1)
+    assert np.all(np.isnan(y[:3]))
+    assert y[3] == 0
+    assert_accurate(y[4:], np.log(np.full(1, 2, kernel.wide)), 2)
+
+
+# ---------------------------------------------------------------- causal
+
+
+def visible(shape, offset):
+    return np.array([[j <= i + offset for j in range(shape[-1])] for i in range(shape[-2])]).reshape(shape[-2:])
+
+
+CAUSAL = [
+    ((5, 5), 0),
+    ((5, 9), 4),
+    ((9, 5), -4),
+    ((9, 5), 0),
+    ((7, 40), -3),
+    ((40, 40), 0),
+    ((70, 130), 60),
+    ((3, 4), 99),
+    ((4, 3), -99),
+]
+
+
+@pytest.mark.parametrize("shape, offset", CAUSAL)
+def test_causal_softmax_sees_no_future(kernel, shape, offset):
+    keep = visible(shape, offset)
+    for lead in ((), (2, 3)):
+        x = sample(kernel.dtype, (*lead, *shape), 10)
+        expected = causal_softmax(x, offset=offset)
+        check("softmax", expected, x, where=keep)
+        np.testing.assert_array_equal(expected[..., ~keep], 0)
+        for junk in (NAN, INF, -INF):
+            assert_same_bits(causal_softmax(np.where(keep, x, kernel.dtype.type(junk)), offset=offset), expected)
+        laid = np.full((*x.shape[:-1], 2 * x.shape[-1]), NAN, kernel.dtype)[..., ::2]
+        laid[...] = x
+        assert_same_bits(causal_softmax(laid, offset=offset), expected)
+        assert_same_bits(
+            causal_softmax(np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2), offset=offset), expected
+        )
+
+
+def test_causal_softmax_arguments(kernel):
+    x = sample(kernel.dtype, (2, 3, 9, 9), 10)
+    keep = visible(x.shape, 0)
+    assert_same_bits(causal_softmax(x), causal_softmax(x, offset=0))
+    assert_same_bits(causal_softmax(x, offset=np.int64(2)), causal_softmax(x, offset=2))
+    for temperature in (0.5, 1.7, np.array([0.5, 1, 3]).reshape(3, 1, 1)):
+        check("softmax", causal_softmax(x, temperature=temperature), x, where=keep, temperature=temperature)
+    got = causal_softmax(x, dtype=np.float64)
+    assert got.dtype == np.float64
+    check("softmax", got, x.astype(np.float64), where=keep)
+    for out in (np.full(x.shape, 7, kernel.dtype), np.full((*x.shape[:-1], 18), 7, kernel.dtype)[..., ::2], x.copy()):
+        source = out if np.array_equal(bits(out), bits(x)) else x
+        assert causal_softmax(source, out=out) is out
+        assert_same_bits(out, causal_softmax(x))
+    assert causal_softmax(np.arange(6).reshape(2, 3)).dtype == np.float64
+
+
+def test_causal_rows_are_the_softmax_of_what_they_see(kernel):
+    x = sample(kernel.dtype, (70, 70), 10)
+    y = causal_softmax(x)
+    for i in range(70):
+        check("softmax", y[i, : i + 1], x[i, : i + 1])
+    with fastsoftmax.num_threads(2):
+        assert_same_bits(causal_softmax(x), y)
+
+
+def test_causal_softmax_of_special_rows(kernel):
+    x = np.zeros((3, 3), kernel.dtype)
+    x[1, 0], x[2, 2] = NAN, INF
+    np.testing.assert_array_equal(causal_softmax(x).astype(float), [[1, 0, 0], [NAN, NAN, 0], [NAN, NAN, NAN]])
+    x = np.full((2, 2), -INF, kernel.dtype)
+    np.testing.assert_array_equal(causal_softmax(x, offset=-1).astype(float), [[0, 0], [NAN, 0]])
+
+
+@pytest.mark.parametrize("shape, offset", CAUSAL)
+def test_causal_mask_writes_only_the_future(kernel, shape, offset):
+    keep = visible(shape, offset)
+    for lead in ((), (2, 3)):
+        x = sample(kernel.dtype, (*lead, *shape), 10)
+        x[..., 0, 0] = NAN
+        for fill, kwargs in ((-INF, {}), (-1000.0, {"fill_value": -1000.0}), (0.0, {"fill_value": 0})):
+            expected = np.where(keep, x, kernel.dtype.type(fill))
+            memory = np.full((*x.shape[:-1], 2 * x.shape[-1] + 1), 7, kernel.dtype)
+            turned = np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2)
+            for scores in (x.copy(), memory[..., 1::2], turned.copy(order="K")[..., ::-1, :]):
+                scores[...] = x
+                assert causal_mask_(scores, offset=offset, **kwargs) is scores
+                assert_same_bits(scores, expected)
+            assert np.all(memory[..., ::2] == 7)
+
+
+@pytest.mark.parametrize("layout", ["unaligned by a byte", "byte-swapped", "Fortran-ordered"])
+def test_causal_functions_in_any_layout(kernel, layout):
+    x = sample(kernel.dtype, (9, 12), 10)
+    scores = LAYOUTS[layout](x)
+    assert_same_bits(causal_softmax(scores, offset=1), causal_softmax(x, offset=1))
+    causal_mask_(scores, offset=1)
+    assert_same_bits(scores.astype(kernel.dtype), np.where(visible(x.shape, 1), x, kernel.dtype.type(-INF)))

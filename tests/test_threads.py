@@ -1,0 +1,286 @@
+"""How many threads, who decides, and that calls survive forks, other threads and Control-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import fastsoftmax
+from fastsoftmax import _dispatch, get_num_threads, logsumexp, num_threads, set_num_threads, show_config, softmax
+
+VARIABLES = ("FASTSOFTMAX_NUM_THREADS", "OMP_NUM_THREADS", "FASTSOFTMAX_ISA")
+BIG = np.random.default_rng(0).normal(size=(300, 4000)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _restore():
+    before = get_num_threads()
+    yield
+    set_num_threads(before)
+
+
+def python(code, **env):
+    """Run `code` in a fresh Python with none but the given variables of ours set."""
+    clean = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+    paths = os.pathsep.join(p for p in sys.path if p)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**clean, "PYTHONPATH": paths, **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def printed(code, **env):
+    done = python(code, **env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+THREADS = "import fastsoftmax; print(fastsoftmax.get_num_threads())"
+
+
+def test_set_is_process_wide():
+    for n in (3, 1, np.int64(2)):
+        set_num_threads(n)
+        assert get_num_threads() == n
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(get_num_threads).result() == n
+    assert type(get_num_threads()) is int
+
+
+def test_context_manager_acts_on_its_thread_alone_and_nests():
+    set_num_threads(2)
+    with num_threads(5):
+        assert get_num_threads() == 5
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(get_num_threads).result() == 2
+        with num_threads(1):
+            assert get_num_threads() == 1
+        assert get_num_threads() == 5
+    assert get_num_threads() == 2
+    with pytest.raises(KeyError), num_threads(3):
+        raise KeyError
+    assert get_num_threads() == 2
+
+
+@pytest.mark.parametrize("function", [set_num_threads, num_threads])
+def test_impossible_counts(function):
+    before = get_num_threads()
+    for bad in (0, -1, -(10**30)):
+        with pytest.raises(ValueError, match=str(bad)):
+            function(bad)
+    for bad in (1.0, "2", None, [1]):
+        with pytest.raises(TypeError, match="int"):
+            function(bad)
+    assert get_num_threads() == before
+
+
+def test_default_is_what_affinity_allows():
+    assert 1 <= int(printed(THREADS)) <= len(os.sched_getaffinity(0))
+    assert printed("import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});" + THREADS) == "1"
+
+
+def test_variables_set_the_default():
+    assert printed(THREADS, FASTSOFTMAX_NUM_THREADS="3") == "3"
+    assert printed(THREADS, OMP_NUM_THREADS="3") == "3"
+    assert printed(THREADS, OMP_NUM_THREADS="3,2,1") == "3"
+    assert printed(THREADS, FASTSOFTMAX_NUM_THREADS="2", OMP_NUM_THREADS="3") == "2"
+
+
+@pytest.mark.parametrize("variable", ["FASTSOFTMAX_NUM_THREADS", "OMP_NUM_THREADS"])
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
+def test_a_bad_count_is_an_error_at_import(variable, value):
+    done = python("import fastsoftmax", **{variable: value})
+    assert done.returncode != 0
+    assert "Error" in done.stderr
+    assert variable in done.stderr
+    assert value in done.stderr
+
+
+@pytest.mark.parametrize("isa", _dispatch.supported())
+def test_isa_variable_chooses(isa):
+    code = "import fastsoftmax; print(fastsoftmax.show_config('dicts')['isa'], fastsoftmax.softmax([0.0, 0.0]))"
+    assert printed(code, FASTSOFTMAX_ISA=isa) == f"{isa} [0.5 0.5]"
+
+
+@pytest.mark.parametrize("isa", ["x86_64_v9", "AVX2", "x86_64_v3 ", "arm64", "x86_64_v2"])
+def test_an_isa_that_cannot_run_is_an_error_that_lists_those_that_can(isa):
+    if isa in _dispatch.supported():
+        assert printed("import fastsoftmax", FASTSOFTMAX_ISA=isa) == ""
+        return
+    done = python("import fastsoftmax", FASTSOFTMAX_ISA=isa)
+    assert done.returncode != 0
+    assert "FASTSOFTMAX_ISA" in done.stderr
+    for available in _dispatch.supported():
+        assert available in done.stderr
+
+
+def test_show_config(capsys):
+    config = show_config(mode="dicts")
+    assert {"version", "compiler", "isa", "isa_available", "threads", "openmp"} <= set(config)
+    assert config["isa"] in config["isa_available"]
+    assert set(_dispatch.supported()) <= set(config["isa_available"])
+    assert str(config["version"])
+    with num_threads(3):
+        assert "3" in str(show_config("dicts")["threads"])
+    assert capsys.readouterr().out == ""
+    assert show_config() is None
+    text = capsys.readouterr().out
+    for word in ("isa", "threads", "openmp", config["isa"]):
+        assert word in text.lower()
+    with pytest.raises(ValueError, match="yaml"):
+        show_config("yaml")
+
+
+def test_using_an_isa_is_seen_in_the_configuration():
+    for isa in _dispatch.supported():
+        with _dispatch.using(isa):
+            assert show_config("dicts")["isa"] == isa
+
+
+def test_other_libraries_openmp_settings_are_not_touched():
+    code = """
+import ctypes, glob, numpy as np, fastsoftmax
+x = np.zeros((300, 4000), np.float32)
+fastsoftmax.softmax(x, -1)
+path = next((l.split()[-1] for l in open('/proc/self/maps') if 'gomp' in l or 'libomp' in l), None)
+if path is None: raise SystemExit(0)
+omp = ctypes.CDLL(path)
+omp.omp_set_num_threads(7)
+fastsoftmax.set_num_threads(2)
+with fastsoftmax.num_threads(3):
+    fastsoftmax.softmax(x, -1)
+print(omp.omp_get_max_threads())
+"""
+    assert printed(code) in ("7", "")
+
+
+def test_a_forked_child_computes_after_a_threaded_call():
+    with num_threads(3):
+        expected = softmax(BIG, -1)
+        for _ in range(3):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0 if np.array_equal(softmax(BIG, -1), expected) else 1)
+            deadline = time.monotonic() + 20
+            done = 0
+            while not done and time.monotonic() < deadline:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                time.sleep(0.005)
+            if not done:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                pytest.fail("the forked child hangs")
+            assert os.waitstatus_to_exitcode(status) == 0
+        assert np.array_equal(softmax(BIG, -1), expected)  # and the parent still can
+
+
+def test_many_python_threads_at_once():
+    inputs = [BIG[i : i + 60] for i in range(0, 240, 10)]
+    expected = [softmax(x, -1) for x in inputs]
+    start = threading.Barrier(8)
+
+    def work(k):
+        start.wait(20)
+        with num_threads(1 + k % 3):
+            assert get_num_threads() == 1 + k % 3
+            for _ in range(5):
+                for x, y in zip(inputs, expected, strict=True):
+                    if not np.array_equal(softmax(x, -1), y):
+                        return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(8), timeout=120))
+
+
+def endless(rows, columns):
+    """Scores without memory of their own: every row is the same one."""
+    return np.broadcast_to(np.zeros(columns, np.float32), (rows, columns))
+
+
+def test_the_gil_is_released():
+    """Another Python thread runs on while a long call is under way."""
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.001)
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    with num_threads(1):
+        rows, spent = 1000, 0.0
+        while spent < 0.5:  # one call of half a second at least
+            rows *= 2
+            start = time.perf_counter()
+            logsumexp(endless(rows, 10_000), -1)
+            spent = time.perf_counter() - start
+    stop.set()
+    ticker.join()
+    during = [start, *(t for t in ticks if start < t < start + spent), start + spent]
+    assert max(b - a for a, b in pairwise(during)) < spent / 2
+
+
+LONG = {  # each a single call of many seconds, but for softmax, which cannot do without memory
+    "logsumexp of one row": "logsumexp(row)",
+    "logsumexp of many rows": "logsumexp(endless, -1)",
+    "logsumexp of columns": "logsumexp(endless, 0)",
+    "entropy of many rows": "softmax_entropy(endless, -1)",
+    "softmax of one row": "softmax(line, out=line)",
+    "softmax of many rows": "softmax(line.reshape(-1, 1000), -1, out=line.reshape(-1, 1000))",
+    "softmax of columns": "softmax(line.reshape(1000, -1), 0, out=line.reshape(1000, -1))",
+    "causal softmax": "causal_softmax(line.reshape(15000, 20000), out=line.reshape(15000, 20000))",
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("call", LONG.values(), ids=LONG)
+def test_control_c_arrives_within_a_second(call, threads):
+    code = f"""
+import numpy as np
+from fastsoftmax import causal_softmax, logsumexp, num_threads, softmax, softmax_entropy
+endless = np.broadcast_to(np.zeros(100_000, np.float32), (1_000_000, 100_000))
+row = np.broadcast_to(np.float32(0), (10**11,))
+line = np.zeros(300_000_000 if 'line' in {call!r} else 0, np.float16)
+print('ready', flush=True)
+try:
+    with num_threads({threads}):
+        while True:
+            {call}
+except KeyboardInterrupt:
+    print('interrupted', flush=True)
+"""
+    env = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+    env |= {
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "FASTSOFTMAX_ISA": _dispatch.supported()[0],
+    }  # slow
+    with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout.readline() == "ready\n"
+            time.sleep(0.5)
+            sent = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            assert child.stdout.readline() == "interrupted\n"
+            assert time.monotonic() - sent < 1
+            assert child.wait(10) == 0
+        finally:
+            child.kill()
+
+
+def test_module_prints_no_warning_on_import():
+    done = python("import warnings; warnings.simplefilter('error'); import fastsoftmax")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert fastsoftmax.__name__ == "fastsoftmax"
