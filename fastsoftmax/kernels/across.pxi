@@ -7,20 +7,22 @@
 cdef void fill_tile(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, Py_ssize_t j, Py_ssize_t count,
                     real* tile) noexcept nogil:
     cdef const elem* x = rows.x + o * rows.x_outer + i * rows.x_inner + j * rows.x_n
+    cdef Py_ssize_t x_n = rows.x_n, x_inner = rows.x_inner
     cdef const unsigned char* where = rows.where
     cdef vreal[LANES] square
     cdef elem[WIDTH] line
     cdef Py_ssize_t k, c, r, b, block
-    if where == NULL and width == WIDTH and rows.x_inner == 1:
+    if where == NULL and width == WIDTH and x_inner == 1:
         for k in range(count):
+            prefetch(x + k * x_n + 2 * WIDTH)       # each line is on a page of its own: no hardware does this
             for c in range(COLS):
-                store(tile + k * WIDTH + c * LANES, load_elem(x + k * rows.x_n + c * LANES))
-    elif where == NULL and width == WIDTH and rows.x_n == 1 and count >= LANES:
+                store(tile + k * WIDTH + c * LANES, load_elem(x + k * x_n + c * LANES))
+    elif where == NULL and width == WIDTH and x_n == 1 and count >= LANES:
         for c in range(COLS):
             for b in range(steps(count, LANES)):
                 block = min(b * LANES, count - LANES)           # the last square overlaps the one before
                 for r in range(LANES):
-                    square[r] = load_elem(x + (c * LANES + r) * rows.x_inner + block)
+                    square[r] = load_elem(x + (c * LANES + r) * x_inner + block)
                 transpose(square)
                 for r in range(LANES):
                     store(tile + (block + r) * WIDTH + c * LANES, square[r])
@@ -32,7 +34,7 @@ cdef void fill_tile(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t wid
         for k in range(count):
             for c in range(width):
                 if where == NULL or where[k * rows.where_n + c * rows.where_inner]:
-                    line[c] = x[k * rows.x_n + c * rows.x_inner]
+                    line[c] = x[k * x_n + c * x_inner]
                 else:
                     line[c] = ELEM_MINUS_INFINITY
             for c in range(COLS):
@@ -41,19 +43,20 @@ cdef void fill_tile(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t wid
 cdef void empty_tile(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, Py_ssize_t j, Py_ssize_t count,
                      const real* tile) noexcept nogil:
     cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner + j * rows.y_n
+    cdef Py_ssize_t y_n = rows.y_n, y_inner = rows.y_inner
     cdef vreal[LANES] square
     cdef elem[WIDTH] line
     cdef Py_ssize_t k, c, r, b, block
     # a whole cache line at a time, or the caches had better gather it
-    cdef bint streamed = rows.streamed and (<size_t>y | <size_t>(rows.y_n * <Py_ssize_t>sizeof(elem))) % 64 == 0
-    if width == WIDTH and rows.y_inner == 1:
+    cdef bint streamed = rows.streamed and (<size_t>y | <size_t>(y_n * <Py_ssize_t>sizeof(elem))) % 64 == 0
+    if width == WIDTH and y_inner == 1:
         for k in range(count):
             for c in range(COLS):
                 if streamed:
-                    stream(<real*>(y + k * rows.y_n + c * LANES), load(tile + k * WIDTH + c * LANES))
+                    stream(<real*>(y + k * y_n + c * LANES), load(tile + k * WIDTH + c * LANES))
                 else:
-                    store_elem(y + k * rows.y_n + c * LANES, load(tile + k * WIDTH + c * LANES))
-    elif width == WIDTH and rows.y_n == 1 and count >= LANES:
+                    store_elem(y + k * y_n + c * LANES, load(tile + k * WIDTH + c * LANES))
+    elif width == WIDTH and y_n == 1 and count >= LANES:
         for c in range(COLS):
             for b in range(steps(count, LANES)):
                 block = min(b * LANES, count - LANES)
@@ -61,96 +64,146 @@ cdef void empty_tile(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t wi
                     square[r] = load(tile + (block + r) * WIDTH + c * LANES)
                 transpose(square)
                 for r in range(LANES):
-                    store_elem(y + (c * LANES + r) * rows.y_inner + block, square[r])
+                    store_elem(y + (c * LANES + r) * y_inner + block, square[r])
     else:
         for k in range(count):
             for c in range(COLS):
                 store_elem(line + c * LANES, load(tile + k * WIDTH + c * LANES))
             for c in range(width):
-                y[k * rows.y_n + c * rows.y_inner] = line[c]
+                y[k * y_n + c * y_inner] = line[c]
 
-cdef inline void weigh_tile(int result, bint scaled, const Shift* shift, Py_ssize_t count, Across* tile,
+# Weights and sums. A full block goes at once, four elements of a partial sum together; the last block of a row, which
+# may be nearly empty, in two steps.
+
+cdef inline void weigh_others(int result, const Shift* s, const vreal* x, vreal* f, vreal* ties) noexcept nogil:
+    """Leaves the largest elements and those without weight out of the sum."""
+    cdef int a
+    for a in range(4):
+        f[a] = keep_where(is_other(s, x[a]), f[a])
+        ties[0] = ties[0] + keep_where(equal(x[a], s.top), fill(1))
+
+cdef inline void full_block(int result, bint scaled, const Shift* shift, real* x, Across* tile,
                             vreal* ties) noexcept nogil:
-    """p and f of the tile's elements, and the weights in place of them if they are the result."""
     cdef Shift[COLS] s
-    cdef vreal[4] x, p, f
+    cdef vreal[4] e, p, f
+    cdef vreal total, lost, moment
+    cdef Py_ssize_t l, at
+    cdef int a, c
+    for c in range(COLS):
+        s[c] = shift[c]
+    for l in range(WIDTH):
+        for c in range(COLS):
+            at = l * WIDTH + c * LANES
+            for a in range(4):
+                e[a] = load(x + at + a * WIDTH * WIDTH)
+            weigh4(e, &s[c], False, scaled, p, f)
+            if result == SOFTMAX:
+                for a in range(4):
+                    store(x + at + a * WIDTH * WIDTH, fma_(p[a], f[a], f[a]))
+            else:
+                weigh_others(result, &s[c], e, f, &ties[c])
+            if result == ENTROPY:
+                moment = fill(0)
+                for a in range(4):
+                    moment = fma_(fma_(p[a], f[a], f[a]), score_below_top(&s[c], e[a], scaled), moment)
+                tile.moments[l * COLS + c] = wide_add(tile.moments[l * COLS + c], wide_of(moment, fill(0)))
+            total = load(tile.total + at)
+            lost = load(tile.lost + at)
+            add_weights(result, &total, &lost, p, f)
+            store(tile.total + at, total)
+            store(tile.lost + at, lost)
+
+cdef inline void weigh_block(int result, bint scaled, const Shift* shift, Py_ssize_t count, real* x, Across* tile,
+                             vreal* ties) noexcept nogil:
+    """First step: p and f of the elements, and the weights in place of them if they are the result."""
+    cdef Shift[COLS] s
+    cdef vreal[4] e, p, f
     cdef Py_ssize_t step, k
     cdef int a, c
     for c in range(COLS):
         s[c] = shift[c]
-    for step in range(steps(count * WIDTH, 4 * LANES)):     # a tile has room for whole steps
+    for step in range(steps(count * WIDTH, 4 * LANES)):     # there is room for whole steps
         k = step * (4 * LANES)
         for a in range(4):
-            x[a] = load(tile.x + k + a * LANES)
-        weigh4(x, s, True, scaled, p, f)
+            e[a] = load(x + k + a * LANES)
+        weigh4(e, s, True, scaled, p, f)
         for a in range(4):
             if result == SOFTMAX:
-                store(tile.x + k + a * LANES, fma_(p[a], f[a], f[a]))
+                store(x + k + a * LANES, fma_(p[a], f[a], f[a]))
             else:
-                f[a] = keep_where(is_other(&s[a % COLS], x[a]), f[a])
+                f[a] = keep_where(is_other(&s[a % COLS], e[a]), f[a])
             store(tile.p + k + a * LANES, p[a])
             store(tile.f + k + a * LANES, f[a])
     if result != SOFTMAX:
         for k in range(count):
             for c in range(COLS):
-                ties[c] = ties[c] + keep_where(equal(load(tile.x + k * WIDTH + c * LANES), s[c].top), fill(1))
+                ties[c] = ties[c] + keep_where(equal(load(x + k * WIDTH + c * LANES), s[c].top), fill(1))
 
-cdef inline void sum_tile(int result, bint scaled, const Shift* s, Py_ssize_t count, bint single,
-                          Across* tile) noexcept nogil:
-    """Adds the tile's weights to the partial sums: element j of a row to number j modulo WIDTH."""
+cdef inline void load_weights(const Across* tile, Py_ssize_t l, int c, Py_ssize_t count, vreal* p, vreal* f) noexcept nogil:
+    """Those of elements l, l + WIDTH, ... of the block, which go into partial sum l; zeros beyond its end."""
+    cdef Py_ssize_t at = l * WIDTH + c * LANES
+    cdef int a
+    for a in range(4):
+        p[a] = fill(0)
+        f[a] = fill(0)
+        if l + a * WIDTH < count:
+            p[a] = load(tile.p + at + a * WIDTH * WIDTH)
+            f[a] = load(tile.f + at + a * WIDTH * WIDTH)
+
+cdef inline vwide moment_of(const Shift* s, bint scaled, const real* x, const Across* tile, Py_ssize_t l, int c,
+                            Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t at = l * WIDTH + c * LANES
     cdef vreal[4] p, f
-    cdef vreal total, lost, moment, score, score_lo, top_score, top_score_lo
+    cdef vreal moment = fill(0)
+    cdef int a
+    load_weights(tile, l, c, count, p, f)
+    for a in range(4):
+        if l + a * WIDTH < count:
+            moment = fma_(fma_(p[a], f[a], f[a]), score_below_top(s, load(x + at + a * WIDTH * WIDTH), scaled), moment)
+    return wide_of(moment, fill(0))
+
+cdef inline void sum_block(int result, bint scaled, const Shift* s, Py_ssize_t count, const real* x,
+                           Across* tile) noexcept nogil:
+    """Second step: element j of a row goes to partial sum j modulo WIDTH."""
+    cdef vreal[4] p, f
+    cdef vreal total, lost
     cdef Py_ssize_t l, at
-    cdef int a, c
+    cdef int c
     for l in range(min(count, <Py_ssize_t>WIDTH)):
         for c in range(COLS):
             at = l * WIDTH + c * LANES
-            moment = fill(0)
-            for a in range(4):
-                if l + a * WIDTH < count:
-                    p[a] = load(tile.p + at + a * WIDTH * WIDTH)
-                    f[a] = load(tile.f + at + a * WIDTH * WIDTH)
-                else:
-                    p[a] = fill(0)
-                    f[a] = fill(0)
-                if result == ENTROPY and l + a * WIDTH < count:
-                    scores_of(&s[c], s[c].top - s[c].center, scaled, &top_score, &top_score_lo)
-                    score = load(tile.x + at + a * WIDTH * WIDTH) - s[c].center
-                    scores_of(&s[c], vmax(s[c].limit, score), scaled, &score, &score_lo)
-                    score = (score - top_score) + (score_lo - top_score_lo)
-                    moment = fma_(fma_(p[a], f[a], f[a]), score, moment)
+            load_weights(tile, l, c, count, p, f)
             if result == ENTROPY:
-                tile.moments[l * COLS + c] = wide_add(tile.moments[l * COLS + c], wide_of(moment, fill(0)))
-            if single:
-                total = start_of(result)
-                lost = fill(0)
-            else:
-                total = load(tile.total + at)
-                lost = load(tile.lost + at)
+                tile.moments[l * COLS + c] = wide_add(tile.moments[l * COLS + c],
+                                                      moment_of(&s[c], scaled, x, tile, l, c, count))
+            total = load(tile.total + at)
+            lost = load(tile.lost + at)
             add_weights(result, &total, &lost, p, f)
-            if single:
-                tile.weights[l * COLS + c] = wide_of(total - start_of(result), lost)
-            else:
-                store(tile.total + at, total)
-                store(tile.lost + at, lost)
+            store(tile.total + at, total)
+            store(tile.lost + at, lost)
 
-cdef void weigh_and_sum(int result, bint scaled, const Shift* s, Py_ssize_t count, bint single, Across* tile,
-                        vreal* ties) noexcept nogil:
-    if result == SOFTMAX:
-        if scaled:
-            weigh_tile(SOFTMAX, True, s, count, tile, ties)
-        else:
-            weigh_tile(SOFTMAX, False, s, count, tile, ties)
-        sum_tile(SOFTMAX, False, s, count, single, tile)
-    elif result == ENTROPY:
-        weigh_tile(ENTROPY, True, s, count, tile, ties)
-        sum_tile(ENTROPY, True, s, count, single, tile)
+cdef inline void add_block(int result, bint scaled, const Shift* s, Py_ssize_t count, real* x, Across* tile,
+                           vreal* ties) noexcept nogil:
+    if count == BLOCK:
+        full_block(result, scaled, s, x, tile, ties)
     else:
-        if scaled:
-            weigh_tile(LOGSUMEXP, True, s, count, tile, ties)
+        weigh_block(result, scaled, s, count, x, tile, ties)
+        sum_block(result, scaled, s, count, x, tile)
+
+cdef void add_block_of(const Rows* rows, const Shift* s, Py_ssize_t count, real* x, Across* tile,
+                       vreal* ties) noexcept nogil:
+    # one call for each of the cases, so that the compiler makes each its own loop
+    if rows.result == SOFTMAX:
+        if rows.scaled:
+            add_block(SOFTMAX, True, s, count, x, tile, ties)
         else:
-            weigh_tile(LOGSUMEXP, False, s, count, tile, ties)
-        sum_tile(LOGSUMEXP, False, s, count, single, tile)
+            add_block(SOFTMAX, False, s, count, x, tile, ties)
+    elif rows.result == ENTROPY:
+        add_block(ENTROPY, True, s, count, x, tile, ties)
+    elif rows.scaled:
+        add_block(LOGSUMEXP, True, s, count, x, tile, ties)
+    else:
+        add_block(LOGSUMEXP, False, s, count, x, tile, ties)
 
 cdef inline void start_chunk(int result, Across* tile) noexcept nogil:
     cdef Py_ssize_t k
@@ -164,19 +217,100 @@ cdef void end_chunk(int result, Across* tile) noexcept nogil:
         tile.weights[k] = wide_add(tile.weights[k], wide_of(
             load(tile.total + k * LANES) - start_of(result), load(tile.lost + k * LANES)))
 
-cdef void tops_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, Across* tile,
-                      vreal* top) noexcept nogil:
-    cdef Py_ssize_t b, j, k, count
+# Rows that are one block need no running totals. If they have no more elements than there are partial sums, as the
+# narrowest have, each element is a partial sum, and all is done at once.
+
+cdef inline void narrow_column(int result, bint scaled, const Shift* shift, Py_ssize_t n, real* x, int c, vreal* ties,
+                               vwide_sum* sum, vwide_sum* moments) noexcept nogil:
+    cdef Shift s = shift[0]
+    cdef vreal[4] e, p, f
+    cdef Py_ssize_t turn, at
+    cdef int k
+    for turn in range(steps(n, 4)):
+        at = 4 * turn * WIDTH + c * LANES
+        for k in range(4):
+            e[k] = load(x + at + k * WIDTH)
+        weigh4(e, &s, False, scaled, p, f)
+        for k in range(4):
+            if 4 * turn + k >= n:
+                break
+            if result == SOFTMAX:
+                store(x + at + k * WIDTH, fma_(p[k], f[k], f[k]))
+            else:
+                f[k] = keep_where(is_other(&s, e[k]), f[k])
+                ties[0] = ties[0] + keep_where(equal(e[k], s.top), fill(1))
+            sum.chain[k] = wide_add(sum.chain[k], wide_of(f[k], p[k] * f[k]))
+            if result == ENTROPY:
+                moments.chain[k] = wide_add(moments.chain[k], wide_of(
+                    fma_(p[k], f[k], f[k]) * score_below_top(&s, e[k], scaled), fill(0)))
+
+cdef inline Outcome single_column(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, int c,
+                                  const Across* tile, vreal ties) noexcept nogil:
+    cdef vwide_sum sum = wide_sum_start(), moments = wide_sum_start()
+    cdef vreal[4] p, f
+    cdef Py_ssize_t turn
+    cdef int k
+    if n <= WIDTH:
+        narrow_column(result, scaled, s, n, x, c, &ties, &sum, &moments)
+    else:
+        for turn in range(WIDTH // 4):
+            for k in range(4):
+                load_weights(tile, 4 * turn + k, c, n, p, f)
+                sum.chain[k] = wide_add(sum.chain[k], sum_of_group(p, f))
+                if result == ENTROPY:
+                    moments.chain[k] = wide_add(moments.chain[k],
+                                                moment_of(s, scaled, x, tile, 4 * turn + k, c, n))
+    return outcome_of(result, s, scaled, wide_sum_end(sum), wide_sum_end(moments), ties)
+
+cdef inline void conclude_block(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, Across* tile,
+                                Outcome* outcome) noexcept nogil:
+    cdef vreal[COLS] ties
     cdef int c
     for c in range(COLS):
-        top[c] = fill(-INFINITY)
-    for b in range(steps(rows.n, BLOCK)):
-        j = b * BLOCK
-        count = min(rows.n - j, <Py_ssize_t>BLOCK)
-        fill_tile(rows, o, i, width, j, count, tile.x)
-        for k in range(count):
-            for c in range(COLS):
-                top[c] = vmax(load(tile.x + k * WIDTH + c * LANES), top[c])
+        ties[c] = fill(0)
+    if n > WIDTH:
+        weigh_block(result, scaled, s, n, x, tile, ties)
+    for c in range(COLS):
+        outcome[c] = single_column(result, scaled, &s[c], n, x, c, tile, ties[c])
+
+cdef void conclude_single(const Rows* rows, const Shift* s, real* x, Across* tile, Outcome* outcome) noexcept nogil:
+    if rows.result == SOFTMAX:
+        if rows.scaled:
+            conclude_block(SOFTMAX, True, s, rows.n, x, tile, outcome)
+        else:
+            conclude_block(SOFTMAX, False, s, rows.n, x, tile, outcome)
+    elif rows.result == ENTROPY:
+        conclude_block(ENTROPY, True, s, rows.n, x, tile, outcome)
+    elif rows.scaled:
+        conclude_block(LOGSUMEXP, True, s, rows.n, x, tile, outcome)
+    else:
+        conclude_block(LOGSUMEXP, False, s, rows.n, x, tile, outcome)
+
+cdef Outcome conclude_across(const Rows* rows, const Shift* s, int c, const Across* tile, vreal ties) noexcept nogil:
+    cdef vwide_sum sum = wide_sum_start(), moment_sum = wide_sum_start()
+    cdef vwide weights
+    cdef int l
+    for l in range(WIDTH):
+        sum.chain[l % 4] = wide_add(sum.chain[l % 4], tile.weights[l * COLS + c])
+        moment_sum.chain[l % 4] = wide_add(moment_sum.chain[l % 4], tile.moments[l * COLS + c])
+    weights = wide_sum_end(sum)
+    if rows.result == SOFTMAX:
+        return outcome_of(SOFTMAX, s, False, weights, weights, ties)
+    if rows.result == ENTROPY:
+        return outcome_of(ENTROPY, s, True, weights, wide_sum_end(moment_sum), ties)
+    return outcome_of(LOGSUMEXP, s, rows.scaled, weights, weights, ties)
+
+cdef inline void top_of_tile(const real* x, Py_ssize_t count, vreal* top) noexcept nogil:
+    cdef vreal[COLS] most
+    cdef Py_ssize_t k
+    cdef int c
+    for c in range(COLS):
+        most[c] = top[c]
+    for k in range(count):
+        for c in range(COLS):
+            most[c] = vmax(load(x + k * WIDTH + c * LANES), most[c])
+    for c in range(COLS):
+        top[c] = most[c]
 
 cdef void shifts_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const vreal* top,
                         Shift* s) noexcept nogil:
@@ -199,6 +333,8 @@ cdef void shifts_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t
 cdef bint any_special(const Rows* rows, Py_ssize_t width, const vreal* top, const Outcome* outcome) noexcept nogil:
     cdef real[WIDTH] tops, his
     cdef int c
+    if rows.result == SOFTMAX and rows.where == NULL:
+        return False
     for c in range(COLS):
         store(tops + c * LANES, top[c])
         store(his + c * LANES, outcome[c].hi)
@@ -216,89 +352,93 @@ cdef void write_scalars(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t
     for c in range(width):
         rows.y[o * rows.y_outer + (i + c) * rows.y_inner] = line[c]
 
-cdef inline Outcome conclude_across(const Rows* rows, const Shift* s, vwide* weights, vwide* moments,
-                                    vreal ties) noexcept nogil:
-    cdef vwide sum = wide_total_down(weights)
-    if rows.result == SOFTMAX:
-        return outcome_of(SOFTMAX, s, False, sum, sum, ties)
-    if rows.result == ENTROPY:
-        return outcome_of(ENTROPY, s, True, sum, wide_total_down(moments), ties)
-    return outcome_of(LOGSUMEXP, s, rows.scaled, sum, sum, ties)
-
-cdef inline void finish_columns(int result, bint scaled, const Shift* s, const Outcome* outcome, Py_ssize_t count,
-                                const real* x, real* y) noexcept nogil:
-    cdef Py_ssize_t k
-    cdef int c
-    for k in range(count):
-        for c in range(COLS):
-            store(y + k * WIDTH + c * LANES, result_of(result, &s[c], &outcome[c], scaled,
-                                                       load(x + k * WIDTH + c * LANES)))
-
-cdef void finish_tile(const Rows* rows, const Shift* s, const Outcome* outcome, Py_ssize_t count, const real* x,
-                      real* y) noexcept nogil:
-    if rows.result == SOFTMAX:
-        finish_columns(SOFTMAX, False, s, outcome, count, x, y)
-    elif rows.scaled:
-        finish_columns(LOG_SOFTMAX, True, s, outcome, count, x, y)
-    else:
-        finish_columns(LOG_SOFTMAX, False, s, outcome, count, x, y)
-
-cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Work* work) noexcept nogil:
-    cdef Py_ssize_t n = rows.n, width = min(rows.inner - i, <Py_ssize_t>WIDTH), b, j, k, count
-    cdef bint single = n <= BLOCK, keep = single or n * WIDTH <= KEEP
-    cdef bint weighs_again = rows.result == SOFTMAX and not keep
-    cdef Across* tile = work.tile
-    cdef vreal[COLS] top, ties
+cdef inline void finish_columns(int result, bint scaled, const Shift* shift, const Outcome* outcome_, Py_ssize_t count,
+                                real* x) noexcept nogil:
     cdef Shift[COLS] s
     cdef Outcome[COLS] outcome
-    cdef vwide[WIDTH] weights, moments
-    cdef real* from_
+    cdef Py_ssize_t k
     cdef int c
+    for c in range(COLS):
+        s[c] = shift[c]
+        outcome[c] = outcome_[c]
+    for k in range(count):
+        for c in range(COLS):
+            store(x + k * WIDTH + c * LANES, result_of(result, &s[c], &outcome[c], scaled,
+                                                       load(x + k * WIDTH + c * LANES)))
 
-    tops_across(rows, o, i, width, tile, top)
-    shifts_across(rows, o, i, width, top, s)
+cdef void finish_tile(const Rows* rows, const Shift* s, const Outcome* outcome, Py_ssize_t count, real* x) noexcept nogil:
+    if rows.result == SOFTMAX:
+        finish_columns(SOFTMAX, False, s, outcome, count, x)
+    elif rows.scaled:
+        finish_columns(LOG_SOFTMAX, True, s, outcome, count, x)
+    else:
+        finish_columns(LOG_SOFTMAX, False, s, outcome, count, x)
 
+cdef void sums_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Shift* s, bint keep,
+                      real* kept, Across* tile, Outcome* outcome) noexcept nogil:
+    """Rows longer than a block."""
+    cdef vreal[COLS] ties
+    cdef Py_ssize_t b, j, k, count
+    cdef real* x
+    cdef int c
     for c in range(COLS):
         ties[c] = fill(0)
     for k in range(WIDTH * COLS):
         tile.weights[k] = wide_zero()
         tile.moments[k] = wide_zero()
-    for b in range(steps(n, BLOCK)):
+    for b in range(steps(rows.n, BLOCK)):
         j = b * BLOCK
-        count = min(n - j, <Py_ssize_t>BLOCK)
-        if not single:
-            fill_tile(rows, o, i, width, j, count, tile.x)
-            if j % CHUNK == 0:
-                start_chunk(rows.result, tile)
-        weigh_and_sum(rows.result, rows.scaled, s, count, single, tile, ties)
-        if not single:
-            if rows.result == SOFTMAX and keep:
-                memcpy(work.kept + j * WIDTH, tile.x, count * WIDTH * sizeof(real))
-            if (j + BLOCK) % CHUNK == 0 or j + BLOCK >= n:
-                end_chunk(rows.result, tile)
+        count = min(rows.n - j, <Py_ssize_t>BLOCK)
+        x = kept + j * WIDTH if keep else kept
+        if not keep:
+            fill_tile(rows, o, i, width, j, count, x)
+        if j % CHUNK == 0:
+            start_chunk(rows.result, tile)
+        add_block_of(rows, s, count, x, tile, ties)
+        if (j + BLOCK) % CHUNK == 0 or j + BLOCK >= rows.n:
+            end_chunk(rows.result, tile)
     for c in range(COLS):
-        for k in range(WIDTH):
-            weights[k] = tile.weights[k * COLS + c]
-            if rows.result == ENTROPY:
-                moments[k] = tile.moments[k * COLS + c]
-        outcome[c] = conclude_across(rows, &s[c], weights, moments, ties[c])
+        outcome[c] = conclude_across(rows, &s[c], c, tile, ties[c])
+
+cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Work* work) noexcept nogil:
+    """The rows in columns i to i + width."""
+    cdef bint keep = rows.n * WIDTH <= KEEP
+    cdef vreal[COLS] top, ties
+    cdef Shift[COLS] s
+    cdef Outcome[COLS] outcome
+    cdef Py_ssize_t b, j, count
+    cdef real* x
+    cdef int c
+    for c in range(COLS):
+        top[c] = fill(-INFINITY)
+        ties[c] = fill(0)
+    for b in range(steps(rows.n, BLOCK)):
+        j = b * BLOCK
+        count = min(rows.n - j, <Py_ssize_t>BLOCK)
+        x = work.kept + j * WIDTH if keep else work.kept
+        fill_tile(rows, o, i, width, j, count, x)
+        top_of_tile(x, count, top)
+    shifts_across(rows, o, i, width, top, s)
+
+    if rows.n <= BLOCK:
+        conclude_single(rows, s, work.kept, work.tile, outcome)
+    else:
+        sums_across(rows, o, i, width, s, keep, work.kept, work.tile, outcome)
     if any_special(rows, width, top, outcome):
-        for k in range(width):
-            row_along(rows, o, i + k, work)
+        for j in range(i, i + width):
+            row_along(rows, o * rows.inner + j, top_of_row(rows, o, j, work), o * rows.inner + j, work)
         return
     if rows.result == LOGSUMEXP or rows.result == ENTROPY:
         write_scalars(rows, o, i, width, outcome)
         return
 
-    for b in range(steps(n, BLOCK)):
+    for b in range(steps(rows.n, BLOCK)):
         j = b * BLOCK
-        count = min(n - j, <Py_ssize_t>BLOCK)
-        from_ = tile.x
-        if rows.result == SOFTMAX and keep and not single:
-            from_ = work.kept + j * WIDTH
-        elif not single:
-            fill_tile(rows, o, i, width, j, count, tile.x)
-            if weighs_again:
-                weigh_and_sum(SOFTMAX, rows.scaled, s, count, False, tile, ties)
-        finish_tile(rows, s, outcome, count, from_, tile.x)
-        empty_tile(rows, o, i, width, j, count, tile.x)
+        count = min(rows.n - j, <Py_ssize_t>BLOCK)
+        x = work.kept + j * WIDTH if keep else work.kept
+        if not keep:
+            fill_tile(rows, o, i, width, j, count, x)
+            if rows.result == SOFTMAX:
+                add_block_of(rows, s, count, x, work.tile, ties)        # for the weights: the sums are known
+        finish_tile(rows, s, outcome, count, x)
+        empty_tile(rows, o, i, width, j, count, x)

@@ -57,12 +57,13 @@ cdef real largest(const elem* x, Py_ssize_t count) noexcept nogil:
         top[1] = vmax(load_elem(x), top[1])
     return hmax(vmax(vmax(top[0], top[1]), vmax(top[2], top[3])))
 
-cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* x, Py_ssize_t count,
-                       real* kept, Py_ssize_t ahead, Sums* sums) noexcept nogil:
-    """Adds a chunk of elements to `sums`; keeps the weights if they are the result."""
+cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* x, Py_ssize_t count, Py_ssize_t n,
+                       real* kept, const elem* ahead, Sums* sums) noexcept nogil:
+    """Adds a chunk of a row of n elements to `sums`; keeps the weights if they are the result. `ahead`: elements that will
+    be wanted soon, or NULL."""
     cdef vreal[COLS] total, lost, ties
     cdef vreal[4] e, p, f
-    cdef vreal score, score_lo, top_score, top_score_lo, moment
+    cdef vreal moment
     cdef Shift s = shift[0]
     cdef elem[GROUP] buffer
     cdef const elem* group
@@ -72,15 +73,14 @@ cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* 
         total[v] = start_of(result)
         lost[v] = fill(0)
         ties[v] = fill(0)
-    scores_of(&s, s.top - s.center, scaled, &top_score, &top_score_lo)
     for g in range(steps(count, GROUP)):
         k = g * GROUP
         group = x + k
         if count - k < GROUP:
             group = full_group(group, count - k, buffer)
-        elif ahead:
+        elif ahead != NULL:
             for a in range(GROUP * <int>sizeof(elem) // 64):
-                prefetch(<const char*>(group + ahead) + 64 * a)
+                prefetch(<const char*>(ahead + k) + 64 * a)
         for v in range(COLS):
             for a in range(4):
                 e[a] = load_elem(group + (a * COLS + v) * LANES)
@@ -95,29 +95,31 @@ cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* 
             if result == ENTROPY:
                 moment = fill(0)
                 for a in range(4):
-                    scores_of(&s, vmax(s.limit, e[a] - s.center), scaled, &score, &score_lo)
-                    score = (score - top_score) + (score_lo - top_score_lo)
-                    moment = fma_(fma_(p[a], f[a], f[a]), score, moment)
+                    moment = fma_(fma_(p[a], f[a], f[a]), score_below_top(&s, e[a], scaled), moment)
                 sums.moments[v] = wide_add(sums.moments[v], wide_of(moment, fill(0)))
-            add_weights(result, &total[v], &lost[v], p, f)
+            if n <= GROUP:
+                sums.weights[v] = sum_of_group(p, f)
+            else:
+                add_weights(result, &total[v], &lost[v], p, f)
     for v in range(COLS):
-        sums.weights[v] = wide_add(sums.weights[v], wide_of(total[v] - start_of(result), lost[v]))
         sums.ties[v] = sums.ties[v] + ties[v]
+        if not (n <= GROUP):
+            sums.weights[v] = wide_add(sums.weights[v], wide_of(total[v] - start_of(result), lost[v]))
 
-cdef void weigh_chunk(int result, bint scaled, const Shift* s, const elem* x, Py_ssize_t count,
-                      real* kept, Py_ssize_t ahead, Sums* sums) noexcept nogil:
+cdef void weigh_chunk(int result, bint scaled, const Shift* s, const elem* x, Py_ssize_t count, Py_ssize_t n,
+                      real* kept, const elem* ahead, Sums* sums) noexcept nogil:
     # one call for each of the cases, so that the compiler makes each its own loop
     if result == SOFTMAX:
         if scaled:
-            weigh(SOFTMAX, s, True, x, count, kept, ahead, sums)
+            weigh(SOFTMAX, s, True, x, count, n, kept, ahead, sums)
         else:
-            weigh(SOFTMAX, s, False, x, count, kept, ahead, sums)
+            weigh(SOFTMAX, s, False, x, count, n, kept, ahead, sums)
     elif result == ENTROPY:
-        weigh(ENTROPY, s, True, x, count, kept, ahead, sums)
+        weigh(ENTROPY, s, True, x, count, n, kept, ahead, sums)
     elif scaled:
-        weigh(LOGSUMEXP, s, True, x, count, kept, ahead, sums)
+        weigh(LOGSUMEXP, s, True, x, count, n, kept, ahead, sums)
     else:
-        weigh(LOGSUMEXP, s, False, x, count, kept, ahead, sums)
+        weigh(LOGSUMEXP, s, False, x, count, n, kept, ahead, sums)
 
 cdef void clear_elements(elem* y, Py_ssize_t stride, Py_ssize_t count) noexcept nogil:
     """Zeros, whose bits are zero in every element type."""
@@ -197,8 +199,9 @@ cdef inline real top_of_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_s
     return largest(fetch(rows, o, i, start, count, work.elements), count)
 
 cdef inline void sum_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start, Py_ssize_t count,
-                           const Shift* s, real* kept, Py_ssize_t ahead, const Work* work, Sums* sums) noexcept nogil:
-    weigh_chunk(rows.result, rows.scaled, s, fetch(rows, o, i, start, count, work.elements), count, kept, ahead, sums)
+                           const Shift* s, real* kept, const elem* ahead, const Work* work, Sums* sums) noexcept nogil:
+    weigh_chunk(rows.result, rows.scaled, s, fetch(rows, o, i, start, count, work.elements), count,
+                row_length(rows, i), kept, ahead, sums)
 
 cdef inline void write_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start, Py_ssize_t count,
                              const Shift* s, const Outcome* outcome, real* kept, bint keep,
@@ -210,7 +213,7 @@ cdef inline void write_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ss
         x = fetch(rows, o, i, start, count, work.elements)
     if rows.result == SOFTMAX and not keep:
         clear(&unused)
-        weigh_chunk(SOFTMAX, rows.scaled, s, x, count, kept, 0, &unused)
+        weigh_chunk(SOFTMAX, rows.scaled, s, x, count, rows.n, kept, NULL, &unused)
     finish_chunk(rows.result, rows.scaled, s, outcome, kept, x, y, rows.y_n, count, rows.streamed)
 
 cdef Outcome conclude(const Rows* rows, const Shift* s, Sums* sums) noexcept nogil:
@@ -272,35 +275,45 @@ cdef bint write_if_scalar(const Rows* rows, Py_ssize_t o, Py_ssize_t i, real top
         return True
     return False
 
-cdef void row_along(const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Work* work) noexcept nogil:
-    cdef Py_ssize_t n = row_length(rows, i), chunk, start, ahead = 0
-    cdef bint keep = n <= KEEP
+cdef real top_of_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Work* work) noexcept nogil:
+    cdef Py_ssize_t n = row_length(rows, i), chunk, start
     cdef real top = -INFINITY
+    for chunk in range(steps(n, CHUNK)):
+        start = chunk * CHUNK
+        top = max(top, top_of_chunk(rows, o, i, start, min(n - start, CHUNK), work))
+    return top
+
+cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_row, const Work* work) noexcept nogil:
+    """Row r, whose largest element is `top`. Returns that of next_row: finding it here, before the results of row r
+    are written, gives the processor something to do while it waits for the row's sum, and brings the next row near."""
+    cdef Py_ssize_t o = r // rows.inner, i = r % rows.inner
+    cdef Py_ssize_t n = row_length(rows, i), chunk, start
+    cdef const elem* ahead = NULL
+    cdef bint keep = n <= KEEP
+    cdef real next_top = -INFINITY
     cdef real* kept
-    cdef elem* y
     cdef Shift s
     cdef Sums sums
     cdef Outcome outcome
     if n < rows.n:
-        y = rows.y + o * rows.y_outer + i * rows.y_inner
-        clear_elements(y + n * rows.y_n, rows.y_n, rows.n - n)
-        if n == 0:
-            return
-    if rows.streamed and rows.x_n == 1:
-        ahead = rows.x_inner if rows.inner > 1 else rows.x_outer
-    for chunk in range(steps(n, CHUNK)):
-        start = chunk * CHUNK
-        top = max(top, top_of_chunk(rows, o, i, start, min(n - start, CHUNK), work))
-    s = shift_of(rows, o, i, top)
-    clear(&sums)
-    for chunk in range(steps(n, CHUNK)):
-        start = chunk * CHUNK
-        kept = work.kept + start if keep else work.kept
-        sum_chunk(rows, o, i, start, min(n - start, CHUNK), &s, kept, ahead, work, &sums)
-    outcome = conclude(rows, &s, &sums)
-    if write_if_scalar(rows, o, i, top, &outcome):
-        return
+        clear_elements(rows.y + o * rows.y_outer + i * rows.y_inner + n * rows.y_n, rows.y_n, rows.n - n)
+    if n > 0:
+        if rows.streamed and rows.x_n == 1 and next_row != r:
+            ahead = rows.x + next_row // rows.inner * rows.x_outer + next_row % rows.inner * rows.x_inner
+        s = shift_of(rows, o, i, top)
+        clear(&sums)
+        for chunk in range(steps(n, CHUNK)):
+            start = chunk * CHUNK
+            kept = work.kept + start if keep else work.kept
+            sum_chunk(rows, o, i, start, min(n - start, CHUNK), &s, kept,
+                      NULL if ahead == NULL else ahead + start, work, &sums)
+        outcome = conclude(rows, &s, &sums)
+    if next_row != r:
+        next_top = top_of_row(rows, next_row // rows.inner, next_row % rows.inner, work)
+    if n == 0 or write_if_scalar(rows, o, i, top, &outcome):
+        return next_top
     for chunk in range(steps(n, CHUNK)):
         start = chunk * CHUNK
         kept = work.kept + start if keep else work.kept
         write_chunk(rows, o, i, start, min(n - start, CHUNK), &s, &outcome, kept, keep, work)
+    return next_top

@@ -26,7 +26,10 @@ def causal_mask(elem[:, :, :] scores, Py_ssize_t offset, double value, int threa
         start = turn * slice_
         stop = min(start + slice_, tasks)
         with nogil:
-            for r in prange(start, stop, num_threads=threads, schedule="dynamic", chunksize=16,
-                            use_threads_if=threads > 1):
-                mask_row(scores, r, offset, with_)
+            if threads == 1:
+                for r in range(start, stop):
+                    mask_row(scores, r, offset, with_)
+            else:
+                for r in prange(start, stop, num_threads=threads, schedule="dynamic", chunksize=16):
+                    mask_row(scores, r, offset, with_)
         PyErr_CheckSignals()

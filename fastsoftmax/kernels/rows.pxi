@@ -10,7 +10,7 @@
 
 cdef enum:
     TASK = 1 << 14          # elements: what one thread takes at a time, some microseconds of work
-    SLICE = 1 << 26         # elements: what is computed between two looks for an interrupt
+    SLICE = 1 << 24         # elements: what is computed between two looks for an interrupt
     SPLIT = 1 << 15         # elements: rows from here on may be shared by threads
     CHUNK = 4096            # elements: what is summed up before digits are moved to wide sums; in the L1 cache
     BLOCK = GROUP           # elements of each row of a tile
@@ -25,6 +25,7 @@ cdef struct Rows:
     int result
     bint scaled                                     # is there a temperature
     bint streamed                                   # results go past the caches
+    Py_ssize_t lead                                 # elements by which the first tile is narrower, to align the others
     bint causal                                     # row i sees the first i + offset + 1 elements
     Py_ssize_t offset
     Py_ssize_t outer, n, inner
@@ -130,6 +131,17 @@ cdef inline void add_weights(int result, vreal* total, vreal* lost, const vreal*
         add_exactly(result, total, lost, f[a])
     add_exactly(result, total, lost, fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0]))))
 
+cdef inline vwide sum_of_group(const vreal* p, const vreal* f) noexcept nogil:
+    """The sum of a row that is one group."""
+    cdef vreal pf = fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0])))
+    return wide_add(wide_add(wide_of(f[0], f[1]), wide_of(f[2], f[3])), wide_of(pf, fill(0)))
+
+cdef inline vreal score_below_top(const Shift* s, vreal x, bint scaled) noexcept nogil:
+    cdef vreal score, score_lo, top, top_lo
+    scores_of(s, s.top - s.center, scaled, &top, &top_lo)
+    scores_of(s, vmax(s.limit, x - s.center), scaled, &score, &score_lo)
+    return (score - top) + (score_lo - top_lo)
+
 # What a row's elements add up to. `weights` leaves out the largest ones where the result is a logarithm: log1p
 # of the others' sum keeps its digits when that sum is small.
 cdef struct Sums:
@@ -171,7 +183,7 @@ cdef inline Outcome outcome_of(int result, const Shift* s, bint scaled, vwide we
     scores_of(s, s.top, scaled, &score, &score_lo)
     if result == ENTROPY:
         moments = wide_divide(wide_divide(moments, of_top), wide_add(wide_of(fill(1), zero), others))
-        wide_split_sum(zero, zero, wide_add(wide_log1p(others), wide_negative(moments)), &outcome.hi, &outcome.lo)
+        wide_split_sum(zero, zero, wide_subtract(wide_log1p(others), moments), &outcome.hi, &outcome.lo)
     else:
         wide_split_sum(score, score_lo, wide_log1p(others), &outcome.hi, &outcome.lo)
     return outcome
@@ -185,7 +197,6 @@ cdef inline vreal result_of(int result, const Shift* s, const Outcome* outcome, 
     return (score - outcome.hi) + (score_lo - outcome.lo)
 
 cdef struct Across:                             # one thread's tile
-    real[BLOCK * WIDTH] x                       # elements, then weights, then results
     real[BLOCK * WIDTH] p                       # weights are f + p * f
     real[BLOCK * WIDTH] f
     real[WIDTH * WIDTH] total                   # running sums, a line for each partial sum: see add_weights
@@ -194,6 +205,6 @@ cdef struct Across:                             # one thread's tile
     vwide[WIDTH * COLS] moments
 
 cdef struct Work:                               # one thread's buffers
-    real* kept                                  # weights of a row, or of a tile's rows
+    real* kept                                  # weights of a row; elements, then weights, of a tile's rows
     elem* elements                              # CHUNK elements of a row with gaps
     Across* tile

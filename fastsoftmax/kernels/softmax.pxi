@@ -2,21 +2,34 @@
 
 cdef void along_task(const Rows* rows, Py_ssize_t task, Py_ssize_t rows_a_task, const Work* work) noexcept nogil:
     cdef fp_state state = fp_enter()
-    cdef Py_ssize_t r, first_row = task * rows_a_task
-    for r in range(first_row, min(first_row + rows_a_task, rows.outer * rows.inner)):
-        row_along(rows, r // rows.inner, r % rows.inner, work)
+    cdef Py_ssize_t first_row = task * rows_a_task, r
+    cdef Py_ssize_t last_row = min(first_row + rows_a_task, rows.outer * rows.inner) - 1
+    cdef real top = top_of_row(rows, first_row // rows.inner, first_row % rows.inner, work)
+    for r in range(first_row, last_row + 1):
+        top = row_along(rows, r, top, min(r + 1, last_row), work)
     if rows.streamed:
         stream_end()
     fp_leave(state)
 
 cdef void across_task(const Rows* rows, Py_ssize_t task, Py_ssize_t tiles_a_task, const Work* work) noexcept nogil:
     cdef fp_state state = fp_enter()
-    cdef Py_ssize_t t, first_tile = task * tiles_a_task, tiles = steps(rows.inner, WIDTH)
+    cdef Py_ssize_t t, start, stop, first_tile = task * tiles_a_task, tiles = tiles_of(rows)
     for t in range(first_tile, min(first_tile + tiles_a_task, rows.outer * tiles)):
-        rows_across(rows, t // tiles, t % tiles * WIDTH, work)
+        start = max(t % tiles * WIDTH - rows.lead, 0)
+        stop = min((t % tiles + 1) * WIDTH - rows.lead, rows.inner)
+        rows_across(rows, t // tiles, start, stop - start, work)
     if rows.streamed:
         stream_end()
     fp_leave(state)
+
+cdef inline Py_ssize_t tiles_of(const Rows* rows) noexcept nogil:
+    return steps(rows.inner + rows.lead, WIDTH)
+
+cdef void some_rows(const Rows* rows, bint across, Py_ssize_t task, Py_ssize_t size, const Work* work) noexcept nogil:
+    if across:
+        across_task(rows, task, size, work)
+    else:
+        along_task(rows, task, size, work)
 
 # One long row, shared by threads: the passes of row_along, a task a chunk.
 cdef struct LongRow:
@@ -36,7 +49,7 @@ cdef void long_row_task(int phase, const Rows* rows, const LongRow* row, Py_ssiz
         row.tops[task] = top_of_chunk(rows, row.o, row.i, start, count, work)
     elif phase == 2:
         clear(&row.sums[task])
-        sum_chunk(rows, row.o, row.i, start, count, &row.shift, kept, 0, work, &row.sums[task])
+        sum_chunk(rows, row.o, row.i, start, count, &row.shift, kept, NULL, work, &row.sums[task])
     else:
         write_chunk(rows, row.o, row.i, start, count, &row.shift, &row.outcome, kept, row.keep, work)
         if rows.streamed:
@@ -80,7 +93,7 @@ cdef class Scratch:
     cdef Work* works
 
     def __cinit__(self, int threads, Py_ssize_t kept, bint shared, bint tiles):
-        cdef Py_ssize_t kept_bytes = (kept + 4 * GROUP) * sizeof(real) + 63 & ~63
+        cdef Py_ssize_t kept_bytes = (kept + BLOCK * WIDTH) * sizeof(real) + 63 & ~63
         cdef Py_ssize_t elements_bytes = (CHUNK + GROUP) * sizeof(elem) + 63 & ~63
         cdef Py_ssize_t tile_bytes = sizeof(Across) + 63 & ~63 if tiles else 0
         cdef Py_ssize_t works_bytes = threads * sizeof(Work) + 63 & ~63
@@ -111,6 +124,7 @@ cdef Rows describe(int result, const elem[:, :, :] x, elem[:, :, :] y, const dou
     rows.causal = offset is not None
     rows.offset = offset if rows.causal else 0
     rows.streamed = streamed and sizeof(elem) == sizeof(real)
+    rows.lead = 0
     rows.outer, rows.n, rows.inner = x.shape[0], x.shape[1], x.shape[2]
     rows.x = &x[0, 0, 0]
     rows.x_outer, rows.x_n, rows.x_inner = (
@@ -168,8 +182,12 @@ cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) exc
                 start = turn * (SLICE // CHUNK)
                 stop = min(start + SLICE // CHUNK, tasks)
                 with nogil:
-                    for t in prange(start, stop, num_threads=threads, schedule="static", use_threads_if=threads > 1):
-                        long_row_task(phase, rows, &row, t, &works[threadid()])
+                    if threads == 1:
+                        for t in range(start, stop):
+                            long_row_task(phase, rows, &row, t, works)
+                    else:
+                        for t in prange(start, stop, num_threads=threads, schedule="static"):
+                            long_row_task(phase, rows, &row, t, &works[threadid()])
                 PyErr_CheckSignals()
             if phase < 3 and not long_row_between(phase, rows, &row):
                 break
@@ -184,8 +202,10 @@ cdef int compute(Rows* rows, int threads) except -1:
     cdef Scratch scratch
     cdef Work* works
     if across:
-        row_size, row_count = rows.n * WIDTH, rows.outer * steps(rows.inner, WIDTH)
-        scratch = Scratch(threads, row_size if row_size <= KEEP else max(rows.n, CHUNK), False, True)
+        if rows.streamed and rows.y_inner == 1:
+            rows.lead = <Py_ssize_t>(<size_t>rows.y // sizeof(elem)) % WIDTH
+        row_size, row_count = rows.n * WIDTH, rows.outer * tiles_of(rows)
+        scratch = Scratch(threads, row_size if row_size <= KEEP else max(min(rows.n, <Py_ssize_t>KEEP), CHUNK), False, True)
     else:
         row_size, row_count = rows.n, rows.outer * rows.inner
         if rows.n >= SLICE or (threads > 1 and rows.n >= SPLIT and row_count < 4 * threads):
@@ -201,12 +221,12 @@ cdef int compute(Rows* rows, int threads) except -1:
         start = turn * slice_
         stop = min(start + slice_, tasks)
         with nogil:
-            if across:
-                for t in prange(start, stop, num_threads=threads, schedule="dynamic", use_threads_if=threads > 1):
-                    across_task(rows, t, size, &works[threadid()])
+            if threads == 1:
+                for t in range(start, stop):
+                    some_rows(rows, across, t, size, works)
             else:
-                for t in prange(start, stop, num_threads=threads, schedule="dynamic", use_threads_if=threads > 1):
-                    along_task(rows, t, size, &works[threadid()])
+                for t in prange(start, stop, num_threads=threads, schedule="dynamic"):
+                    some_rows(rows, across, t, size, &works[threadid()])
         PyErr_CheckSignals()
     return 0
 
@@ -231,7 +251,7 @@ cdef enum:
 cdef void compute_small(const Rows* rows) noexcept nogil:
     cdef Work work
     cdef Across tile
-    cdef real[SMALL + 4 * GROUP] kept
+    cdef real[SMALL + BLOCK * WIDTH] kept       # a tile's last block may be filled beyond its end
     cdef elem[SMALL] elements
     work.kept = kept
     work.tile = &tile

@@ -45,13 +45,16 @@ cdef extern from "vec.h" nogil:
     vwide wide_zero() noexcept
     vwide wide_of(vreal, vreal) noexcept
     vwide wide_add(vwide, vwide) noexcept
-    vwide wide_negative(vwide) noexcept
+    vwide wide_subtract(vwide, vwide) noexcept
     vwide wide_divide(vwide, vwide) noexcept
     vwide wide_log1p(vwide) noexcept
     void wide_split(vwide, vreal*, vreal*) noexcept
     void wide_split_sum(vreal, vreal, vwide, vreal*, vreal*) noexcept
-    vwide wide_total(vwide*) noexcept
-    vwide wide_total_down(vwide*) noexcept
+    vwide wide_total(const vwide*) noexcept
+    ctypedef struct vwide_sum:
+        vwide[4] chain
+    vwide_sum wide_sum_start() noexcept
+    vwide wide_sum_end(vwide_sum) noexcept
 
     fp_state fp_enter() noexcept
     void fp_leave(fp_state) noexcept

@@ -6,6 +6,9 @@
 #if REAL_BITS == 32
 WORD vreal fma_(vreal a, vreal b, vreal c) { return (vreal)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 WORD vreal fnma(vreal a, vreal b, vreal c) { return (vreal)vfmsq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+WORD float64x2_t widen_low(vreal a) { return vcvt_f64_f32(vget_low_f32((float32x4_t)a)); }
+WORD float64x2_t widen_high(vreal a) { return vcvt_high_f64_f32((float32x4_t)a); }
+WORD vreal narrow(float64x2_t low, float64x2_t high) { return (vreal)vcvt_high_f32_f64(vcvt_f32_f64(low), high); }
 #else
 WORD vreal fma_(vreal a, vreal b, vreal c) { return (vreal)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
 WORD vreal fnma(vreal a, vreal b, vreal c) { return (vreal)vfmsq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }

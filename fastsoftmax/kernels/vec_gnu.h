@@ -27,17 +27,6 @@ WORD vreal keep_where(vmask m, vreal a) { return (vreal)(m & (vint)a); }      /*
 WORD vint choose_bits(vmask m, vint a, vint b) { return (m & a) | (~m & b); }
 WORD vreal choose(vmask m, vreal a, vreal b) { return (vreal)choose_bits(m, (vint)a, (vint)b); }
 
-/* The largest lane; no lane may be NaN. */
-WORD real hmax(vreal a)
-{
-    real lane[LANES];
-    store(lane, a);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++)
-            lane[i] = lane[i + half] > lane[i] ? lane[i + half] : lane[i];
-    return lane[0];
-}
-
 #if LANES == 2
 #define LANE_NUMBERS {0, 1}
 #elif LANES == 4
@@ -59,6 +48,28 @@ WORD vreal shuffle_pair(vreal a, vreal b, vint order)
 #else
 #define shuffle_pair(a, b, order) __builtin_shuffle(a, b, order)
 #endif
+
+/* The largest lane; no lane may be NaN. Each instruction set has its vmax after this header. */
+WORD vreal vmax(vreal a, vreal b);
+WORD vreal exchange_reals(vreal a, const int distance)
+{
+    const vint lane = LANE_NUMBERS;
+    return shuffle_pair(a, a, lane ^ distance);
+}
+WORD real hmax(vreal a)
+{
+#if LANES > 8
+    a = vmax(a, exchange_reals(a, 8));
+#endif
+#if LANES > 4
+    a = vmax(a, exchange_reals(a, 4));
+#endif
+#if LANES > 2
+    a = vmax(a, exchange_reals(a, 2));
+#endif
+    a = vmax(a, exchange_reals(a, 1));
+    return a[0];
+}
 
 /* One step of a transposition: the off-diagonal blocks of s lanes and rows change places. */
 WORD void exchange_blocks(vreal *rows, const int s)
