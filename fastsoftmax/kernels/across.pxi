@@ -17,10 +17,12 @@ cdef void fill_tile(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t wid
             prefetch(x + k * x_n + 2 * WIDTH)       # each line is on a page of its own: no hardware does this
             for c in range(COLS):
                 store(tile + k * WIDTH + c * LANES, load_elem(x + k * x_n + c * LANES))
-    elif where == NULL and width == WIDTH and x_n == 1 and count >= LANES:
+    elif where == NULL and width == WIDTH and x_n == 1 and (
+            count >= LANES or (x_inner > 0 and i + WIDTH + LANES <= rows.inner)):
+        # the last square overlaps the one before; where there is none before, it reads into the rows below
         for c in range(COLS):
             for b in range(steps(count, LANES)):
-                block = min(b * LANES, count - LANES)           # the last square overlaps the one before
+                block = max(min(b * LANES, count - LANES), 0)
                 for r in range(LANES):
                     square[r] = load_elem(x + (c * LANES + r) * x_inner + block)
                 transpose(square)
@@ -65,6 +67,18 @@ cdef void empty_tile(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t wi
                 transpose(square)
                 for r in range(LANES):
                     store_elem(y + (c * LANES + r) * y_inner + block, square[r])
+    elif width == WIDTH and y_n == 1 and y_inner == count:
+        # rows narrower than a register, from the first to the last: what goes beyond one is overwritten by the next
+        for c in range(COLS):
+            for r in range(LANES):
+                square[r] = load(tile + r * WIDTH + c * LANES)
+            transpose(square)
+            for r in range(LANES):
+                if (c * LANES + r) * count + LANES <= WIDTH * count:
+                    store_elem(y + (c * LANES + r) * count, square[r])
+                else:
+                    store_elem(line, square[r])
+                    put(y + (c * LANES + r) * count, 1, line, count)
     else:
         for k in range(count):
             for c in range(COLS):

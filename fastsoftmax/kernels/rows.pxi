@@ -14,6 +14,7 @@ cdef enum:
     SPLIT = 1 << 15         # elements: rows from here on may be shared by threads
     CHUNK = 4096            # elements: what is summed up before digits are moved to wide sums; in the L1 cache
     BLOCK = GROUP           # elements of each row of a tile
+    NARROW = 3 * GROUP      # elements: contiguous rows up to this go across, if there are enough of them
     KEEP = 1 << 20          # reals: up to this, a row's weights are kept; beyond, computed twice
     # results of a row
     SOFTMAX = 0

@@ -155,7 +155,7 @@ cdef void outer_to_inner(Rows* rows) noexcept nogil:
 
 cdef inline bint goes_across(const Rows* rows) noexcept nogil:
     return (not rows.causal and 2 * rows.inner >= WIDTH
-            and (rows.n <= BLOCK or (rows.x_inner == 1 and rows.x_n != 1)))
+            and (rows.n <= NARROW or (rows.x_inner == 1 and rows.x_n != 1)))
 
 cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) except -1:
     cdef LongRow row
