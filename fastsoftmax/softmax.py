@@ -91,7 +91,7 @@ def softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None, out=None):
     >>> softmax(np.array([3.0, 2.0, np.nan]), where=[True, True, False]).round(3)
     array([0.731, 0.269, 0.   ])
     """
-    if where is None and dtype is None:
+    if where is None and dtype is None and temperature is not None:
         y = _front.contiguous(SOFTMAX, x, axis, temperature, out)
         if y is not None:
             return y
@@ -130,7 +130,7 @@ def log_softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None, out=No
     >>> log_softmax(np.array([0.0, -20.0]))
     array([-2.06115362e-09, -2.00000000e+01])
     """
-    if where is None and dtype is None:
+    if where is None and dtype is None and temperature is not None:
         y = _front.contiguous(LOG_SOFTMAX, x, axis, temperature, out)
         if y is not None:
             return y
@@ -219,7 +219,7 @@ def softmax_entropy(x, axis=None, *, temperature=1.0, where=None):
     >>> softmax_entropy(np.array([[1.0, 1.0], [9.0, 0.0]]), axis=-1).round(4)
     array([0.6931, 0.0012])
     """
-    if where is None:
+    if where is None and temperature is not None:
         y = _front.contiguous(ENTROPY, x, axis, temperature, None)
         if y is not None:
             return y

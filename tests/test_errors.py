@@ -96,13 +96,14 @@ def test_temperature(f):
         refuses(ValueError, "temperature", f, X, 1, temperature=bad)
     for bad in (np.ones(2), np.ones((3, 1)), np.ones(3), np.ones((1, 2, 1))):  # does not fit, or varies along the row
         refuses(ValueError, "temperature", f, X, 1, temperature=bad)
-    for bad in ("1", 1j, [object()]):
+    for bad in ("1", 1j, [object()], None):
         refuses(TypeError, "temperature", f, X, 1, temperature=bad)
 
 
 def test_temperature_of_causal_softmax():
     for bad in (0, -1, np.nan, np.inf, np.ones(3), np.zeros((2, 1))):
         refuses(ValueError, "temperature", causal_softmax, X, temperature=bad)
+    refuses(TypeError, "temperature", causal_softmax, X, temperature=None)
 
 
 @pytest.mark.parametrize("f", REDUCING, **by_name)
