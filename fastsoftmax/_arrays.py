@@ -28,10 +28,11 @@ def native(dtype):
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
-def as_array(x, name):
+def as_array(x, name, instead_of_masked=None):
     """x as a plain ndarray of numbers."""
     if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array; pass {name}.data and where=~{name}.mask instead")
+        instead = instead_of_masked or f"{name}.data and where=~{name}.mask"
+        raise TypeError(f"{name} is a masked array; pass {instead} instead")
     array = np.asarray(x)
     if array.dtype.kind not in "biufc" and tag(array.dtype) is None:
         raise TypeError(f"{name} must be an array of numbers, got dtype {array.dtype}")

@@ -319,7 +319,9 @@ def causal_mask_(scores, *, offset=0, fill_value=-math.inf):
     array([[  0.,   0., -inf],
            [  0.,   0.,   0.]])
     """
-    if isinstance(scores, np.ma.MaskedArray) or not isinstance(scores, np.ndarray):
+    if isinstance(scores, np.ma.MaskedArray):
+        raise TypeError("scores is a masked array; pass scores.data, which is then changed in place")
+    if not isinstance(scores, np.ndarray):
         raise TypeError(f"scores must be an ndarray, since it is changed in place; got {type(scores).__name__}")
     x = _as_matrices(scores)
     if x.dtype.kind not in "fc" and _arrays.tag(x.dtype) is None:
@@ -425,7 +427,7 @@ def _deliver(y, final, out):
 
 
 def _as_matrices(scores):
-    x = _arrays.as_array(scores, "scores")
+    x = _arrays.as_array(scores, "scores", instead_of_masked="scores.filled(-inf)")
     if x.ndim < 2:
         raise ValueError(f"scores must have at least two dimensions (..., queries, keys), got shape {x.shape}")
     return x
