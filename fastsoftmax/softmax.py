@@ -3,10 +3,17 @@
 import math
 import operator
 import os
+from typing import Any, Literal, SupportsIndex, TypeVar, overload
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastsoftmax import _arrays, _dispatch, _front, _threads, reference
+
+# For type checkers a result is an array, though a 0-d one is a scalar; that of a reduction is Any, as in NumPy's stubs.
+Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
+Array = NDArray[Any]
+Scores = TypeVar("Scores", bound=Array)
 
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, ENTROPY = range(4)
 _REFERENCE = (reference.softmax, reference.log_softmax, reference.logsumexp, reference.softmax_entropy)
@@ -25,7 +32,8 @@ _STREAM_FROM = _stream_from()
 _front.configure(_threads.threads_for, _STREAM_FROM)
 
 
-def softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None, out=None):
+def softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, where: ArrayLike | None = None,
+            dtype: DTypeLike | None = None, out: Array | None = None) -> Array:
     """Turn scores into weights that are positive and sum to one: ``exp(x / temperature) / sum(exp(x / temperature))``.
 
     Parameters
@@ -98,7 +106,8 @@ def softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None, out=None):
     return _elementwise(SOFTMAX, x, axis, temperature, where, dtype, out)
 
 
-def log_softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None, out=None):
+def log_softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, where: ArrayLike | None = None,
+                dtype: DTypeLike | None = None, out: Array | None = None) -> Array:
     """Logarithm of `softmax`: ``x / temperature - logsumexp(x / temperature)``, without forming the weights.
 
     Parameters
@@ -137,7 +146,25 @@ def log_softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None, out=No
     return _elementwise(LOG_SOFTMAX, x, axis, temperature, where, dtype, out)
 
 
-def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, *, where=None, dtype=None, out=None):
+@overload
+def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepdims: bool = False,
+              return_sign: Literal[False] = False, *, where: ArrayLike | None = None, dtype: DTypeLike | None = None,
+              out: Array | None = None) -> Any: ...
+@overload
+def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepdims: bool = False, *,
+              return_sign: Literal[True], where: ArrayLike | None = None, dtype: DTypeLike | None = None,
+              out: Array | None = None) -> tuple[Any, Any]: ...
+@overload
+def logsumexp(a: ArrayLike, axis: Axis, b: ArrayLike | None, keepdims: bool, return_sign: Literal[True], *,
+              where: ArrayLike | None = None, dtype: DTypeLike | None = None,
+              out: Array | None = None) -> tuple[Any, Any]: ...
+@overload
+def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepdims: bool = False,
+              return_sign: bool = False, *, where: ArrayLike | None = None, dtype: DTypeLike | None = None,
+              out: Array | None = None) -> Any: ...
+def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepdims: bool = False,
+              return_sign: bool = False, *, where: ArrayLike | None = None, dtype: DTypeLike | None = None,
+              out: Array | None = None) -> Any:
     """Logarithm of the sum of exponentials, ``log(sum(b * exp(a)))``, without overflow or underflow.
 
     Parameters
@@ -188,7 +215,8 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, *, where=
     return _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out)
 
 
-def softmax_entropy(x, axis=None, *, temperature=1.0, where=None):
+def softmax_entropy(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0,
+                    where: ArrayLike | None = None) -> Any:
     """Shannon entropy of the weights of `softmax`, in nats, without storing the weights.
 
     Parameters
@@ -233,7 +261,8 @@ def softmax_entropy(x, axis=None, *, temperature=1.0, where=None):
     return y.reshape([size for i, size in enumerate(x.shape) if i not in axes])[()]
 
 
-def causal_softmax(scores, *, offset=0, temperature=1.0, dtype=None, out=None):
+def causal_softmax(scores: ArrayLike, *, offset: SupportsIndex = 0, temperature: ArrayLike = 1.0,
+                   dtype: DTypeLike | None = None, out: Array | None = None) -> Array:
     """Softmax of attention scores over the keys that each query may see; the others are never read.
 
     ::
@@ -287,7 +316,7 @@ def causal_softmax(scores, *, offset=0, temperature=1.0, dtype=None, out=None):
     return y
 
 
-def causal_mask_(scores, *, offset=0, fill_value=-math.inf):
+def causal_mask_(scores: Scores, *, offset: SupportsIndex = 0, fill_value: float = -math.inf) -> Scores:
     """Overwrite, in place, the scores of keys that a query must not see.
 
     Parameters
