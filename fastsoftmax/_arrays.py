@@ -122,7 +122,8 @@ def as_where(where, shape):
     try:
         return np.broadcast_to(mask, shape)
     except ValueError:
-        raise ValueError(f"where of shape {mask.shape} does not broadcast to the input's shape {tuple(shape)}") from None
+        raise ValueError(
+            f"where of shape {mask.shape} does not broadcast to the input's shape {tuple(shape)}") from None
 
 
 def check_out(out, shape, dtype):
@@ -197,7 +198,7 @@ class Layout:
 
     @classmethod
     def along(cls, shape, axes, strides):
-        """(outer, n, inner) with the axes as n; None where they are no single step, since their order is part of the sum."""
+        """(outer, n, inner) with the axes as n; None where these are no single step: their order is part of the sum."""
         dims = [(size, tuple(s[i] for s in strides)) for i, size in enumerate(shape)]
         rows = merged([dims[i] for i in axes if shape[i] > 1])
         if len(rows) > 1:
