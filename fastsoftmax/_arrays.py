@@ -60,6 +60,25 @@ def _as_axis(a, ndim):
     return a % ndim
 
 
+def common_dtype(a, a_array, b, b_array):
+    """What a and b promote to, given as they came and as arrays: a Python number does not widen the other's dtype."""
+    kinds = [x if type(x) in (bool, int, float, complex) else array.dtype for x, array in ((a, a_array), (b, b_array))]
+    for kind, other in (kinds, kinds[::-1]):
+        if isinstance(kind, np.dtype) and kind.name == "bfloat16":
+            if isinstance(other, (bool, int, float)) or other == kind:
+                return native(kind)
+            try:
+                return np.result_type(*kinds)
+            except TypeError:       # ml_dtypes leaves float16 and most integers out
+                return np.result_type(np.float32, other)
+    return np.result_type(*kinds)
+
+
+def real_dtype(dtype):
+    """That of the real part."""
+    return np.empty(0, dtype).real.dtype if dtype.kind == "c" else dtype
+
+
 def result_dtype(x_dtype, dtype, *, integers_to_float64):
     """(dtype of the computation, dtype of the result)."""
     if x_dtype.kind in "biu":

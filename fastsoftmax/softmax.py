@@ -251,7 +251,7 @@ def softmax_entropy(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike =
         y = _front.contiguous(ENTROPY, x, axis, temperature, None)
         if y is not None:
             return y
-    x, axes, compute, final = _asked(ENTROPY, x, axis, None)
+    x, axes, compute, final = _asked(x, axis, None)
     temperature, where = _modifiers(x, axes, temperature, where)
     _refuse_empty(x, axes)
     if _needs_reference(compute, temperature):
@@ -375,7 +375,7 @@ def causal_mask_(scores: Scores, *, offset: SupportsIndex = 0, fill_value: float
 
 def _elementwise(result, x, axis, temperature, where, dtype, out):
     """softmax and log_softmax, whatever their arguments."""
-    x, axes, compute, final = _asked(result, x, axis, dtype)
+    x, axes, compute, final = _asked(x, axis, dtype)
     temperature, where = _modifiers(x, axes, temperature, where)
     _refuse_empty(x, axes)
     if _needs_reference(compute, temperature):
@@ -388,20 +388,31 @@ def _elementwise(result, x, axis, temperature, where, dtype, out):
 
 
 def _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out):
+    x = _arrays.as_array(a, "a")
+    natural = x.dtype
     if b is not None:
-        a, b = np.broadcast_arrays(_arrays.as_array(a, "a"), _arrays.as_array(b, "b"))
-    x, axes, compute, final = _asked(LOGSUMEXP, a, axis, dtype)
-    _, where = _modifiers(x, axes, 1.0, where)
+        factors = _arrays.as_array(b, "b")
+        natural = _arrays.common_dtype(a, x, b, factors)
+        x, factors = np.broadcast_arrays(x, factors)
+    axes = _arrays.as_axes(axis, x.ndim)
+    compute, final = _arrays.result_dtype(natural, dtype, integers_to_float64=True)
+    where = _arrays.as_where(where, x.shape)
     wide_shape = tuple(1 if i in axes else size for i, size in enumerate(x.shape))
     shape = wide_shape if keepdims else tuple(size for i, size in enumerate(x.shape) if i not in axes)
+    # The sign of a complex sum is complex; the logarithm is then that of its magnitude.
+    log_final = _arrays.real_dtype(final) if return_sign else final
     if out is not None:
-        _arrays.check_out(out, shape, final)
+        _arrays.check_out(out, shape, log_final)
     sign = None
     if b is not None or _needs_reference(compute, 1.0):
+        if b is not None:       # each keeps its value, and that they promote is settled
+            wide = np.result_type(compute, np.float64)
+            x, b = x.astype(wide), factors.astype(wide)
         y = reference.logsumexp(x, axes, b, keepdims, return_sign, where=where, dtype=compute)
         if return_sign:
             y, sign = y
-        y = _deliver(y, final, out)
+            sign = _deliver(sign, final, None)
+        y = _deliver(y, log_final, out)
     else:
         y = np.empty(wide_shape, final)
         if x.size:
@@ -415,10 +426,10 @@ def _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out):
     return (y, sign) if return_sign else y
 
 
-def _asked(result, x, axis, dtype):
-    x = _arrays.as_array(x, "a" if result == LOGSUMEXP else "x")
+def _asked(x, axis, dtype):
+    x = _arrays.as_array(x, "x")
     axes = _arrays.as_axes(axis, x.ndim)
-    compute, final = _arrays.result_dtype(x.dtype, dtype, integers_to_float64=result == LOGSUMEXP)
+    compute, final = _arrays.result_dtype(x.dtype, dtype, integers_to_float64=False)
     return x, axes, compute, final
 
 

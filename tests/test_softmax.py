@@ -5,6 +5,7 @@ import platform
 import tracemalloc
 import warnings
 
+import ml_dtypes
 import numpy as np
 import pytest
 from helpers import FAMILY, LAYOUTS, assert_accurate, assert_same_bits, bits, check, oracle, sample, tail_lengths
@@ -351,6 +352,68 @@ def test_logsumexp_b(kernel):
     ):
         assert got.dtype == kernel.dtype
         assert_accurate(got, exact, 4, units=np.maximum(abs(exact), 1))
+
+
+def test_logsumexp_promotes_a_and_b_as_scipy():
+    """float32 exponents and float64 factors were once float32, and the imaginary part of b was lost with real a."""
+    special = pytest.importorskip("scipy.special", reason="compares with SciPy")
+    dtypes = ["f2", "f4", "f8", "c8", "c16", "g", "G", "i1", "u2", "i4", "i8", "?", ">f4", ">c8"]
+    values = np.array([0.0, 1, 1])
+    pairs = [(values.astype(s), values.astype(t)) for s in dtypes for t in dtypes]
+    pairs += [(x, values.astype(t)) for x in (1, 2.5, 1j, True, np.float64(2), [1, 2, 3]) for t in dtypes]
+    pairs += [(y, x) for x, y in pairs[len(dtypes) ** 2 :]] + [(1, 2), (1, 2.0), (1j, 2)]
+    for a, b in pairs:
+        with np.errstate(all="ignore"):
+            expected = special.logsumexp(a, b=b), *special.logsumexp(a, b=b, return_sign=True)
+        got = logsumexp(a, b=b), *logsumexp(a, b=b, return_sign=True)
+        for g, e in zip(got, expected, strict=True):
+            assert g.dtype == e.dtype, (a, b)
+            np.testing.assert_allclose(g, e, rtol=1e-3 if e.dtype == np.float16 else 1e-6)
+        for out, e in ((np.empty((), expected[1].dtype), expected[1]),):
+            assert logsumexp(a, b=b, return_sign=True, out=out)[0] is out
+            np.testing.assert_allclose(out, e, rtol=1e-3 if e.dtype == np.float16 else 1e-6)
+
+
+def test_logsumexp_b_of_bfloat16():
+    bfloat16 = ml_dtypes.bfloat16
+    x = np.array([1, 2, 3]).astype(bfloat16)
+    for b, dtype in (
+        (x, bfloat16),
+        (2, bfloat16),
+        (2.5, bfloat16),
+        (x.astype("i1"), bfloat16),
+        (x.astype("f2"), np.float32),
+        (x.astype("f4"), np.float32),
+        (x.astype("i8"), np.float64),
+        (x.astype("c8"), np.complex64),
+        (2j, np.complex64),
+        (x.astype(x.dtype.newbyteorder("S")), bfloat16),
+    ):
+        exact = np.log((np.asarray(b).astype(complex) * np.exp([1.0, 2.0, 3.0])).sum())
+        for got in (logsumexp(x, b=b), logsumexp(b, b=x)):
+            assert got.dtype == dtype
+            assert got.dtype.isnative
+        np.testing.assert_allclose(complex(logsumexp(x, b=b)), exact, rtol=2**-8)
+
+
+def test_the_log_of_a_complex_sum_with_its_sign_is_real():
+    special = pytest.importorskip("scipy.special", reason="compares with SciPy")
+    rng = np.random.default_rng(10)
+    for dtype, real in ((np.complex64, np.float32), (np.complex128, np.float64), (np.clongdouble, np.longdouble)):
+        x = (rng.normal(size=(3, 5)) + 2j * rng.normal(size=(3, 5))).astype(dtype)
+        for kwargs in ({}, {"b": np.ones(5, real)}, {"b": np.ones(5, dtype)}):
+            out = np.empty(3, real)
+            lse, sign = logsumexp(x, 1, return_sign=True, out=out, **kwargs)
+            assert lse is out
+            expected = special.logsumexp(x, 1, return_sign=True, **kwargs)
+            for got, e in zip((lse, sign), expected, strict=True):
+                assert got.dtype == e.dtype
+                np.testing.assert_allclose(got, e, rtol=1e-5)
+            with pytest.raises(TypeError, match=f"{np.dtype(real)}"):
+                logsumexp(x, 1, return_sign=True, out=np.empty(3, dtype), **kwargs)
+        assert logsumexp(x, 1).dtype == dtype
+        with pytest.raises(TypeError, match="complex"):
+            logsumexp(np.ones(3), b=np.ones(3, dtype), dtype=np.float64)
 
 
 def oracle_pair(x, b):
