@@ -10,6 +10,7 @@ _TAGS = {np.dtype(np.float16): "f16", np.dtype(np.float32): "f32", np.dtype(np.f
 _BITS = {"f16": np.uint16, "bf16": np.uint16, "f32": None, "f64": None}     # how a memoryview sees the elements
 
 STAGE = 1 << 18             # elements that are brought into order at a time where a kernel cannot take them as they are
+PIECE = 1 << 16             # elements of a longer row that a reduction brings into order at a time
 WORTH_A_CALL = 1 << 11      # elements a kernel call should have where several calls are needed
 
 

@@ -514,7 +514,11 @@ def _compute(result, x, y, compute, axes, temperature, where):
 
 
 def _compute_staged(result, x, y, compute, axes, temperature, where):
-    """The same by way of a buffer in the kernel's order and dtype, some rows at a time."""
+    """The same by way of a buffer in the kernel's order and dtype, some rows at a time.
+
+    A row is staged whole, since its sum has an order; it may be as long as the result, which softmax and log_softmax
+    need anyway. The reductions do without: their long rows are worked on in pieces.
+    """
     kept = tuple(i for i in range(x.ndim) if i not in axes)
     order = kept + axes
     n = math.prod(x.shape[i] for i in axes)
@@ -525,6 +529,11 @@ def _compute_staged(result, x, y, compute, axes, temperature, where):
         temperature = temperature.transpose(order)[(..., *(0,) * len(axes))]
     if where is not None:
         where = where.transpose(order)
+    if result >= LOGSUMEXP and n > _arrays.STAGE:
+        for index in np.ndindex(kept_shape):
+            y[index] = _reduced_in_pieces(result, x[index], 1.0 if temperature is None else temperature[index],
+                                          True if where is None else where[index])
+        return
     for piece in _arrays.pieces(kept_shape, max(1, _arrays.STAGE // n)):
         with np.errstate(all="ignore"):
             rows = x[piece].astype(compute, order="C")
@@ -536,6 +545,65 @@ def _compute_staged(result, x, y, compute, axes, temperature, where):
         kernel(result, rows, _arrays.elements(results), t, mask, None, _threads.threads_for(rows.size), False)
         with np.errstate(all="ignore"):
             y[piece] = results.reshape(shape + y.shape[len(kept):])
+
+
+@np.errstate(all="ignore")
+def _reduced_in_pieces(result, row, temperature, where):
+    """logsumexp or entropy of one row, of any number of dimensions, from those of its pieces, in bounded memory.
+
+    Entropy needs the differences of the pieces' lses, to more digits than large ones have: each piece is shifted by its
+    own maximum, its peak. logsumexp needs no shift: rounding a piece's lse loses no more than rounding the row's.
+    """
+    buffer = np.empty(_arrays.PIECE)
+    peaks, lses, entropies = [], [], []
+    any_visible = False
+    for piece in _arrays.pieces(row.shape, _arrays.PIECE):
+        part = row[piece]
+        scores = buffer[:part.size]
+        np.copyto(scores.reshape(part.shape), part, casting="unsafe")
+        visible = True if where is True else where[piece].reshape(-1)
+        peak = 0.0
+        if result == ENTROPY:
+            any_visible = any_visible or np.any(visible)
+            peak = float(scores.max(where=visible, initial=-math.inf))
+            if peak == -math.inf:               # nothing here has a weight
+                continue
+            if not math.isfinite(peak):
+                return math.nan
+            scores -= peak
+            entropies.append(_reduced_line(ENTROPY, scores, temperature, visible))
+        peaks.append(peak)
+        lses.append(_reduced_line(LOGSUMEXP, scores, temperature, visible))
+    if not peaks:
+        return math.nan if any_visible else 0.0
+    lses = (np.array(peaks, np.longdouble) - max(peaks)) / temperature + np.array(lses)
+    lse, mean_surprise = _merged(lses, np.array(entropies or 0.0))
+    return mean_surprise if result == ENTROPY else lse
+
+
+def _reduced_line(result, scores, temperature, visible):
+    """The kernel's result for a contiguous line of float64."""
+    y = np.empty((1, 1, 1))
+    t = None if temperature == 1 else np.full((1, 1), temperature)
+    mask = None if visible is True else visible.view(np.uint8).reshape(1, -1, 1)
+    _dispatch.kernels("f64").softmax_rows(
+        result, scores.reshape(1, -1, 1), y, t, mask, None, _threads.threads_for(scores.size), False)
+    return float(y[0, 0, 0])
+
+
+def _merged(lses, entropies):
+    """The lse and the entropy of a row from those of its pieces, which come in long double.
+
+    lse = logsumexp(lses), and the entropy is the mean surprise sum(w_k * (H_k + lse - lse_k)), w_k = exp(lse_k - lse),
+    of which no term is negative, so that nothing cancels.
+    """
+    first = lses.argmax()                       # a NaN, if there is one
+    if not np.isfinite(lses[first]):
+        return float(lses[first]), math.nan
+    weights = np.exp(lses - lses[first])
+    weights[first] = 0                          # log1p of the others keeps the digits of a small sum
+    lse = lses[first] + np.log1p(weights.sum())
+    return float(lse), float((np.exp(lses - lse) * (entropies + (lse - lses))).sum())
 
 
 def _compute_causal(x, y, compute, offset, temperature):
@@ -550,7 +618,7 @@ def _compute_causal(x, y, compute, offset, temperature):
         for x_rows, y_rows, t in layout.views(x_seen, y_seen, temperature):
             kernel(SOFTMAX, x_rows, y_rows, None if t is None else t[:, 0], None, offset, threads, streamed)
         return
-    for index in np.ndindex(x.shape[:-2]):
+    for index in np.ndindex(x.shape[:-2]):      # a matrix at a time is staged: no more than the result takes
         with np.errstate(all="ignore"):
             matrix = x[index].astype(compute, order="C")
         results = np.empty_like(matrix)
