@@ -10,7 +10,7 @@
 
 cdef enum:
     TASK = 1 << 14          # elements: what one thread takes at a time, some microseconds of work
-    SLICE = 1 << 24         # elements: what is computed between two looks for an interrupt
+    SLICE = 1 << 22         # elements: what is computed between two looks for an interrupt
     SPLIT = 1 << 15         # elements: rows from here on may be shared by threads
     CHUNK = 4096            # elements: what is summed up before digits are moved to wide sums; in the L1 cache
     BLOCK = GROUP           # elements of each row of a tile
