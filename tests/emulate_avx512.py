@@ -3,9 +3,9 @@
     python tests/emulate_avx512.py [arguments for pytest]
 
 The kernels' own text is compiled for AVX2 with `emulated/immintrin.h` in the place of the compiler's header: registers
-of 64 bytes become pairs of 32, each intrinsic two of the narrower. Lanes, order of operations and tails are those of the
-real kernels, so results are too; what the compiler makes of the real intrinsics is not tested. Needs the checkout, an
-installed fastsoftmax and what a build needs.
+of 64 bytes become pairs of 32, each intrinsic two of the narrower. Lanes, tails and the order of operations are
+those of the real kernels, and so are the results; what the compiler makes of the real intrinsics is not tested. Needs the
+checkout, an installed fastsoftmax and what a build needs.
 """
 
 import os
