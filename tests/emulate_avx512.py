@@ -4,8 +4,8 @@
 
 The kernels' own text is compiled for AVX2 with `emulated/immintrin.h` in the place of the compiler's header: registers
 of 64 bytes become pairs of 32, each intrinsic two of the narrower. Lanes, tails and the order of operations are
-those of the real kernels, and so are the results; what the compiler makes of the real intrinsics is not tested. Needs the
-checkout, an installed fastsoftmax and what a build needs.
+those of the real kernels, and so are the results; what the compiler makes of the real intrinsics is not tested. Needs
+the checkout, an installed fastsoftmax and what a build needs.
 """
 
 import os
