@@ -1,6 +1,5 @@
 """Builds one extension module for each (dtype, instruction set), all from the text in fastsoftmax/kernels."""
 
-import glob
 import os
 import platform
 import sys
@@ -10,7 +9,6 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
 
-ROOT = Path(__file__).resolve().parent
 KERNELS = Path("fastsoftmax") / "kernels"
 STUBS = Path("build") / "stubs"
 
@@ -28,9 +26,14 @@ ISAS = {                                    # from the plainest to the best
 }
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
 
-DEBUG = os.environ.get("FASTSOFTMAX_DEBUG") == "1"      # bounds checks, no optimisation
-ANNOTATE = os.environ.get("FASTSOFTMAX_ANNOTATE") == "1"   # Cython's annotated HTML, in build/stubs
+DEBUG = os.environ.get("FASTSOFTMAX_DEBUG") == "1"          # bounds checks, no optimisation
+ANNOTATE = os.environ.get("FASTSOFTMAX_ANNOTATE") == "1"    # Cython's annotated HTML, in build/stubs
 MSVC = sys.platform == "win32"
+
+DIRECTIVES = {
+    "language_level": 3, "boundscheck": DEBUG, "wraparound": False, "cdivision": True,
+    "initializedcheck": DEBUG, "embedsignature": False, "freethreading_compatible": False,
+}
 
 
 def isas():
@@ -60,66 +63,79 @@ def link_flags():
     return ["-fopenmp"] if DEBUG else ["-fopenmp", "-Wl,-s"]
 
 
+def stub(dtype, isa):
+    """Where the source of a kernel module stands, and its two lines."""
+    return STUBS / KERNELS / f"{dtype}_{isa}.pyx", f'include "{DTYPES[dtype]}"\ninclude "kernels.pxi"\n'
+
+
 def extensions():
-    """Writes the stubs, two lines each, and describes what is to be compiled."""
+    """Everything that is compiled."""
     import numpy
 
     common = {"extra_link_args": link_flags(), "language": "c"}
-    folder = STUBS / KERNELS
-    folder.mkdir(parents=True, exist_ok=True)
-    modules = []
-    for dtype, elements in DTYPES.items():
-        for isa, flags in isas().items():
-            stub = folder / f"{dtype}_{isa}.pyx"
-            text = f'include "{elements}"\ninclude "kernels.pxi"\n'
-            if not stub.exists() or stub.read_text() != text:
-                stub.write_text(text)
-            modules.append(Extension(
-                f"fastsoftmax.kernels.{dtype}_{isa}", [str(stub)], include_dirs=[str(KERNELS)],
-                define_macros=[(f"DTYPE_{dtype}", None), (f"ISA_{isa}", None)],
-                extra_compile_args=compile_flags() + flags,
-                depends=sorted(glob.glob(str(KERNELS / "*.h")) + glob.glob(str(KERNELS / "*.pxi"))), **common))
+    texts = sorted(str(path) for pattern in ("*.h", "*.pxi") for path in KERNELS.glob(pattern))
     tables = [("FASTSOFTMAX_DTYPES", f'"{" ".join(DTYPES)}"'), ("FASTSOFTMAX_ISAS", f'"{" ".join(isas())}"')]
-    modules.append(Extension("fastsoftmax._cpu", ["fastsoftmax/_cpu.pyx"], define_macros=tables,
-                             extra_compile_args=compile_flags(), **common))
-    modules.append(Extension("fastsoftmax._front", ["fastsoftmax/_front.pyx"], include_dirs=[numpy.get_include()],
-                             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")],
-                             extra_compile_args=compile_flags(), **common))
-    return modules
+    kernels = [
+        Extension(
+            f"fastsoftmax.kernels.{dtype}_{isa}", [str(stub(dtype, isa)[0])], include_dirs=[str(KERNELS)],
+            define_macros=[(f"DTYPE_{dtype}", None), (f"ISA_{isa}", None)],
+            extra_compile_args=compile_flags() + flags, depends=texts, **common)
+        for dtype in DTYPES for isa, flags in isas().items()
+    ]
+    return [
+        *kernels,
+        Extension("fastsoftmax._cpu", ["fastsoftmax/_cpu.pyx"], define_macros=tables,
+                  extra_compile_args=compile_flags(), **common),
+        Extension("fastsoftmax._front", ["fastsoftmax/_front.pyx"], include_dirs=[numpy.get_include()],
+                  define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")],
+                  extra_compile_args=compile_flags(), **common),
+    ]
+
+
+def holds(path, text):
+    return path.exists() and path.read_text() == text
 
 
 class BuildKernels(build_ext):
-    """Translates and compiles on all processors."""
+    """Writes the stubs, translates them and compiles, on all processors."""
 
-    def finalize_options(self):
+    def run(self):
+        from Cython import __version__ as cython_version
         from Cython.Build import cythonize
 
+        STUBS.joinpath(KERNELS).mkdir(parents=True, exist_ok=True)
+        for dtype in DTYPES:
+            for isa in isas():
+                path, text = stub(dtype, isa)
+                if not holds(path, text):
+                    path.write_text(text)
+        # The files' times do not tell that flags have changed, and a release build would take over what a debug build
+        # left. So what the last build was made with is kept, and where it differs everything is translated again.
+        flags = [(e.name, e.define_macros, e.extra_compile_args, e.extra_link_args) for e in self.extensions]
+        options, record = repr((cython_version, DIRECTIVES, ANNOTATE, flags)), STUBS / "options.txt"
         jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self.distribution.ext_modules = cythonize(
-            extensions(), nthreads=0 if DEBUG else jobs, include_path=[str(KERNELS)], annotate=ANNOTATE,
-            compiler_directives={
-                "language_level": 3, "boundscheck": DEBUG, "wraparound": False, "cdivision": True,
-                "initializedcheck": DEBUG, "embedsignature": False, "freethreading_compatible": False,
-            })
-        super().finalize_options()
+        translated = cythonize(
+            self.extensions, nthreads=jobs if jobs > 1 else 0, force=bool(self.force) or not holds(record, options),
+            include_path=[str(KERNELS)], annotate=ANNOTATE, compiler_directives=DIRECTIVES)
+        record.write_text(options)
+        sources = {module.name: module.sources for module in translated}
+        for extension in self.extensions:
+            extension.sources = sources[extension.name]
         self.parallel = self.parallel or jobs
+        super().run()
 
 
 class SourceDistribution(sdist):
-    """The kernels' text is not Python: it is named here, and only sources are."""
+    """Sources alone, whatever else lies in the folders; setuptools itself knows only of the Python files."""
+
+    FOLDERS = ("fastsoftmax", "tests", "bench")
+    TOP = ("setup.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".ci/run")
+    KINDS = {".py", ".pyi", ".pyx", ".pxd", ".pxi", ".h", ".md", ".typed", ".txt", ".png"}
 
     def make_distribution(self):
-        wanted = [path for pattern in ("fastsoftmax/**/*.py*", "fastsoftmax/kernels/*", "tests/**/*", "bench/*", "*.md",
-                                       "LICENSE", "setup.py", "pyproject.toml", "fastsoftmax/py.typed")
-                  for path in glob.glob(str(ROOT / pattern), recursive=True)]
-        sources = (".py", ".pyi", ".pyx", ".pxd", ".pxi", ".h", ".md", ".toml", ".typed", ".txt", ".png", "LICENSE")
-        self.filelist.files = sorted({
-            os.path.relpath(path, ROOT) for path in wanted if path.endswith(sources) and os.path.isfile(path)})
+        files = [path for folder in self.FOLDERS for path in Path(folder).rglob("*") if path.suffix in self.KINDS]
+        self.filelist.files = sorted({*self.TOP, *map(str, files)})
         super().make_distribution()
 
 
-setup(
-    # a placeholder makes this a platform wheel; the list itself is made when it is built
-    ext_modules=[Extension("fastsoftmax._cpu", ["fastsoftmax/_cpu.pyx"])],
-    cmdclass={"build_ext": BuildKernels, "sdist": SourceDistribution},
-)
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildKernels, "sdist": SourceDistribution})

@@ -1,0 +1,57 @@
+"""Runs the tests of the x86_64_v4 kernels on a CPU that has AVX2 but no AVX-512.
+
+    python tests/emulate_avx512.py [arguments for pytest]
+
+The kernels' own text is compiled for AVX2 with `emulated/immintrin.h` in the place of the compiler's header: registers
+of 64 bytes become pairs of 32, each intrinsic two of the narrower. Lanes, tails and the order of operations are
+those of the real kernels, and so are the results; what the compiler makes of the real intrinsics is not tested. Needs
+the checkout, an installed fastsoftmax and what a build needs.
+"""
+
+import os
+import runpy
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import setuptools
+
+ISA = "x86_64_v4"
+TESTS = Path(__file__).resolve().parent
+
+
+def build(folder):
+    """Compile the kernels of ISA in a copy of the checkout; the folder of the modules."""
+    shutil.copytree(TESTS.parent / "fastsoftmax", folder / "fastsoftmax", ignore=shutil.ignore_patterns("*.so", "*.c"))
+    os.chdir(folder)
+    with mock.patch("setuptools.setup"):
+        project = runpy.run_path(os.fspath(TESTS.parent / "setup.py"))
+    modules = [module for module in project["extensions"]() if module.name.endswith(ISA)]
+    for module in modules:
+        module.include_dirs.insert(0, os.fspath(TESTS / "emulated"))
+        module.extra_compile_args += project["ISAS"]["x86_64"]["x86_64_v3"]     # the last -march counts
+    setuptools.setup(
+        name="emulated", packages=[], ext_modules=modules, cmdclass={"build_ext": project["BuildKernels"]},
+        script_args=["--quiet", "build_ext", "--build-lib", os.fspath(folder / "built")])
+    os.chdir(TESTS.parent)
+    return folder / "built" / "fastsoftmax" / "kernels"
+
+
+def main():
+    from fastsoftmax import _cpu, kernels
+
+    if _cpu.supports(ISA):
+        sys.exit(f"this CPU has {ISA}: its own kernels are tested by pytest")
+    supports = _cpu.supports
+    with tempfile.TemporaryDirectory() as folder:
+        kernels.__path__.insert(0, os.fspath(build(Path(folder))))
+        # test_isa_variable... asks a process of its own, which knows nothing of this
+        _cpu.supports = lambda isa: isa == ISA or supports(isa)
+        sys.exit(pytest.main(["-k", f"{ISA} and not isa_variable", *(sys.argv[1:] or [os.fspath(TESTS)])]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+/* The AVX-512 intrinsics of vec_x86_64_v4.h as pairs of AVX2 ones, for emulate_avx512.py. It stands before the
+ * compiler's header of this name; 64-byte vector types need no help, the compiler splits them itself. */
+#include_next <immintrin.h>
+
+#define EMULATED static inline __attribute__((always_inline, unused))
+typedef union { __m512 whole; __m256 half[2]; } floats_;
+typedef union { __m512d whole; __m256d half[2]; } doubles_;
+
+#define EACH_HALF(name, type, register_, parameters, ...) \
+    EMULATED register_ emulated_##name parameters \
+    { \
+        type r; \
+        for (int h = 0; h < 2; h++) \
+            r.half[h] = _mm256_##name(__VA_ARGS__); \
+        return r.whole; \
+    }
+#define HALF(type, x) ((type){.whole = x}).half[h]
+#define THREE(name) \
+    EACH_HALF(name##_ps, floats_, __m512, (__m512 a, __m512 b, __m512 c), HALF(floats_, a), HALF(floats_, b), HALF(floats_, c)) \
+    EACH_HALF(name##_pd, doubles_, __m512d, (__m512d a, __m512d b, __m512d c), HALF(doubles_, a), HALF(doubles_, b), HALF(doubles_, c))
+#define TWO(name) \
+    EACH_HALF(name##_ps, floats_, __m512, (__m512 a, __m512 b), HALF(floats_, a), HALF(floats_, b)) \
+    EACH_HALF(name##_pd, doubles_, __m512d, (__m512d a, __m512d b), HALF(doubles_, a), HALF(doubles_, b))
+
+THREE(fmadd)
+THREE(fnmadd)
+TWO(max)
+
+EMULATED void emulated_stream_ps(float *p, __m512 a)
+{
+    for (int h = 0; h < 2; h++)
+        _mm256_stream_ps(p + 8 * h, HALF(floats_, a));
+}
+EMULATED void emulated_stream_pd(double *p, __m512d a)
+{
+    for (int h = 0; h < 2; h++)
+        _mm256_stream_pd(p + 4 * h, HALF(doubles_, a));
+}
+EMULATED __m512 emulated_cvtph_ps(__m256i a)
+{
+    floats_ r;
+    r.half[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(a));
+    r.half[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1));
+    return r.whole;
+}
+#define emulated_cvtps_ph(a, rounding) _mm256_set_m128i( \
+    _mm256_cvtps_ph(((floats_){.whole = a}).half[1], rounding), _mm256_cvtps_ph(((floats_){.whole = a}).half[0], rounding))
+
+#define _mm512_fmadd_ps emulated_fmadd_ps
+#define _mm512_fmadd_pd emulated_fmadd_pd
+#define _mm512_fnmadd_ps emulated_fnmadd_ps
+#define _mm512_fnmadd_pd emulated_fnmadd_pd
+#define _mm512_max_ps emulated_max_ps
+#define _mm512_max_pd emulated_max_pd
+#define _mm512_stream_ps emulated_stream_ps
+#define _mm512_stream_pd emulated_stream_pd
+#define _mm512_cvtph_ps emulated_cvtph_ps
+#undef _mm512_cvtps_ph
+#define _mm512_cvtps_ph emulated_cvtps_ph
