@@ -10,6 +10,7 @@ _TAGS = {np.dtype(np.float16): "f16", np.dtype(np.float32): "f32", np.dtype(np.f
 _BITS = {"f16": np.uint16, "bf16": np.uint16, "f32": None, "f64": None}     # how a memoryview sees the elements
 
 STAGE = 1 << 18             # elements that are brought into order at a time where a kernel cannot take them as they are
+PIECE = 1 << 16             # elements of a longer row that a reduction brings into order at a time
 WORTH_A_CALL = 1 << 11      # elements a kernel call should have where several calls are needed
 
 
@@ -28,10 +29,11 @@ def native(dtype):
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
-def as_array(x, name):
+def as_array(x, name, instead_of_masked=None):
     """x as a plain ndarray of numbers."""
     if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array; pass {name}.data and where=~{name}.mask instead")
+        instead = instead_of_masked or f"{name}.data and where=~{name}.mask"
+        raise TypeError(f"{name} is a masked array; pass {instead} instead")
     array = np.asarray(x)
     if array.dtype.kind not in "biufc" and tag(array.dtype) is None:
         raise TypeError(f"{name} must be an array of numbers, got dtype {array.dtype}")
@@ -57,6 +59,25 @@ def _as_axis(a, ndim):
     if not -ndim <= a < ndim:
         raise np.exceptions.AxisError(a, ndim)
     return a % ndim
+
+
+def common_dtype(a, a_array, b, b_array):
+    """What a and b promote to, given as they came and as arrays: a Python number does not widen the other's dtype."""
+    kinds = [x if type(x) in (bool, int, float, complex) else array.dtype for x, array in ((a, a_array), (b, b_array))]
+    for kind, other in (kinds, kinds[::-1]):
+        if isinstance(kind, np.dtype) and kind.name == "bfloat16":
+            if isinstance(other, (bool, int, float)) or other == kind:
+                return native(kind)
+            try:
+                return np.result_type(*kinds)
+            except TypeError:       # ml_dtypes leaves float16 and most integers out
+                return np.result_type(np.float32, other)
+    return np.result_type(*kinds)
+
+
+def real_dtype(dtype):
+    """That of the real part."""
+    return np.empty(0, dtype).real.dtype if dtype.kind == "c" else dtype
 
 
 def result_dtype(x_dtype, dtype, *, integers_to_float64):
@@ -121,7 +142,8 @@ def as_where(where, shape):
     try:
         return np.broadcast_to(mask, shape)
     except ValueError:
-        raise ValueError(f"where of shape {mask.shape} does not broadcast to the input's shape {tuple(shape)}") from None
+        raise ValueError(
+            f"where of shape {mask.shape} does not broadcast to the input's shape {tuple(shape)}") from None
 
 
 def check_out(out, shape, dtype):
@@ -196,7 +218,7 @@ class Layout:
 
     @classmethod
     def along(cls, shape, axes, strides):
-        """(outer, n, inner) with the axes as n; None where they are no single step, since their order is part of the sum."""
+        """(outer, n, inner) with the axes as n; None where these are no single step: their order is part of the sum."""
         dims = [(size, tuple(s[i] for s in strides)) for i, size in enumerate(shape)]
         rows = merged([dims[i] for i in axes if shape[i] > 1])
         if len(rows) > 1:

@@ -1,10 +1,16 @@
 """What is running here: version, compiler, instruction sets, threads, OpenMP runtime."""
 
+from typing import Any, Literal, overload
+
 from fastsoftmax import _cpu, _dispatch, _threads
 from fastsoftmax._version import __version__
 
 
-def show_config(mode="stdout"):
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
+def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     """Show how fastsoftmax was built and what it uses on this machine.
 
     Parameters

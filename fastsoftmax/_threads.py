@@ -5,6 +5,7 @@ import math
 import operator
 import os
 import threading
+from typing import Self, SupportsIndex
 
 # Elements from which a second thread is worth its start; see bench/README.md for the measurement.
 PARALLEL = 1 << 16
@@ -95,7 +96,7 @@ def _checked(n):
     return n
 
 
-def get_num_threads():
+def get_num_threads() -> int:
     """The number of threads that a call from this thread may use.
 
     Returns
@@ -112,7 +113,7 @@ def get_num_threads():
     return getattr(_local, "number", None) or _process
 
 
-def set_num_threads(n):
+def set_num_threads(n: SupportsIndex) -> None:
     """Set the number of threads for the whole process.
 
     Results do not depend on it, nor do other libraries' thread settings.
@@ -164,16 +165,16 @@ class num_threads(contextlib.ContextDecorator):
     ...     y = fastsoftmax.softmax([3.0, 2.0, 1.0])
     """
 
-    def __init__(self, n):
+    def __init__(self, n: SupportsIndex) -> None:
         self._number = _checked(n)
         self._before = []
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._before.append(getattr(_local, "number", None))
         _local.number = self._number
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, *exc_info: object) -> None:
         _local.number = self._before.pop()
 
 

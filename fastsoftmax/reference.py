@@ -7,10 +7,10 @@ valid; `_arrays.py` does the checking for the public functions.
 Method. A row is shifted by its maximum, its peak, before any exponential, so that nothing overflows and the sum is at
 least 1 [1]_. The log of that sum is ``log1p`` of the *other* terms, so that a sum just above 1 keeps its digits.
 
-Error. float16, bfloat16 and float32 are computed in float64 and rounded once: at most 0.51 ULP of the result. float64 is
-computed in float64, where rounding ``x - peak`` alone may cost ``peak - x`` ULP / 2 in `softmax`; pass ``np.longdouble``
-for an oracle of float64. Special values and masked places come out of the arithmetic as commented where it happens; no
-data ever warns.
+Error. float16, bfloat16 and float32 are computed in float64 and rounded once: at most 0.51 ULP of the result. float64
+is computed in float64, where rounding ``x - peak`` alone may cost ``peak - x`` ULP / 2 in `softmax`; pass
+``np.longdouble`` for an oracle of float64. Special values and masked places come out of the arithmetic as commented
+where it happens; no data ever warns.
 
 .. [1] P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA J.
        Numer. Anal. 41 (2021).
@@ -57,8 +57,9 @@ def log_softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None):
 def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, *, where=None, dtype=None):
     """``log(sum(b * exp(a)))`` along `axis`; -inf for a sum over nothing.
 
-    A term whose `b` is 0 or whose `where` is False counts for nothing, whatever `a` holds there. A negative sum gives NaN;
-    with `return_sign` the result is ``(log(abs(sum)), sign(sum))`` instead, the sign being a phase for complex input.
+    A term whose `b` is 0 or whose `where` is False counts for nothing, whatever `a` holds there. A negative sum gives
+    NaN; with `return_sign` the result is ``(log(abs(sum)), sign(sum))`` instead, the sign being a phase for complex
+    input.
 
     >>> round(float(logsumexp([1000.0, 1000.0])), 4)
     1000.6931
@@ -122,7 +123,7 @@ def causal_mask_(scores, *, offset=0, fill_value=-np.inf):
 
 @np.errstate(all="ignore")
 def softmax_entropy(x, axis=None, *, temperature=1.0, where=None):
-    """Shannon entropy of ``softmax(x)`` in nats, ``-sum(weights * log(weights))``: 0 if one weight is 1, log n if equal.
+    """Shannon entropy of ``softmax(x)`` in nats, ``-sum(weights * log(weights))``: from 0 to log n.
 
     >>> float(softmax_entropy([0.0, 0.0, 0.0, 0.0]).round(4))
     1.3863

@@ -3,10 +3,17 @@
 import math
 import operator
 import os
+from typing import Any, Literal, SupportsIndex, TypeVar, overload
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastsoftmax import _arrays, _dispatch, _front, _threads, reference
+
+# For type checkers a result is an array, though a 0-d one is a scalar; that of a reduction is Any, as in NumPy's stubs.
+Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
+Array = NDArray[Any]
+Scores = TypeVar("Scores", bound=Array)
 
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, ENTROPY = range(4)
 _REFERENCE = (reference.softmax, reference.log_softmax, reference.logsumexp, reference.softmax_entropy)
@@ -25,7 +32,8 @@ _STREAM_FROM = _stream_from()
 _front.configure(_threads.threads_for, _STREAM_FROM)
 
 
-def softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None, out=None):
+def softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, where: ArrayLike | None = None,
+            dtype: DTypeLike | None = None, out: Array | None = None) -> Array:
     """Turn scores into weights that are positive and sum to one: ``exp(x / temperature) / sum(exp(x / temperature))``.
 
     Parameters
@@ -91,14 +99,15 @@ def softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None, out=None):
     >>> softmax(np.array([3.0, 2.0, np.nan]), where=[True, True, False]).round(3)
     array([0.731, 0.269, 0.   ])
     """
-    if where is None and dtype is None:
+    if where is None and dtype is None and temperature is not None:
         y = _front.contiguous(SOFTMAX, x, axis, temperature, out)
         if y is not None:
             return y
     return _elementwise(SOFTMAX, x, axis, temperature, where, dtype, out)
 
 
-def log_softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None, out=None):
+def log_softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, where: ArrayLike | None = None,
+                dtype: DTypeLike | None = None, out: Array | None = None) -> Array:
     """Logarithm of `softmax`: ``x / temperature - logsumexp(x / temperature)``, without forming the weights.
 
     Parameters
@@ -130,14 +139,32 @@ def log_softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None, out=No
     >>> log_softmax(np.array([0.0, -20.0]))
     array([-2.06115362e-09, -2.00000000e+01])
     """
-    if where is None and dtype is None:
+    if where is None and dtype is None and temperature is not None:
         y = _front.contiguous(LOG_SOFTMAX, x, axis, temperature, out)
         if y is not None:
             return y
     return _elementwise(LOG_SOFTMAX, x, axis, temperature, where, dtype, out)
 
 
-def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, *, where=None, dtype=None, out=None):
+@overload
+def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepdims: bool = False,
+              return_sign: Literal[False] = False, *, where: ArrayLike | None = None, dtype: DTypeLike | None = None,
+              out: Array | None = None) -> Any: ...
+@overload
+def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepdims: bool = False, *,
+              return_sign: Literal[True], where: ArrayLike | None = None, dtype: DTypeLike | None = None,
+              out: Array | None = None) -> tuple[Any, Any]: ...
+@overload
+def logsumexp(a: ArrayLike, axis: Axis, b: ArrayLike | None, keepdims: bool, return_sign: Literal[True], *,
+              where: ArrayLike | None = None, dtype: DTypeLike | None = None,
+              out: Array | None = None) -> tuple[Any, Any]: ...
+@overload
+def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepdims: bool = False,
+              return_sign: bool = False, *, where: ArrayLike | None = None, dtype: DTypeLike | None = None,
+              out: Array | None = None) -> Any: ...
+def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepdims: bool = False,
+              return_sign: bool = False, *, where: ArrayLike | None = None, dtype: DTypeLike | None = None,
+              out: Array | None = None) -> Any:
     """Logarithm of the sum of exponentials, ``log(sum(b * exp(a)))``, without overflow or underflow.
 
     Parameters
@@ -188,7 +215,8 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, *, where=
     return _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out)
 
 
-def softmax_entropy(x, axis=None, *, temperature=1.0, where=None):
+def softmax_entropy(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0,
+                    where: ArrayLike | None = None) -> Any:
     """Shannon entropy of the weights of `softmax`, in nats, without storing the weights.
 
     Parameters
@@ -219,11 +247,11 @@ def softmax_entropy(x, axis=None, *, temperature=1.0, where=None):
     >>> softmax_entropy(np.array([[1.0, 1.0], [9.0, 0.0]]), axis=-1).round(4)
     array([0.6931, 0.0012])
     """
-    if where is None:
+    if where is None and temperature is not None:
         y = _front.contiguous(ENTROPY, x, axis, temperature, None)
         if y is not None:
             return y
-    x, axes, compute, final = _asked(ENTROPY, x, axis, None)
+    x, axes, compute, final = _asked(x, axis, None)
     temperature, where = _modifiers(x, axes, temperature, where)
     _refuse_empty(x, axes)
     if _needs_reference(compute, temperature):
@@ -233,7 +261,8 @@ def softmax_entropy(x, axis=None, *, temperature=1.0, where=None):
     return y.reshape([size for i, size in enumerate(x.shape) if i not in axes])[()]
 
 
-def causal_softmax(scores, *, offset=0, temperature=1.0, dtype=None, out=None):
+def causal_softmax(scores: ArrayLike, *, offset: SupportsIndex = 0, temperature: ArrayLike = 1.0,
+                   dtype: DTypeLike | None = None, out: Array | None = None) -> Array:
     """Softmax of attention scores over the keys that each query may see; the others are never read.
 
     ::
@@ -287,7 +316,7 @@ def causal_softmax(scores, *, offset=0, temperature=1.0, dtype=None, out=None):
     return y
 
 
-def causal_mask_(scores, *, offset=0, fill_value=-math.inf):
+def causal_mask_(scores: Scores, *, offset: SupportsIndex = 0, fill_value: float = -math.inf) -> Scores:
     """Overwrite, in place, the scores of keys that a query must not see.
 
     Parameters
@@ -319,7 +348,9 @@ def causal_mask_(scores, *, offset=0, fill_value=-math.inf):
     array([[  0.,   0., -inf],
            [  0.,   0.,   0.]])
     """
-    if isinstance(scores, np.ma.MaskedArray) or not isinstance(scores, np.ndarray):
+    if isinstance(scores, np.ma.MaskedArray):
+        raise TypeError("scores is a masked array; pass scores.data, which is then changed in place")
+    if not isinstance(scores, np.ndarray):
         raise TypeError(f"scores must be an ndarray, since it is changed in place; got {type(scores).__name__}")
     x = _as_matrices(scores)
     if x.dtype.kind not in "fc" and _arrays.tag(x.dtype) is None:
@@ -344,7 +375,7 @@ def causal_mask_(scores, *, offset=0, fill_value=-math.inf):
 
 def _elementwise(result, x, axis, temperature, where, dtype, out):
     """softmax and log_softmax, whatever their arguments."""
-    x, axes, compute, final = _asked(result, x, axis, dtype)
+    x, axes, compute, final = _asked(x, axis, dtype)
     temperature, where = _modifiers(x, axes, temperature, where)
     _refuse_empty(x, axes)
     if _needs_reference(compute, temperature):
@@ -357,20 +388,31 @@ def _elementwise(result, x, axis, temperature, where, dtype, out):
 
 
 def _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out):
+    x = _arrays.as_array(a, "a")
+    natural = x.dtype
     if b is not None:
-        a, b = np.broadcast_arrays(_arrays.as_array(a, "a"), _arrays.as_array(b, "b"))
-    x, axes, compute, final = _asked(LOGSUMEXP, a, axis, dtype)
-    _, where = _modifiers(x, axes, 1.0, where)
+        factors = _arrays.as_array(b, "b")
+        natural = _arrays.common_dtype(a, x, b, factors)
+        x, factors = np.broadcast_arrays(x, factors)
+    axes = _arrays.as_axes(axis, x.ndim)
+    compute, final = _arrays.result_dtype(natural, dtype, integers_to_float64=True)
+    where = _arrays.as_where(where, x.shape)
     wide_shape = tuple(1 if i in axes else size for i, size in enumerate(x.shape))
     shape = wide_shape if keepdims else tuple(size for i, size in enumerate(x.shape) if i not in axes)
+    # The sign of a complex sum is complex; the logarithm is then that of its magnitude.
+    log_final = _arrays.real_dtype(final) if return_sign else final
     if out is not None:
-        _arrays.check_out(out, shape, final)
+        _arrays.check_out(out, shape, log_final)
     sign = None
     if b is not None or _needs_reference(compute, 1.0):
+        if b is not None:       # each keeps its value, and that they promote is settled
+            wide = np.result_type(compute, np.float64)
+            x, b = x.astype(wide), factors.astype(wide)
         y = reference.logsumexp(x, axes, b, keepdims, return_sign, where=where, dtype=compute)
         if return_sign:
             y, sign = y
-        y = _deliver(y, final, out)
+            sign = _deliver(sign, final, None)
+        y = _deliver(y, log_final, out)
     else:
         y = np.empty(wide_shape, final)
         if x.size:
@@ -384,10 +426,10 @@ def _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out):
     return (y, sign) if return_sign else y
 
 
-def _asked(result, x, axis, dtype):
-    x = _arrays.as_array(x, "a" if result == LOGSUMEXP else "x")
+def _asked(x, axis, dtype):
+    x = _arrays.as_array(x, "x")
     axes = _arrays.as_axes(axis, x.ndim)
-    compute, final = _arrays.result_dtype(x.dtype, dtype, integers_to_float64=result == LOGSUMEXP)
+    compute, final = _arrays.result_dtype(x.dtype, dtype, integers_to_float64=False)
     return x, axes, compute, final
 
 
@@ -425,7 +467,7 @@ def _deliver(y, final, out):
 
 
 def _as_matrices(scores):
-    x = _arrays.as_array(scores, "scores")
+    x = _arrays.as_array(scores, "scores", instead_of_masked="scores.filled(-inf)")
     if x.ndim < 2:
         raise ValueError(f"scores must have at least two dimensions (..., queries, keys), got shape {x.shape}")
     return x
@@ -472,7 +514,11 @@ def _compute(result, x, y, compute, axes, temperature, where):
 
 
 def _compute_staged(result, x, y, compute, axes, temperature, where):
-    """The same by way of a buffer in the kernel's order and dtype, some rows at a time."""
+    """The same by way of a buffer in the kernel's order and dtype, some rows at a time.
+
+    A row is staged whole, since its sum has an order; it may be as long as the result, which softmax and log_softmax
+    need anyway. The reductions do without: their long rows are worked on in pieces.
+    """
     kept = tuple(i for i in range(x.ndim) if i not in axes)
     order = kept + axes
     n = math.prod(x.shape[i] for i in axes)
@@ -483,6 +529,11 @@ def _compute_staged(result, x, y, compute, axes, temperature, where):
         temperature = temperature.transpose(order)[(..., *(0,) * len(axes))]
     if where is not None:
         where = where.transpose(order)
+    if result >= LOGSUMEXP and n > _arrays.STAGE:
+        for index in np.ndindex(kept_shape):
+            y[index] = _reduced_in_pieces(result, x[index], 1.0 if temperature is None else temperature[index],
+                                          True if where is None else where[index])
+        return
     for piece in _arrays.pieces(kept_shape, max(1, _arrays.STAGE // n)):
         with np.errstate(all="ignore"):
             rows = x[piece].astype(compute, order="C")
@@ -494,6 +545,65 @@ def _compute_staged(result, x, y, compute, axes, temperature, where):
         kernel(result, rows, _arrays.elements(results), t, mask, None, _threads.threads_for(rows.size), False)
         with np.errstate(all="ignore"):
             y[piece] = results.reshape(shape + y.shape[len(kept):])
+
+
+@np.errstate(all="ignore")
+def _reduced_in_pieces(result, row, temperature, where):
+    """logsumexp or entropy of one row, of any number of dimensions, from those of its pieces, in bounded memory.
+
+    Entropy needs the differences of the pieces' lses, to more digits than large ones have: each piece is shifted by its
+    own maximum, its peak. logsumexp needs no shift: rounding a piece's lse loses no more than rounding the row's.
+    """
+    buffer = np.empty(_arrays.PIECE)
+    peaks, lses, entropies = [], [], []
+    any_visible = False
+    for piece in _arrays.pieces(row.shape, _arrays.PIECE):
+        part = row[piece]
+        scores = buffer[:part.size]
+        np.copyto(scores.reshape(part.shape), part, casting="unsafe")
+        visible = True if where is True else where[piece].reshape(-1)
+        peak = 0.0
+        if result == ENTROPY:
+            any_visible = any_visible or np.any(visible)
+            peak = float(scores.max(where=visible, initial=-math.inf))
+            if peak == -math.inf:               # nothing here has a weight
+                continue
+            if not math.isfinite(peak):
+                return math.nan
+            scores -= peak
+            entropies.append(_reduced_line(ENTROPY, scores, temperature, visible))
+        peaks.append(peak)
+        lses.append(_reduced_line(LOGSUMEXP, scores, temperature, visible))
+    if not peaks:
+        return math.nan if any_visible else 0.0
+    lses = (np.array(peaks, np.longdouble) - max(peaks)) / temperature + np.array(lses)
+    lse, mean_surprise = _merged(lses, np.array(entropies or 0.0))
+    return mean_surprise if result == ENTROPY else lse
+
+
+def _reduced_line(result, scores, temperature, visible):
+    """The kernel's result for a contiguous line of float64."""
+    y = np.empty((1, 1, 1))
+    t = None if temperature == 1 else np.full((1, 1), temperature)
+    mask = None if visible is True else visible.view(np.uint8).reshape(1, -1, 1)
+    _dispatch.kernels("f64").softmax_rows(
+        result, scores.reshape(1, -1, 1), y, t, mask, None, _threads.threads_for(scores.size), False)
+    return float(y[0, 0, 0])
+
+
+def _merged(lses, entropies):
+    """The lse and the entropy of a row from those of its pieces, which come in long double.
+
+    lse = logsumexp(lses), and the entropy is the mean surprise sum(w_k * (H_k + lse - lse_k)), w_k = exp(lse_k - lse),
+    of which no term is negative, so that nothing cancels.
+    """
+    first = lses.argmax()                       # a NaN, if there is one
+    if not np.isfinite(lses[first]):
+        return float(lses[first]), math.nan
+    weights = np.exp(lses - lses[first])
+    weights[first] = 0                          # log1p of the others keeps the digits of a small sum
+    lse = lses[first] + np.log1p(weights.sum())
+    return float(lse), float((np.exp(lses - lse) * (entropies + (lse - lses))).sum())
 
 
 def _compute_causal(x, y, compute, offset, temperature):
@@ -508,7 +618,7 @@ def _compute_causal(x, y, compute, offset, temperature):
         for x_rows, y_rows, t in layout.views(x_seen, y_seen, temperature):
             kernel(SOFTMAX, x_rows, y_rows, None if t is None else t[:, 0], None, offset, threads, streamed)
         return
-    for index in np.ndindex(x.shape[:-2]):
+    for index in np.ndindex(x.shape[:-2]):      # a matrix at a time is staged: no more than the result takes
         with np.errstate(all="ignore"):
             matrix = x[index].astype(compute, order="C")
         results = np.empty_like(matrix)

@@ -66,7 +66,8 @@ def assert_accurate(got, exact, ulp, extra=0.0, units=None):
         at = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), np.shape(error))
     raise AssertionError(
         f"{np.sum(~fine)} of {fine.size} off by more than {ulp} ULP; "
-        f"worst at {tuple(map(int, at))}: {value[at]!r}, exact {exact[at]!r}, {float(error[at]):.2f} ULP of {np.dtype(arithmetic)}"
+        f"worst at {tuple(map(int, at))}: {value[at]!r}, exact {exact[at]!r}, {float(error[at]):.2f} ULP "
+        f"of {np.dtype(arithmetic)}"
     )
 
 

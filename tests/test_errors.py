@@ -96,13 +96,14 @@ def test_temperature(f):
         refuses(ValueError, "temperature", f, X, 1, temperature=bad)
     for bad in (np.ones(2), np.ones((3, 1)), np.ones(3), np.ones((1, 2, 1))):  # does not fit, or varies along the row
         refuses(ValueError, "temperature", f, X, 1, temperature=bad)
-    for bad in ("1", 1j, [object()]):
+    for bad in ("1", 1j, [object()], None):
         refuses(TypeError, "temperature", f, X, 1, temperature=bad)
 
 
 def test_temperature_of_causal_softmax():
     for bad in (0, -1, np.nan, np.inf, np.ones(3), np.zeros((2, 1))):
         refuses(ValueError, "temperature", causal_softmax, X, temperature=bad)
+    refuses(TypeError, "temperature", causal_softmax, X, temperature=None)
 
 
 @pytest.mark.parametrize("f", REDUCING, **by_name)
@@ -116,8 +117,11 @@ def test_where(f):
 @pytest.mark.parametrize("f", (*REDUCING, causal_softmax, causal_mask_), **by_name)
 def test_masked_arrays_are_told_what_to_pass(f):
     masked = np.ma.masked_array(X, X > 4)
-    named = "mask" if f in (causal_softmax, causal_mask_) else r"(\w+)\.data.*where=~\1\.mask"  # those take no `where`
-    refuses(TypeError, f"(?i){named}", f, masked)
+    advice = {causal_softmax: r"pass scores\.filled\(-inf\)", causal_mask_: r"pass scores\.data"}  # no `where` there
+    refuses(TypeError, "masked array.*" + advice.get(f, r"pass (\w+)\.data and where=~\1\.mask"), f, masked)
+    if f in advice:
+        with pytest.raises(TypeError, match="^((?!where).)*$"):
+            f(masked)
     np.testing.assert_array_equal(masked.data, X)
 
 

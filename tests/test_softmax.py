@@ -5,9 +5,21 @@ import platform
 import tracemalloc
 import warnings
 
+import ml_dtypes
 import numpy as np
 import pytest
-from helpers import FAMILY, LAYOUTS, assert_accurate, assert_same_bits, bits, check, oracle, sample, tail_lengths
+from helpers import (
+    FAMILY,
+    LAYOUTS,
+    NUMPY,
+    assert_accurate,
+    assert_same_bits,
+    bits,
+    check,
+    oracle,
+    sample,
+    tail_lengths,
+)
 
 import fastsoftmax
 from fastsoftmax import causal_mask_, causal_softmax, log_softmax, logsumexp, reference, softmax, softmax_entropy
@@ -301,18 +313,126 @@ def test_the_callers_rounding_mode_and_flush_bits_do_nothing_and_stay(kernel, mo
         assert_same_bits(a, b)
 
 
-@pytest.mark.parametrize("axis", [1, -1, None, (0, 2)])
-@family
-def test_input_is_never_copied_whole(kernel, function, axis):
-    x = sample(kernel.dtype, (2, 500, 2000), 10)[:, ::-1, ::2]
-    out = None if function == "logsumexp" else np.empty(x.shape, kernel.dtype)
-    call(function, x, axis, out=out)
+def memory(f, *args, **kwargs):
+    """The result, and the largest number of bytes that the call held at a time, its result included."""
+    f(*args, **kwargs)
     tracemalloc.start()
     try:
-        call(function, x, axis, out=out)
-        assert tracemalloc.get_traced_memory()[1] < x.nbytes / 4
+        return f(*args, **kwargs), tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@family
+def test_input_is_never_copied(kernel, function, axis):
+    x = sample(kernel.dtype, (2, 500, 2000), 10)[:, ::-1, ::2]
+    out = None if function == "logsumexp" else np.empty(x.shape, kernel.dtype)
+    assert memory(call, function, x, axis, out=out)[1] < x.nbytes / 8
+
+
+LONG_ROWS = {  # rows of more than 2**18 elements that no single stride runs through
+    "steps that do not merge": (lambda x: x[:, ::-1, ::2], None),
+    "axes apart": (lambda x: x.reshape(20, -1, 20000)[:, ::2, ::-1], (0, 2)),
+    "far from zero": (lambda x: (x - x.dtype.type(9000))[:, ::-1, ::2], None),
+    "broadcast": (lambda x: np.broadcast_to(x[:1, :, None, :300], (2, x.shape[1], 2, 300)), (0, 1, 3)),
+    "byte-swapped": (lambda x: x.astype(x.dtype.newbyteorder("S"))[0], None),
+    "unaligned": (lambda x: LAYOUTS["unaligned by a byte"](x)[:1].reshape(-1), 0),
+}
+
+
+long_rows_dtypes = pytest.mark.parametrize("dtype", [np.dtype(d) for d in NUMPY.values()], ids=NUMPY)
+
+
+@long_rows_dtypes
+@pytest.mark.parametrize("case", LONG_ROWS)
+def test_reductions_of_long_rows_take_no_memory(dtype, case):
+    lay, axis = LONG_ROWS[case]
+    x = lay(sample(dtype, (2, 500, 2000), 12))
+    dense = np.ascontiguousarray(x.astype(dtype))
+    y, bytes_held = memory(logsumexp, x, axis)
+    assert bytes_held < 2**20
+    check("logsumexp", y, dense, axis)
+    y, bytes_held = memory(softmax_entropy, x, axis)
+    assert bytes_held < 2**20
+    check_entropy(dense, axis, y)
+    y, bytes_held = memory(softmax, x, axis)
+    assert bytes_held < 4 * dense.nbytes
+    check("softmax", y, dense, axis)
+
+
+@long_rows_dtypes
+def test_temperature_and_where_of_long_rows(dtype):
+    x = sample(dtype, (3, 4, 400, 300), 12)[..., ::-1].transpose(1, 0, 2, 3)
+    keep = np.random.default_rng(9).random((3, 400, 1)) < 0.3
+    temperature = np.array([0.5, 1, 3, 7.7]).reshape(4, 1, 1, 1)
+    dense = np.ascontiguousarray(x)
+    for kwargs in ({}, {"where": keep}, {"temperature": temperature}, {"where": keep, "temperature": temperature}):
+        check_entropy(dense, (1, 2, 3), softmax_entropy(x, (1, 2, 3), **kwargs), **kwargs)
+        if "temperature" not in kwargs:
+            check("logsumexp", logsumexp(x, (1, 2, 3), **kwargs), dense, (1, 2, 3), **kwargs)
+
+
+def test_entropy_of_a_long_row_far_from_zero():
+    """Where lse, were it formed, would drop log(n): 1e30 + log(n) is 1e30."""
+    for dtype, offset in ((np.float32, 1e30), (np.float64, 1e300), (np.float32, -1e30)):
+        x = np.broadcast_to(np.array([offset, -np.inf, offset], dtype)[:, None], (1000, 3, 150)).transpose(2, 1, 0)
+        assert_accurate(np.asarray(softmax_entropy(x)), np.log(np.longdouble(300_000)), 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda d: d.__name__)
+def test_special_values_in_long_rows(dtype):
+    shape, cut = (2, 700, 300), np.s_[:, ::-1, :-1]
+    first, last = (0, 699, 0), (1, 0, 298)
+
+    def row(value=0.0, **places):
+        x = np.full(shape, value, dtype)
+        for place, special in places.items():
+            x[{"first": first, "last": last}[place]] = special
+        return x[cut]
+
+    for x, lse, entropy in (
+        (row(first=NAN), NAN, NAN),
+        (row(last=NAN), NAN, NAN),
+        (row(first=INF, last=NAN), NAN, NAN),
+        (row(first=INF), INF, NAN),
+        (row(last=INF, first=INF), INF, NAN),
+        (row(-INF), -INF, NAN),
+        (row(-INF, last=3), 3, 0),
+        (row(-INF, first=-3), -3, 0),
+        (row(-INF, first=0, last=0), np.log(2), np.log(2)),
+        (row(first=-INF), np.log(2 * 700 * 299 - 1), np.log(2 * 700 * 299 - 1)),
+    ):
+        with np.errstate(all="raise"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            got = np.array([logsumexp(x), softmax_entropy(x)]).astype(float)
+        np.testing.assert_allclose(got, [lse, entropy], rtol=np.finfo(dtype).eps, atol=0)
+        keep = ~(np.isnan(x) | np.isposinf(x.astype(float)))
+        if keep.all():
+            keep = np.zeros(x.shape, bool)
+            keep[0, 0, 0] = keep[-1, -1, -1] = True
+        for f in (logsumexp, softmax_entropy):
+            with np.errstate(all="raise"):
+                got = f(x, where=keep)
+            exact = float(getattr(reference, f.__name__)(x, where=keep))
+            np.testing.assert_allclose(float(got), exact, rtol=np.finfo(dtype).eps)
+    x = row(NAN)
+    assert logsumexp(x, where=False) == -INF
+    assert softmax_entropy(x, where=False) == 0
+    keep = np.zeros(x.shape, bool)
+    keep[-1, -1, -1] = True  # one in the last piece alone, and that of no weight
+    assert np.isnan(softmax_entropy(row(-INF), where=keep))
+    assert logsumexp(row(-INF), where=keep) == -INF
+
+
+@pytest.mark.parametrize("reduction", [logsumexp, softmax_entropy])
+def test_broadcast_giants_take_no_memory(reduction):
+    x = np.broadcast_to(np.array([0, 1], np.float32)[:, None], (1000, 2, 10_000))  # no step leads to the next row
+    y, bytes_held = memory(reduction, x)
+    assert bytes_held < 2**20
+    n, p = 10_000_000, 1 / (1 + np.e)
+    lse = np.log(n) + np.log1p(np.e)
+    np.testing.assert_allclose(y, lse if reduction is logsumexp else lse - (1 - p), rtol=1e-7)
 
 
 # ---------------------------------------------------------------- arguments
@@ -351,6 +471,68 @@ def test_logsumexp_b(kernel):
     ):
         assert got.dtype == kernel.dtype
         assert_accurate(got, exact, 4, units=np.maximum(abs(exact), 1))
+
+
+def test_logsumexp_promotes_a_and_b_as_scipy():
+    """float32 exponents and float64 factors were once float32, and the imaginary part of b was lost with real a."""
+    special = pytest.importorskip("scipy.special", reason="compares with SciPy")
+    dtypes = ["f2", "f4", "f8", "c8", "c16", "g", "G", "i1", "u2", "i4", "i8", "?", ">f4", ">c8"]
+    values = np.array([0.0, 1, 1])
+    pairs = [(values.astype(s), values.astype(t)) for s in dtypes for t in dtypes]
+    pairs += [(x, values.astype(t)) for x in (1, 2.5, 1j, True, np.float64(2), [1, 2, 3]) for t in dtypes]
+    pairs += [(y, x) for x, y in pairs[len(dtypes) ** 2 :]] + [(1, 2), (1, 2.0), (1j, 2)]
+    for a, b in pairs:
+        with np.errstate(all="ignore"):
+            expected = special.logsumexp(a, b=b), *special.logsumexp(a, b=b, return_sign=True)
+        got = logsumexp(a, b=b), *logsumexp(a, b=b, return_sign=True)
+        for g, e in zip(got, expected, strict=True):
+            assert g.dtype == e.dtype, (a, b)
+            np.testing.assert_allclose(g, e, rtol=1e-3 if e.dtype == np.float16 else 1e-6)
+        for out, e in ((np.empty((), expected[1].dtype), expected[1]),):
+            assert logsumexp(a, b=b, return_sign=True, out=out)[0] is out
+            np.testing.assert_allclose(out, e, rtol=1e-3 if e.dtype == np.float16 else 1e-6)
+
+
+def test_logsumexp_b_of_bfloat16():
+    bfloat16 = ml_dtypes.bfloat16
+    x = np.array([1, 2, 3]).astype(bfloat16)
+    for b, dtype in (
+        (x, bfloat16),
+        (2, bfloat16),
+        (2.5, bfloat16),
+        (x.astype("i1"), bfloat16),
+        (x.astype("f2"), np.float32),
+        (x.astype("f4"), np.float32),
+        (x.astype("i8"), np.float64),
+        (x.astype("c8"), np.complex64),
+        (2j, np.complex64),
+        (x.astype(x.dtype.newbyteorder("S")), bfloat16),
+    ):
+        exact = np.log((np.asarray(b).astype(complex) * np.exp([1.0, 2.0, 3.0])).sum())
+        for got in (logsumexp(x, b=b), logsumexp(b, b=x)):
+            assert got.dtype == dtype
+            assert got.dtype.isnative
+        np.testing.assert_allclose(complex(logsumexp(x, b=b)), exact, rtol=2**-8)
+
+
+def test_the_log_of_a_complex_sum_with_its_sign_is_real():
+    special = pytest.importorskip("scipy.special", reason="compares with SciPy")
+    rng = np.random.default_rng(10)
+    for dtype, real in ((np.complex64, np.float32), (np.complex128, np.float64), (np.clongdouble, np.longdouble)):
+        x = (rng.normal(size=(3, 5)) + 2j * rng.normal(size=(3, 5))).astype(dtype)
+        for kwargs in ({}, {"b": np.ones(5, real)}, {"b": np.ones(5, dtype)}):
+            out = np.empty(3, real)
+            lse, sign = logsumexp(x, 1, return_sign=True, out=out, **kwargs)
+            assert lse is out
+            expected = special.logsumexp(x, 1, return_sign=True, **kwargs)
+            for got, e in zip((lse, sign), expected, strict=True):
+                assert got.dtype == e.dtype
+                np.testing.assert_allclose(got, e, rtol=1e-5)
+            with pytest.raises(TypeError, match=f"{np.dtype(real)}"):
+                logsumexp(x, 1, return_sign=True, out=np.empty(3, dtype), **kwargs)
+        assert logsumexp(x, 1).dtype == dtype
+        with pytest.raises(TypeError, match="complex"):
+            logsumexp(np.ones(3), b=np.ones(3, dtype), dtype=np.float64)
 
 
 def oracle_pair(x, b):
@@ -630,9 +812,9 @@ def test_entropy_is_that_of_the_weights(kernel):
     check_entropy(x, -1, where=keep)
 
 
-def check_entropy(x, axis, **kwargs):
+def check_entropy(x, axis, got=None, **kwargs):
     exact = oracle("softmax_entropy", x, axis, **kwargs)
-    got = np.asarray(softmax_entropy(x, axis, **kwargs))
+    got = np.asarray(softmax_entropy(x, axis, **kwargs) if got is None else got)
     assert got.dtype == x.dtype
     assert_accurate(got, exact, 4)
 

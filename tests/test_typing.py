@@ -1,0 +1,133 @@
+"""mypy --strict accepts typical use, and refuses what would be a TypeError."""
+
+import doctest
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_doctests import readme_blocks
+
+pytest.importorskip("mypy", reason="mypy is not installed: types are not checked")
+
+USE = '''
+from typing import Any, assert_type
+
+import numpy as np
+import numpy.typing as npt
+
+import fastsoftmax
+from fastsoftmax import (
+    causal_mask_, causal_softmax, get_num_threads, log_softmax, logsumexp, num_threads, set_num_threads, show_config,
+    softmax, softmax_entropy,
+)
+
+x: npt.NDArray[np.float32] = np.zeros((2, 3, 4), np.float32)
+half = x.astype(np.float16)
+keep: npt.NDArray[np.bool_] = x > 0
+counts = x.shape
+
+y: npt.NDArray[np.float32] = softmax(x, axis=-1)
+z: np.ndarray[Any, Any] = log_softmax(half, (0, -1), temperature=0.7, where=keep, out=half)
+softmax([3.0, 2.0, 1.0]).round(3)
+softmax([[3, 2], [1, 0]], np.int64(1), where=[True, False], temperature=[[1.0], [2.0]], dtype="float32")
+softmax(x, None, dtype=np.float64).sum(axis=-1)
+softmax(x, (), dtype=x.dtype, temperature=np.float32(2))
+accuracy = float((softmax(x, axis=1).argmax(1) == 0).mean())
+
+total: float = float(logsumexp(x))
+rows: npt.NDArray[np.float32] = logsumexp(x, axis=-1, keepdims=True, out=np.empty((2, 3, 1), np.float32))
+log_of_abs, sign = logsumexp(x, b=[1, -1, 1, 1], return_sign=True)
+log_of_abs, sign = logsumexp(x, 1, None, False, True)
+assert_type(logsumexp(x, 1, return_sign=True), tuple[Any, Any])
+
+
+def either(signed: bool) -> object:
+    return logsumexp(x, return_sign=signed)
+
+
+entropy = softmax_entropy(x, axis=-1, temperature=np.array([0.5, 2.0]).reshape(2, 1, 1), where=keep)
+print(entropy.mean(), float(softmax_entropy([1.0, 2.0])))
+
+weights = causal_softmax(x, offset=x.shape[2] - x.shape[1], temperature=8, dtype=np.float32, out=x)
+assert_type(causal_mask_(x, offset=np.int32(1), fill_value=-1e9), npt.NDArray[np.float32])
+
+set_num_threads(2)
+assert_type(get_num_threads(), int)
+with num_threads(1) as limit:
+    fastsoftmax.softmax(x, 1)
+
+
+@num_threads(2)
+def work(n: int) -> list[int]:
+    return [n]
+
+
+assert_type(work(1), list[int])
+show_config()
+isa: str = show_config(mode="dicts")["isa"]
+version: str = fastsoftmax.__version__
+'''
+
+MISUSE = '''
+import numpy as np
+
+from fastsoftmax import causal_mask_, logsumexp, num_threads, set_num_threads, show_config, softmax
+
+x = np.zeros((2, 3))
+softmax(x, 1.0)  # type: ignore
+softmax(x, 1, 2.0)  # type: ignore
+softmax(x, temperature=None)  # type: ignore
+softmax(x, out=[0.0, 0.0])  # type: ignore
+softmax(x, axes=1)  # type: ignore
+logsumexp(x, keepdims="yes")  # type: ignore
+causal_mask_([[1.0]])  # type: ignore
+set_num_threads(1.5)  # type: ignore
+num_threads("2")  # type: ignore
+show_config("yaml")  # type: ignore
+'''
+
+
+def sources():
+    readme = ["import doctest\n"]
+    for block in readme_blocks():
+        readme.append(doctest.script_from_examples(block) if ">>>" in block else block)
+    return {"use": USE, "misuse": MISUSE, "readme": "\n".join(readme)}
+
+
+@pytest.fixture(scope="module")
+def verdict(tmp_path_factory, pytestconfig):
+    """What mypy says of all files, in one run."""
+    folder = tmp_path_factory.mktemp("typing")
+    for name, text in sources().items():
+        (folder / f"{name}.py").write_text(text)
+    package = Path(__file__).parent.parent
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary"),
+            # as for an installed package, whose own text is not the user's to mend
+            "--follow-imports=silent",
+            # a README shows one thing after another in one namespace, perhaps with packages that bear no types
+            *("--allow-redefinition", "--ignore-missing-imports"),
+            f"--cache-dir={pytestconfig.cache.mkdir('mypy') if pytestconfig.cache else os.devnull}",
+            *(f"{name}.py" for name in sources()),
+        ],
+        cwd=folder,
+        env={**os.environ, "MYPYPATH": str(package)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["use", "misuse", "readme"])
+def test_mypy_agrees(verdict, name):
+    complaints = [line for line in verdict.splitlines() if line.startswith(f"{name}.py")]
+    assert not complaints, "\n".join(complaints)
+
+
+def test_what_mypy_accepts_runs():
+    exec(compile(USE, "use", "exec"), {"__name__": "use"})
