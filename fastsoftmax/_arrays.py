@@ -91,25 +91,30 @@ def result_dtype(x_dtype, dtype, *, integers_to_float64):
     final = native(np.dtype(dtype))
     if final.kind not in "fc" and tag(final) is None:
         raise TypeError(f"dtype must be a floating dtype, got {final}")
+    if natural.kind == "c" and final.kind != "c":
+        raise TypeError(f"the result of complex input cannot be {final}")
     if final == natural:
         return natural, final
     if final.itemsize > natural.itemsize or (final.kind == "c" and natural.kind != "c"):
         return final, final
     if final.itemsize == natural.itemsize:          # float16 and bfloat16: neither holds the other
         return np.dtype(np.float32), final
-    if natural.kind == "c" and final.kind != "c":
-        raise TypeError(f"the result of complex input cannot be {final}")
     return natural, final
 
 
 def as_temperature(temperature, shape, axes):
     """A float, or a float64 array of x's number of dimensions with length 1 along the axes."""
+    if type(temperature) is float and 0 < temperature < math.inf:
+        return temperature
     if isinstance(temperature, np.ma.MaskedArray):
         raise TypeError("temperature must not be a masked array")
+    if type(temperature) is int:                # of any size; NumPy would make an object of a large one
+        temperature = float(max(-1 << 1023, min(temperature, 1 << 1023)))
     t = np.asarray(temperature)
     if t.dtype.kind not in "iuf" and tag(t.dtype) is None:
         raise TypeError(f"temperature must be real numbers, got dtype {t.dtype}")
-    t = t.astype(np.float64)
+    with np.errstate(all="ignore"):
+        t = t.astype(np.float64)
     bad = ~((t > 0) & (t < np.inf))
     if bad.any():
         raise ValueError(f"temperature must be positive and finite, got {t[bad].flat[0]}")

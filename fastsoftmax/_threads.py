@@ -10,7 +10,15 @@ from typing import Self, SupportsIndex
 # Elements from which a second thread is worth its start; see bench/README.md for the measurement.
 PARALLEL = 1 << 16
 
-_local = threading.local()
+
+class _Local(threading.local):
+    """The numbers of the `num_threads` blocks that a thread is in, the innermost last."""
+
+    def __init__(self):
+        self.numbers = []
+
+
+_local = _Local()
 
 
 def _container_limit():
@@ -110,7 +118,7 @@ def get_num_threads() -> int:
     ...     fastsoftmax.get_num_threads()
     1
     """
-    return getattr(_local, "number", None) or _process
+    return _local.numbers[-1] if _local.numbers else _process
 
 
 def set_num_threads(n: SupportsIndex) -> None:
@@ -166,21 +174,19 @@ class num_threads(contextlib.ContextDecorator):
     """
 
     def __init__(self, n: SupportsIndex) -> None:
-        self._number = _checked(n)
-        self._before = []
+        self._number = _checked(n)          # and nothing else: as a decorator, one object serves all threads
 
     def __enter__(self) -> Self:
-        self._before.append(getattr(_local, "number", None))
-        _local.number = self._number
+        _local.numbers.append(self._number)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        _local.number = self._before.pop()
+        _local.numbers.pop()
 
 
 def why():
     """Where the number of threads comes from."""
-    return "num_threads" if getattr(_local, "number", None) else _reason
+    return "num_threads" if _local.numbers else _reason
 
 
 def threads_for(elements):

@@ -29,6 +29,7 @@ def _stream_from():
 
 
 _STREAM_FROM = _stream_from()
+FEW = 1 << 12               # elements that are copied in less time than it takes to describe how they lie
 _front.configure(_threads.threads_for, _STREAM_FROM)
 
 
@@ -256,6 +257,9 @@ def softmax_entropy(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike =
     _refuse_empty(x, axes)
     if _needs_reference(compute, temperature):
         return _REFERENCE[ENTROPY](x, axes, temperature=temperature, where=where)[()]
+    y = _few(ENTROPY, x, compute, axes, temperature, where)
+    if y is not None:
+        return y
     y = np.empty([1 if i in axes else size for i, size in enumerate(x.shape)], final)
     _compute(ENTROPY, x, y, compute, axes, temperature, where)
     return y.reshape([size for i, size in enumerate(x.shape) if i not in axes])[()]
@@ -308,8 +312,8 @@ def causal_softmax(scores: ArrayLike, *, offset: SupportsIndex = 0, temperature:
     compute, final = _arrays.result_dtype(x.dtype, dtype, integers_to_float64=False)
     axes = (x.ndim - 1,)
     temperature, _ = _modifiers(x, axes, temperature, None)
-    if _needs_reference(compute, temperature):
-        return _deliver(reference.causal_softmax(x, offset=offset, temperature=temperature), final, out)
+    if _needs_reference(compute, temperature) and x.size:
+        return _deliver(reference.causal_softmax(x, offset=offset, temperature=temperature, dtype=compute), final, out)
     y, x, temperature, _ = _outputs(x, final, out, temperature, None)
     if x.size:
         _compute_causal(x, y, compute, offset, temperature)
@@ -381,6 +385,9 @@ def _elementwise(result, x, axis, temperature, where, dtype, out):
     if _needs_reference(compute, temperature):
         y = _REFERENCE[result](x, axes, temperature=temperature, where=where, dtype=compute)
         return _deliver(y, final, out)
+    y = _few(result, x, compute, axes, temperature, where)
+    if y is not None:
+        return _deliver(y, final, out)
     y, x, temperature, where = _outputs(x, final, out, temperature, where)
     if x.size:
         _compute(result, x, y, compute, axes, temperature, where)
@@ -414,11 +421,11 @@ def _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out):
             sign = _deliver(sign, final, None)
         y = _deliver(y, log_final, out)
     else:
-        y = np.empty(wide_shape, final)
-        if x.size:
-            _compute(LOGSUMEXP, x, y, compute, axes, 1.0, where)
-        else:
-            y[...] = -math.inf
+        y = _few(LOGSUMEXP, x, compute, axes, 1.0, where)
+        if y is None:
+            y = np.full(wide_shape, -math.inf, final)
+            if x.size:
+                _compute(LOGSUMEXP, x, y, compute, axes, 1.0, where)
         y = _deliver(y.reshape(shape), final, out)
         if return_sign:
             with np.errstate(all="ignore"):
@@ -445,6 +452,15 @@ def _refuse_empty(x, axes):
     if any(x.shape[i] == 0 for i in axes):
         raise ValueError(f"the reduction is over nothing: axis {next(i for i in axes if x.shape[i] == 0)} of shape "
                          f"{x.shape} is empty")
+
+
+def _few(result, x, compute, axes, temperature, where):
+    """The result for a few elements, brought into order for the short way in; None if it does not take them."""
+    if where is not None or x.size > FEW or len(axes) not in (1, x.ndim) or type(temperature) is not float:
+        return None
+    with np.errstate(all="ignore"):
+        x = x.astype(compute, order="C", copy=False)
+    return _front.contiguous(result, x, None if len(axes) == x.ndim else axes[0], temperature, None)
 
 
 def _outputs(x, final, out, temperature, where):

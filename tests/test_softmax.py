@@ -555,6 +555,10 @@ def test_temperature_scalar_per_row_and_per_head(kernel, function):
     ):
         check(function, call(function, x, temperature=temperature), x, temperature=temperature)
         assert not np.array_equal(bits(call(function, x, temperature=temperature)), bits(call(function, x)))
+    for huge in (10**29, 10**30, 10**400):  # of any type and size, contiguous or not
+        for scores in (x, x[..., ::-1], x[..., :5]):
+            weights = softmax(scores, -1, temperature=huge).astype(kernel.wide)
+            assert_accurate(weights.astype(kernel.dtype), np.full(scores.shape, kernel.wide(1) / scores.shape[-1]), 1)
     per_inner = rng.uniform(0.3, 3, (37,))
     check(function, call(function, x, 1, temperature=per_inner), x, 1, temperature=per_inner)
     each = np.array([0.25, 1, 8]).reshape(3, 1, 1)

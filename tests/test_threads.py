@@ -73,6 +73,30 @@ def test_context_manager_acts_on_its_thread_alone_and_nests():
     assert get_num_threads() == 2
 
 
+def test_a_decorated_function_in_two_threads_at_once():
+    """One context manager serves both: what it restores must be each thread's own."""
+    first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
+
+    @num_threads(3)
+    def inside(is_first):
+        (first_in if is_first else second_in).set()
+        (second_in if is_first else first_out).wait(20)
+        return get_num_threads()
+
+    def caller(number):
+        is_first = number == 5
+        if not is_first:
+            first_in.wait(20)
+        with num_threads(number):
+            seen = inside(is_first), get_num_threads()
+        if is_first:
+            first_out.set()
+        return seen
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(caller, (7, 5), timeout=60)) == [(3, 7), (3, 5)]
+
+
 @pytest.mark.parametrize("function", [set_num_threads, num_threads])
 def test_impossible_counts(function):
     before = get_num_threads()
