@@ -101,13 +101,13 @@ cdef inline void full_block(int result, bint scaled, const Shift* shift, real* x
     cdef Shift[COLS] s
     cdef vreal[4] e, p, f
     cdef vreal total, lost, moment
-    cdef Py_ssize_t l, at
+    cdef Py_ssize_t part, at
     cdef int a, c
     for c in range(COLS):
         s[c] = shift[c]
-    for l in range(WIDTH):
+    for part in range(WIDTH):
         for c in range(COLS):
-            at = l * WIDTH + c * LANES
+            at = part * WIDTH + c * LANES
             for a in range(4):
                 e[a] = load(x + at + a * WIDTH * WIDTH)
             weigh4(e, &s[c], False, scaled, p, f)
@@ -120,7 +120,7 @@ cdef inline void full_block(int result, bint scaled, const Shift* shift, real* x
                 moment = fill(0)
                 for a in range(4):
                     moment = fma_(fma_(p[a], f[a], f[a]), score_below_top(&s[c], e[a], scaled), moment)
-                tile.moments[l * COLS + c] = wide_add(tile.moments[l * COLS + c], wide_of(moment, fill(0)))
+                tile.moments[part * COLS + c] = wide_add(tile.moments[part * COLS + c], wide_of(moment, fill(0)))
             total = load(tile.total + at)
             lost = load(tile.lost + at)
             add_weights(result, &total, &lost, p, f)
@@ -153,27 +153,29 @@ cdef inline void weigh_block(int result, bint scaled, const Shift* shift, Py_ssi
             for c in range(COLS):
                 ties[c] = ties[c] + keep_where(equal(load(x + k * WIDTH + c * LANES), s[c].top), fill(1))
 
-cdef inline void load_weights(const Across* tile, Py_ssize_t l, int c, Py_ssize_t count, vreal* p, vreal* f) noexcept nogil:
-    """Those of elements l, l + WIDTH, ... of the block, which go into partial sum l; zeros beyond its end."""
-    cdef Py_ssize_t at = l * WIDTH + c * LANES
+cdef inline void load_weights(const Across* tile, Py_ssize_t part, int c, Py_ssize_t count, vreal* p,
+                              vreal* f) noexcept nogil:
+    """Those of elements part, part + WIDTH, ... of the block, which go into one partial sum; zeros beyond its end."""
+    cdef Py_ssize_t at = part * WIDTH + c * LANES
     cdef int a
     for a in range(4):
         p[a] = fill(0)
         f[a] = fill(0)
-        if l + a * WIDTH < count:
+        if part + a * WIDTH < count:
             p[a] = load(tile.p + at + a * WIDTH * WIDTH)
             f[a] = load(tile.f + at + a * WIDTH * WIDTH)
 
-cdef inline vwide moment_of(const Shift* s, bint scaled, const real* x, const Across* tile, Py_ssize_t l, int c,
+cdef inline vwide moment_of(const Shift* s, bint scaled, const real* x, const Across* tile, Py_ssize_t part, int c,
                             Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t at = l * WIDTH + c * LANES
+    cdef Py_ssize_t at = part * WIDTH + c * LANES
     cdef vreal[4] p, f
     cdef vreal moment = fill(0)
     cdef int a
-    load_weights(tile, l, c, count, p, f)
+    load_weights(tile, part, c, count, p, f)
     for a in range(4):
-        if l + a * WIDTH < count:
-            moment = fma_(fma_(p[a], f[a], f[a]), score_below_top(s, load(x + at + a * WIDTH * WIDTH), scaled), moment)
+        if part + a * WIDTH < count:
+            moment = fma_(fma_(p[a], f[a], f[a]),
+                          score_below_top(s, load(x + at + a * WIDTH * WIDTH), scaled), moment)
     return wide_of(moment, fill(0))
 
 cdef inline void sum_block(int result, bint scaled, const Shift* s, Py_ssize_t count, const real* x,
@@ -181,15 +183,15 @@ cdef inline void sum_block(int result, bint scaled, const Shift* s, Py_ssize_t c
     """Second step: element j of a row goes to partial sum j modulo WIDTH."""
     cdef vreal[4] p, f
     cdef vreal total, lost
-    cdef Py_ssize_t l, at
+    cdef Py_ssize_t part, at
     cdef int c
-    for l in range(min(count, <Py_ssize_t>WIDTH)):
+    for part in range(min(count, <Py_ssize_t>WIDTH)):
         for c in range(COLS):
-            at = l * WIDTH + c * LANES
-            load_weights(tile, l, c, count, p, f)
+            at = part * WIDTH + c * LANES
+            load_weights(tile, part, c, count, p, f)
             if result == ENTROPY:
-                tile.moments[l * COLS + c] = wide_add(tile.moments[l * COLS + c],
-                                                      moment_of(&s[c], scaled, x, tile, l, c, count))
+                tile.moments[part * COLS + c] = wide_add(
+                    tile.moments[part * COLS + c], moment_of(&s[c], scaled, x, tile, part, c, count))
             total = load(tile.total + at)
             lost = load(tile.lost + at)
             add_weights(result, &total, &lost, p, f)
@@ -303,10 +305,10 @@ cdef void conclude_single(const Rows* rows, const Shift* s, real* x, Across* til
 cdef Outcome conclude_across(const Rows* rows, const Shift* s, int c, const Across* tile, vreal ties) noexcept nogil:
     cdef vwide_sum sum = wide_sum_start(), moment_sum = wide_sum_start()
     cdef vwide weights
-    cdef int l
-    for l in range(WIDTH):
-        sum.chain[l % 4] = wide_add(sum.chain[l % 4], tile.weights[l * COLS + c])
-        moment_sum.chain[l % 4] = wide_add(moment_sum.chain[l % 4], tile.moments[l * COLS + c])
+    cdef int part
+    for part in range(WIDTH):
+        sum.chain[part % 4] = wide_add(sum.chain[part % 4], tile.weights[part * COLS + c])
+        moment_sum.chain[part % 4] = wide_add(moment_sum.chain[part % 4], tile.moments[part * COLS + c])
     weights = wide_sum_end(sum)
     if rows.result == SOFTMAX:
         return outcome_of(SOFTMAX, s, False, weights, weights, ties)
@@ -380,7 +382,8 @@ cdef inline void finish_columns(int result, bint scaled, const Shift* shift, con
             store(x + k * WIDTH + c * LANES, result_of(result, &s[c], &outcome[c], scaled,
                                                        load(x + k * WIDTH + c * LANES)))
 
-cdef void finish_tile(const Rows* rows, const Shift* s, const Outcome* outcome, Py_ssize_t count, real* x) noexcept nogil:
+cdef void finish_tile(const Rows* rows, const Shift* s, const Outcome* outcome, Py_ssize_t count,
+                      real* x) noexcept nogil:
     if rows.result == SOFTMAX:
         finish_columns(SOFTMAX, False, s, outcome, count, x)
     elif rows.scaled:

@@ -59,8 +59,10 @@ cdef real largest(const elem* x, Py_ssize_t count) noexcept nogil:
 
 cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* x, Py_ssize_t count, Py_ssize_t n,
                        real* kept, const elem* ahead, Sums* sums) noexcept nogil:
-    """Adds a chunk of a row of n elements to `sums`; keeps the weights if they are the result. `ahead`: elements that will
-    be wanted soon, or NULL."""
+    """Adds a chunk of a row of n elements to `sums`; keeps the weights if they are the result.
+
+    ahead: elements that will be wanted soon, or NULL.
+    """
     cdef vreal[COLS] total, lost, ties
     cdef vreal[4] e, p, f
     cdef vreal moment

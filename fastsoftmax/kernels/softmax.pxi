@@ -205,7 +205,8 @@ cdef int compute(Rows* rows, int threads) except -1:
         if rows.streamed and rows.y_inner == 1:
             rows.lead = <Py_ssize_t>(<size_t>rows.y // sizeof(elem)) % WIDTH
         row_size, row_count = rows.n * WIDTH, rows.outer * tiles_of(rows)
-        scratch = Scratch(threads, row_size if row_size <= KEEP else max(min(rows.n, <Py_ssize_t>KEEP), CHUNK), False, True)
+        size = row_size if row_size <= KEEP else max(min(rows.n, <Py_ssize_t>KEEP), CHUNK)
+        scratch = Scratch(threads, size, False, True)
     else:
         row_size, row_count = rows.n, rows.outer * rows.inner
         if rows.n >= SLICE or (threads > 1 and rows.n >= SPLIT and row_count < 4 * threads):
