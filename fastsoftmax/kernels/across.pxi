@@ -114,7 +114,7 @@ cdef inline void full_block(int result, bint scaled, const Shift* shift, real* x
             if result == SOFTMAX:
                 for a in range(4):
                     store(x + at + a * WIDTH * WIDTH, fma_(p[a], f[a], f[a]))
-            else:
+            elif result != ALL:
                 weigh_others(result, &s[c], e, f, &ties[c])
             if result == ENTROPY:
                 moment = fill(0)
@@ -144,11 +144,11 @@ cdef inline void weigh_block(int result, bint scaled, const Shift* shift, Py_ssi
         for a in range(4):
             if result == SOFTMAX:
                 store(x + k + a * LANES, fma_(p[a], f[a], f[a]))
-            else:
+            elif result != ALL:
                 f[a] = keep_where(is_other(&s[a % COLS], e[a]), f[a])
             store(tile.p + k + a * LANES, p[a])
             store(tile.f + k + a * LANES, f[a])
-    if result != SOFTMAX:
+    if result != SOFTMAX and result != ALL:
         for k in range(count):
             for c in range(COLS):
                 ties[c] = ties[c] + keep_where(equal(load(x + k * WIDTH + c * LANES), s[c].top), fill(1))
@@ -206,17 +206,22 @@ cdef inline void add_block(int result, bint scaled, const Shift* s, Py_ssize_t c
         weigh_block(result, scaled, s, count, x, tile, ties)
         sum_block(result, scaled, s, count, x, tile)
 
-cdef void add_block_of(const Rows* rows, const Shift* s, Py_ssize_t count, real* x, Across* tile,
+cdef void add_block_of(int sum_of, bint scaled, const Shift* s, Py_ssize_t count, real* x, Across* tile,
                        vreal* ties) noexcept nogil:
     # one call for each of the cases, so that the compiler makes each its own loop
-    if rows.result == SOFTMAX:
-        if rows.scaled:
+    if sum_of == SOFTMAX:
+        if scaled:
             add_block(SOFTMAX, True, s, count, x, tile, ties)
         else:
             add_block(SOFTMAX, False, s, count, x, tile, ties)
-    elif rows.result == ENTROPY:
+    elif sum_of == ENTROPY:
         add_block(ENTROPY, True, s, count, x, tile, ties)
-    elif rows.scaled:
+    elif sum_of == ALL:
+        if scaled:
+            add_block(ALL, True, s, count, x, tile, ties)
+        else:
+            add_block(ALL, False, s, count, x, tile, ties)
+    elif scaled:
         add_block(LOGSUMEXP, True, s, count, x, tile, ties)
     else:
         add_block(LOGSUMEXP, False, s, count, x, tile, ties)
@@ -252,7 +257,7 @@ cdef inline void narrow_column(int result, bint scaled, const Shift* shift, Py_s
                 break
             if result == SOFTMAX:
                 store(x + at + k * WIDTH, fma_(p[k], f[k], f[k]))
-            else:
+            elif result != ALL:
                 f[k] = keep_where(is_other(&s, e[k]), f[k])
                 ties[0] = ties[0] + keep_where(equal(e[k], s.top), fill(1))
             sum.chain[k] = wide_add(sum.chain[k], wide_of(f[k], p[k] * f[k]))
@@ -261,8 +266,9 @@ cdef inline void narrow_column(int result, bint scaled, const Shift* shift, Py_s
                     fma_(p[k], f[k], f[k]) * score_below_top(&s, e[k], scaled), fill(0)))
 
 cdef inline Outcome single_column(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, int c,
-                                  const Across* tile, vreal ties) noexcept nogil:
+                                  const Across* tile, vreal ties, vmask* enough) noexcept nogil:
     cdef vwide_sum sum = wide_sum_start(), moments = wide_sum_start()
+    cdef Outcome outcome
     cdef vreal[4] p, f
     cdef Py_ssize_t turn
     cdef int k
@@ -276,10 +282,13 @@ cdef inline Outcome single_column(int result, bint scaled, const Shift* s, Py_ss
                 if result == ENTROPY:
                     moments.chain[k] = wide_add(moments.chain[k],
                                                 moment_of(s, scaled, x, tile, 4 * turn + k, c, n))
+    if result == ALL:
+        enough[0] = outcome_of_all(s, scaled, wide_sum_end(sum), &outcome)
+        return outcome
     return outcome_of(result, s, scaled, wide_sum_end(sum), wide_sum_end(moments), ties)
 
 cdef inline void conclude_block(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, Across* tile,
-                                Outcome* outcome) noexcept nogil:
+                                Outcome* outcome, vmask* enough) noexcept nogil:
     cdef vreal[COLS] ties
     cdef int c
     for c in range(COLS):
@@ -287,34 +296,45 @@ cdef inline void conclude_block(int result, bint scaled, const Shift* s, Py_ssiz
     if n > WIDTH:
         weigh_block(result, scaled, s, n, x, tile, ties)
     for c in range(COLS):
-        outcome[c] = single_column(result, scaled, &s[c], n, x, c, tile, ties[c])
+        outcome[c] = single_column(result, scaled, &s[c], n, x, c, tile, ties[c], &enough[c])
 
-cdef void conclude_single(const Rows* rows, const Shift* s, real* x, Across* tile, Outcome* outcome) noexcept nogil:
-    if rows.result == SOFTMAX:
-        if rows.scaled:
-            conclude_block(SOFTMAX, True, s, rows.n, x, tile, outcome)
+cdef void conclude_single(int sum_of, bint scaled, const Shift* s, Py_ssize_t n, real* x, Across* tile,
+                          Outcome* outcome, vmask* enough) noexcept nogil:
+    if sum_of == SOFTMAX:
+        if scaled:
+            conclude_block(SOFTMAX, True, s, n, x, tile, outcome, enough)
         else:
-            conclude_block(SOFTMAX, False, s, rows.n, x, tile, outcome)
-    elif rows.result == ENTROPY:
-        conclude_block(ENTROPY, True, s, rows.n, x, tile, outcome)
-    elif rows.scaled:
-        conclude_block(LOGSUMEXP, True, s, rows.n, x, tile, outcome)
+            conclude_block(SOFTMAX, False, s, n, x, tile, outcome, enough)
+    elif sum_of == ENTROPY:
+        conclude_block(ENTROPY, True, s, n, x, tile, outcome, enough)
+    elif sum_of == ALL:
+        if scaled:
+            conclude_block(ALL, True, s, n, x, tile, outcome, enough)
+        else:
+            conclude_block(ALL, False, s, n, x, tile, outcome, enough)
+    elif scaled:
+        conclude_block(LOGSUMEXP, True, s, n, x, tile, outcome, enough)
     else:
-        conclude_block(LOGSUMEXP, False, s, rows.n, x, tile, outcome)
+        conclude_block(LOGSUMEXP, False, s, n, x, tile, outcome, enough)
 
-cdef Outcome conclude_across(const Rows* rows, const Shift* s, int c, const Across* tile, vreal ties) noexcept nogil:
-    cdef vwide_sum sum = wide_sum_start(), moment_sum = wide_sum_start()
+cdef Outcome conclude_across(int sum_of, bint scaled, const Shift* s, int c, const Across* tile, vreal ties,
+                             vmask* enough) noexcept nogil:
+    cdef vwide_sum sum = wide_sum_start(), moments = wide_sum_start()
     cdef vwide weights
+    cdef Outcome outcome
     cdef int part
     for part in range(WIDTH):
         sum.chain[part % 4] = wide_add(sum.chain[part % 4], tile.weights[part * COLS + c])
-        moment_sum.chain[part % 4] = wide_add(moment_sum.chain[part % 4], tile.moments[part * COLS + c])
+        moments.chain[part % 4] = wide_add(moments.chain[part % 4], tile.moments[part * COLS + c])
     weights = wide_sum_end(sum)
-    if rows.result == SOFTMAX:
+    if sum_of == SOFTMAX:
         return outcome_of(SOFTMAX, s, False, weights, weights, ties)
-    if rows.result == ENTROPY:
-        return outcome_of(ENTROPY, s, True, weights, wide_sum_end(moment_sum), ties)
-    return outcome_of(LOGSUMEXP, s, rows.scaled, weights, weights, ties)
+    if sum_of == ENTROPY:
+        return outcome_of(ENTROPY, s, True, weights, wide_sum_end(moments), ties)
+    if sum_of == ALL:
+        enough[0] = outcome_of_all(s, scaled, weights, &outcome)
+        return outcome
+    return outcome_of(LOGSUMEXP, s, scaled, weights, weights, ties)
 
 cdef inline void top_of_tile(const real* x, Py_ssize_t count, vreal* top) noexcept nogil:
     cdef vreal[COLS] most
@@ -391,8 +411,8 @@ cdef void finish_tile(const Rows* rows, const Shift* s, const Outcome* outcome, 
     else:
         finish_columns(LOG_SOFTMAX, False, s, outcome, count, x)
 
-cdef void sums_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Shift* s, bint keep,
-                      real* kept, Across* tile, Outcome* outcome) noexcept nogil:
+cdef void sums_across(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Shift* s,
+                      bint keep, real* kept, Across* tile, Outcome* outcome, vmask* enough) noexcept nogil:
     """Rows longer than a block."""
     cdef vreal[COLS] ties
     cdef Py_ssize_t b, j, k, count
@@ -410,22 +430,41 @@ cdef void sums_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t w
         if not keep:
             fill_tile(rows, o, i, width, j, count, x)
         if j % CHUNK == 0:
-            start_chunk(rows.result, tile)
-        add_block_of(rows, s, count, x, tile, ties)
+            start_chunk(sum_of, tile)
+        add_block_of(sum_of, rows.scaled, s, count, x, tile, ties)
         if (j + BLOCK) % CHUNK == 0 or j + BLOCK >= rows.n:
-            end_chunk(rows.result, tile)
+            end_chunk(sum_of, tile)
     for c in range(COLS):
-        outcome[c] = conclude_across(rows, &s[c], c, tile, ties[c])
+        outcome[c] = conclude_across(sum_of, rows.scaled, &s[c], c, tile, ties[c], &enough[c])
+
+cdef void outcomes_across(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Shift* s,
+                          bint keep, const Work* work, Outcome* outcome, vmask* enough) noexcept nogil:
+    if rows.n <= BLOCK:
+        conclude_single(sum_of, rows.scaled, s, rows.n, work.kept, work.tile, outcome, enough)
+    else:
+        sums_across(sum_of, rows, o, i, width, s, keep, work.kept, work.tile, outcome, enough)
+
+cdef bint all_enough(const vmask* enough, Py_ssize_t width) noexcept nogil:
+    cdef real[WIDTH] each
+    cdef Py_ssize_t k
+    cdef int c
+    for c in range(COLS):
+        store(each + c * LANES, keep_where(enough[c], fill(1)))
+    for k in range(width):
+        if each[k] == 0:
+            return False
+    return True
 
 cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Work* work) noexcept nogil:
     """The rows in columns i to i + width."""
     cdef bint keep = rows.n * WIDTH <= KEEP
     cdef vreal[COLS] top, ties
     cdef Shift[COLS] s
-    cdef Outcome[COLS] outcome
+    cdef Outcome[COLS] outcome, exact
+    cdef vmask[COLS] enough, enough_
     cdef Py_ssize_t b, j, count
     cdef real* x
-    cdef int c
+    cdef int c, sum_of
     for c in range(COLS):
         top[c] = fill(-INFINITY)
         ties[c] = fill(0)
@@ -437,10 +476,13 @@ cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t w
         top_of_tile(x, count, top)
     shifts_across(rows, o, i, width, top, s)
 
-    if rows.n <= BLOCK:
-        conclude_single(rows, s, work.kept, work.tile, outcome)
-    else:
-        sums_across(rows, o, i, width, s, keep, work.kept, work.tile, outcome)
+    sum_of = first_sum(rows)
+    outcomes_across(sum_of, rows, o, i, width, s, keep, work, outcome, enough)
+    if sum_of == ALL and not all_enough(enough, width):
+        outcomes_across(LOGSUMEXP, rows, o, i, width, s, keep, work, exact, enough_)
+        for c in range(COLS):
+            outcome[c].hi = choose(enough[c], outcome[c].hi, exact[c].hi)
+            outcome[c].lo = choose(enough[c], outcome[c].lo, exact[c].lo)
     if any_special(rows, width, top, outcome):
         for j in range(i, i + width):
             row_along(rows, o * rows.inner + j, top_of_row(rows, o, j, work), o * rows.inner + j, work)
@@ -456,6 +498,7 @@ cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t w
         if not keep:
             fill_tile(rows, o, i, width, j, count, x)
             if rows.result == SOFTMAX:
-                add_block_of(rows, s, count, x, work.tile, ties)        # for the weights: the sums are known
+                # for the weights: the sums are known
+                add_block_of(SOFTMAX, rows.scaled, s, count, x, work.tile, ties)
         finish_tile(rows, s, outcome, count, x)
         empty_tile(rows, o, i, width, j, count, x)

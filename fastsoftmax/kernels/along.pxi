@@ -90,7 +90,7 @@ cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* 
             if result == SOFTMAX:
                 for a in range(4):
                     store(kept + k + (a * COLS + v) * LANES, fma_(p[a], f[a], f[a]))
-            else:
+            elif result != ALL:
                 for a in range(4):
                     f[a] = keep_where(is_other(&s, e[a]), f[a])
                     ties[v] = ties[v] + keep_where(equal(e[a], s.top), fill(1))
@@ -118,6 +118,11 @@ cdef void weigh_chunk(int result, bint scaled, const Shift* s, const elem* x, Py
             weigh(SOFTMAX, s, False, x, count, n, kept, ahead, sums)
     elif result == ENTROPY:
         weigh(ENTROPY, s, True, x, count, n, kept, ahead, sums)
+    elif result == ALL:
+        if scaled:
+            weigh(ALL, s, True, x, count, n, kept, ahead, sums)
+        else:
+            weigh(ALL, s, False, x, count, n, kept, ahead, sums)
     elif scaled:
         weigh(LOGSUMEXP, s, True, x, count, n, kept, ahead, sums)
     else:
@@ -200,9 +205,9 @@ cdef inline real top_of_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_s
                               const Work* work) noexcept nogil:
     return largest(fetch(rows, o, i, start, count, work.elements), count)
 
-cdef inline void sum_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start, Py_ssize_t count,
-                           const Shift* s, real* kept, const elem* ahead, const Work* work, Sums* sums) noexcept nogil:
-    weigh_chunk(rows.result, rows.scaled, s, fetch(rows, o, i, start, count, work.elements), count,
+cdef inline void sum_chunk(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start,
+                           Py_ssize_t count, const Shift* s, real* kept, const elem* ahead, const Work* work, Sums* sums) noexcept nogil:
+    weigh_chunk(sum_of, rows.scaled, s, fetch(rows, o, i, start, count, work.elements), count,
                 row_length(rows, i), kept, ahead, sums)
 
 cdef inline void write_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start, Py_ssize_t count,
@@ -218,17 +223,27 @@ cdef inline void write_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ss
         weigh_chunk(SOFTMAX, rows.scaled, s, x, count, rows.n, kept, NULL, &unused)
     finish_chunk(rows.result, rows.scaled, s, outcome, kept, x, y, rows.y_n, count, rows.streamed)
 
-cdef Outcome conclude(const Rows* rows, const Shift* s, Sums* sums) noexcept nogil:
+cdef inline int first_sum(const Rows* rows) noexcept nogil:
+    """What is summed first: for a logarithm all weights, which is mostly enough."""
+    return ALL if rows.result == LOG_SOFTMAX or rows.result == LOGSUMEXP else rows.result
+
+cdef bint conclude(int sum_of, const Rows* rows, const Shift* s, Sums* sums, Outcome* outcome) noexcept nogil:
+    """The outcome, and whether it is exact enough; if not, the others than the largest are to be summed."""
     cdef vwide weights = wide_total(sums.weights)
     cdef vreal ties = sums.ties[0]
     cdef int v
-    if rows.result == SOFTMAX:
-        return outcome_of(SOFTMAX, s, False, weights, weights, ties)
+    if sum_of == SOFTMAX:
+        outcome[0] = outcome_of(SOFTMAX, s, False, weights, weights, ties)
+        return True
+    if sum_of == ALL:
+        return first(keep_where(outcome_of_all(s, rows.scaled, weights, outcome), fill(1))) != 0
     for v in range(1, COLS):
         ties = ties + sums.ties[v]
-    if rows.result == ENTROPY:
-        return outcome_of(ENTROPY, s, True, weights, wide_total(sums.moments), hsum(ties))
-    return outcome_of(LOGSUMEXP, s, rows.scaled, weights, weights, hsum(ties))
+    if sum_of == ENTROPY:
+        outcome[0] = outcome_of(ENTROPY, s, True, weights, wide_total(sums.moments), hsum(ties))
+    else:
+        outcome[0] = outcome_of(LOGSUMEXP, s, rows.scaled, weights, weights, hsum(ties))
+    return True
 
 # Rows that hold no finite maximum, or a NaN beside hidden elements: whatever the result, it is made of these.
 
@@ -285,11 +300,23 @@ cdef real top_of_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Work* w
         top = max(top, top_of_chunk(rows, o, i, start, min(n - start, CHUNK), work))
     return top
 
+cdef void sum_row(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t n, const Shift* s,
+                  const elem* ahead, const Work* work, Sums* sums) noexcept nogil:
+    cdef Py_ssize_t chunk, start
+    cdef real* kept
+    clear(sums)
+    for chunk in range(steps(n, CHUNK)):
+        start = chunk * CHUNK
+        kept = work.kept + start if n <= KEEP else work.kept
+        sum_chunk(sum_of, rows, o, i, start, min(n - start, CHUNK), s, kept,
+                  NULL if ahead == NULL else ahead + start, work, sums)
+
 cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_row, const Work* work) noexcept nogil:
     """Row r, whose largest element is `top`. Returns that of next_row: finding it here, before the results of row r
     are written, gives the processor something to do while it waits for the row's sum, and brings the next row near."""
     cdef Py_ssize_t o = r // rows.inner, i = r % rows.inner
     cdef Py_ssize_t n = row_length(rows, i), chunk, start
+    cdef int sum_of
     cdef const elem* ahead = NULL
     cdef bint keep = n <= KEEP
     cdef real next_top = -INFINITY
@@ -303,13 +330,11 @@ cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_ro
         if rows.streamed and rows.x_n == 1 and next_row != r:
             ahead = rows.x + next_row // rows.inner * rows.x_outer + next_row % rows.inner * rows.x_inner
         s = shift_of(rows, o, i, top)
-        clear(&sums)
-        for chunk in range(steps(n, CHUNK)):
-            start = chunk * CHUNK
-            kept = work.kept + start if keep else work.kept
-            sum_chunk(rows, o, i, start, min(n - start, CHUNK), &s, kept,
-                      NULL if ahead == NULL else ahead + start, work, &sums)
-        outcome = conclude(rows, &s, &sums)
+        sum_of = first_sum(rows)
+        sum_row(sum_of, rows, o, i, n, &s, ahead, work, &sums)
+        if not conclude(sum_of, rows, &s, &sums, &outcome):
+            sum_row(LOGSUMEXP, rows, o, i, n, &s, NULL, work, &sums)
+            conclude(LOGSUMEXP, rows, &s, &sums, &outcome)
     if next_row != r:
         next_top = top_of_row(rows, next_row // rows.inner, next_row % rows.inner, work)
     if n == 0 or write_if_scalar(rows, o, i, top, &outcome):

@@ -21,6 +21,8 @@ cdef enum:
     LOG_SOFTMAX = 1
     LOGSUMEXP = 2
     ENTROPY = 3
+    # and a sum that is not a result: of all weights, for a logarithm
+    ALL = 4
 
 cdef struct Rows:
     int result
@@ -110,18 +112,20 @@ cdef inline vmask is_other(const Shift* s, vreal x) noexcept nogil:
 
 # A running sum that loses nothing: what rounding an addition loses is found exactly, and added up in `lost`.
 # The weights come as f + p * f, which is more exact than their rounded sum. Of all weights, the total starts at START,
-# above everything that is added to it, which makes the error cheap to find (Dekker). The sum of the others than the
-# largest may be tiny, and must then be as exact: it starts at zero, and the error is found the longer way (Knuth).
+# above everything that is added to it, which makes the error cheap to find (Dekker). A logarithm wants log1p of the
+# sum of the others than the largest. Where that is at least the largest itself, it is the difference; where it is
+# less, it may be tiny, and must then be as exact: it is summed by itself, from zero, with the error found the longer
+# way (Knuth).
 cdef enum:
     START = 8               # times SCALE; above every f, and every sum of four p * f
 
 cdef inline vreal start_of(int result) noexcept nogil:
-    return fill(START * SCALE) if result == SOFTMAX else fill(0)
+    return fill(START * SCALE) if result == SOFTMAX or result == ALL else fill(0)
 
 cdef inline void add_exactly(int result, vreal* total, vreal* lost, vreal term) noexcept nogil:
     cdef vreal before = total[0]
     total[0] = before + term
-    if result == SOFTMAX:
+    if result == SOFTMAX or result == ALL:
         lost[0] = lost[0] + fast_sum_error(before, term, total[0])
     else:
         lost[0] = lost[0] + sum_error(before, term, total[0])
@@ -143,8 +147,7 @@ cdef inline vreal score_below_top(const Shift* s, vreal x, bint scaled) noexcept
     scores_of(s, vmax(s.limit, x - s.center), scaled, &score, &score_lo)
     return (score - top) + (score_lo - top_lo)
 
-# What a row's elements add up to. `weights` leaves out the largest ones where the result is a logarithm: log1p
-# of the others' sum keeps its digits when that sum is small.
+# What a row's elements add up to.
 cdef struct Sums:
     vwide[COLS] weights
     vwide[COLS] moments     # weight * (score - top), for the entropy
@@ -170,24 +173,38 @@ cdef struct Outcome:
     vreal hi
     vreal lo
 
+cdef inline Outcome logarithm_of(const Shift* s, bint scaled, vwide others) noexcept nogil:
+    """others: the sum of all weights but one of the largest, in units of the largest."""
+    cdef Outcome outcome
+    cdef vreal score, score_lo
+    scores_of(s, s.top, scaled, &score, &score_lo)
+    wide_split_sum(score, score_lo, wide_log1p(others), &outcome.hi, &outcome.lo)
+    return outcome
+
 cdef inline Outcome outcome_of(int result, const Shift* s, bint scaled, vwide weights, vwide moments,
                                vreal ties) noexcept nogil:
     """`weights`, `moments` and `ties` are the whole row's, in every lane that has this row."""
     cdef Outcome outcome
     cdef vwide of_top, others
-    cdef vreal score, score_lo, zero = fill(0)
+    cdef vreal zero = fill(0)
     if result == SOFTMAX:
         wide_split(wide_divide(wide_of(fill(1), zero), weights), &outcome.hi, &outcome.lo)
         return outcome
     of_top = weight_of_top(s, scaled)
     others = wide_add(wide_of(ties, fill(-1)), wide_divide(weights, of_top))
-    scores_of(s, s.top, scaled, &score, &score_lo)
     if result == ENTROPY:
         moments = wide_divide(wide_divide(moments, of_top), wide_add(wide_of(fill(1), zero), others))
         wide_split_sum(zero, zero, wide_subtract(wide_log1p(others), moments), &outcome.hi, &outcome.lo)
-    else:
-        wide_split_sum(score, score_lo, wide_log1p(others), &outcome.hi, &outcome.lo)
-    return outcome
+        return outcome
+    return logarithm_of(s, scaled, others)
+
+cdef inline vmask outcome_of_all(const Shift* s, bint scaled, vwide weights, Outcome* outcome) noexcept nogil:
+    """The outcome for a logarithm from the sum of all weights, and where it is exact enough."""
+    cdef vreal hi, lo
+    cdef vwide others = wide_subtract(wide_divide(weights, weight_of_top(s, scaled)), wide_of(fill(1), fill(0)))
+    wide_split(others, &hi, &lo)
+    outcome[0] = logarithm_of(s, scaled, others)
+    return less(fill(1), hi)
 
 cdef inline vreal result_of(int result, const Shift* s, const Outcome* outcome, bint scaled, vreal x) noexcept nogil:
     """x: the weight for SOFTMAX, the element itself for LOG_SOFTMAX."""
@@ -195,6 +212,8 @@ cdef inline vreal result_of(int result, const Shift* s, const Outcome* outcome, 
     if result == SOFTMAX:
         return scale(x, outcome.hi, outcome.lo)
     scores_of(s, x, scaled, &score, &score_lo)
+    if scaled:
+        score_lo = choose(less(vabs(score), fill(INFINITY)), score_lo, fill(0))     # inf has no error to add
     return (score - outcome.hi) + (score_lo - outcome.lo)
 
 cdef struct Across:                             # one thread's tile

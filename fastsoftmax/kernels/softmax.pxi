@@ -35,6 +35,7 @@ cdef void some_rows(const Rows* rows, bint across, Py_ssize_t task, Py_ssize_t s
 cdef struct LongRow:
     Py_ssize_t o, i, n
     bint keep
+    int sum_of
     real* tops                                  # a chunk
     Sums* sums                                  # a chunk
     Shift shift
@@ -49,25 +50,25 @@ cdef void long_row_task(int phase, const Rows* rows, const LongRow* row, Py_ssiz
         row.tops[task] = top_of_chunk(rows, row.o, row.i, start, count, work)
     elif phase == 2:
         clear(&row.sums[task])
-        sum_chunk(rows, row.o, row.i, start, count, &row.shift, kept, NULL, work, &row.sums[task])
+        sum_chunk(row.sum_of, rows, row.o, row.i, start, count, &row.shift, kept, NULL, work, &row.sums[task])
     else:
         write_chunk(rows, row.o, row.i, start, count, &row.shift, &row.outcome, kept, row.keep, work)
         if rows.streamed:
             stream_end()
     fp_leave(state)
 
-cdef bint long_row_between(int phase, const Rows* rows, LongRow* row) noexcept nogil:
-    """What follows from all chunks together; whether there is a further phase."""
+cdef int long_row_between(int phase, const Rows* rows, LongRow* row) noexcept nogil:
+    """What follows from all chunks together; the next phase, or 0."""
     cdef fp_state state = fp_enter()
     cdef Py_ssize_t task, tasks = steps(row.n, CHUNK)
     cdef real top = -INFINITY
     cdef Sums sums
-    cdef int v
-    cdef bint goes_on = True
+    cdef int v, next_phase = phase + 1
     for task in range(tasks):
         top = max(top, row.tops[task])
     if phase == 1:
         row.shift = shift_of(rows, row.o, row.i, top)
+        row.sum_of = first_sum(rows)
     elif phase == 2:
         clear(&sums)
         for task in range(tasks):
@@ -75,10 +76,15 @@ cdef bint long_row_between(int phase, const Rows* rows, LongRow* row) noexcept n
                 sums.weights[v] = wide_add(sums.weights[v], row.sums[task].weights[v])
                 sums.moments[v] = wide_add(sums.moments[v], row.sums[task].moments[v])
                 sums.ties[v] = sums.ties[v] + row.sums[task].ties[v]
-        row.outcome = conclude(rows, &row.shift, &sums)
-        goes_on = not write_if_scalar(rows, row.o, row.i, top, &row.outcome)
+        if not conclude(row.sum_of, rows, &row.shift, &sums, &row.outcome):
+            row.sum_of = LOGSUMEXP
+            next_phase = 2
+        elif write_if_scalar(rows, row.o, row.i, top, &row.outcome):
+            next_phase = 0
+    else:
+        next_phase = 0
     fp_leave(state)
-    return goes_on
+    return next_phase
 
 cdef void* allocate(Py_ssize_t bytes) except NULL:
     """64-byte aligned; the compiler's vector types stand in it."""
@@ -160,7 +166,7 @@ cdef inline bint goes_across(const Rows* rows) noexcept nogil:
 cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) except -1:
     cdef LongRow row
     cdef Py_ssize_t tasks, t, turn, start, stop
-    cdef int phase
+    cdef int phase = 1
     cdef Scratch scratch
     cdef Work* works
     cdef void* chunks
@@ -177,7 +183,7 @@ cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) exc
     try:
         row.sums = <Sums*>chunks
         row.tops = <real*>(row.sums + tasks)
-        for phase in range(1, 4):
+        while phase:
             for turn in range(steps(tasks, SLICE // CHUNK)):
                 start = turn * (SLICE // CHUNK)
                 stop = min(start + SLICE // CHUNK, tasks)
@@ -189,8 +195,7 @@ cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) exc
                         for t in prange(start, stop, num_threads=threads, schedule="static"):
                             long_row_task(phase, rows, &row, t, &works[threadid()])
                 PyErr_CheckSignals()
-            if phase < 3 and not long_row_between(phase, rows, &row):
-                break
+            phase = long_row_between(phase, rows, &row)
     finally:
         free(chunks)
     return 0
