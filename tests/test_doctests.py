@@ -1,6 +1,8 @@
 """The examples in docstrings and in the README do what they show."""
 
+import ast
 import doctest
+import inspect
 import re
 from pathlib import Path
 
@@ -18,10 +20,24 @@ DOCUMENTED = [
 ]
 
 
-def readme_blocks():
+def is_signatures(block):
+    """Whether it is a list of signatures, which are no statements: each is one after a def."""
+    try:
+        ast.parse("".join(f"def {line}: ...\n" for line in block.splitlines() if line))
+    except SyntaxError:
+        return False
+    return True
+
+
+def python_blocks():
     """The README's python blocks, in order."""
     text = README.read_text() if README.exists() else ""
     return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def readme_blocks():
+    """Those that can be run."""
+    return [block for block in python_blocks() if not is_signatures(block)]
 
 
 def run(test, names):
@@ -38,6 +54,15 @@ def run(test, names):
 def test_docstring(module, name):
     tests = doctest.DocTestFinder(recurse=False).find(getattr(module, name), name, module)
     assert sum(run(test, dict(vars(reference)) if module is reference else {}) for test in tests) > 0
+
+
+def test_readme_signatures():
+    for line in "".join(filter(is_signatures, python_blocks())).split("\n"):
+        if line:
+            name = line[: line.index("(")]
+            true = inspect.signature(getattr(fastsoftmax, name))
+            bare = [p.replace(annotation=inspect.Parameter.empty) for p in true.parameters.values()]
+            assert line == name + str(inspect.Signature(bare))
 
 
 def test_readme(tmp_path, monkeypatch, capsys):
