@@ -279,7 +279,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its bac
 from fastsoftmax import causal_softmax, logsumexp, num_threads, softmax, softmax_entropy
 endless = np.broadcast_to(np.zeros(100_000, np.float32), (1_000_000, 100_000))
 row = np.broadcast_to(np.float32(0), (10**11,))
-line = np.zeros(300_000_000 if 'line' in {call!r} else 0, np.float16)
+line = np.ones(300_000_000 if 'line' in {call!r} else 0, np.float16)     # not zeros: pages that are there
 print('ready', flush=True)
 try:
     with num_threads({threads}):

@@ -257,7 +257,7 @@ cdef inline void narrow_column(int result, bint scaled, const Shift* shift, Py_s
                 break
             if result == SOFTMAX:
                 store(x + at + k * WIDTH, fma_(p[k], f[k], f[k]))
-            elif result != ALL:
+            else:
                 f[k] = keep_where(is_other(&s, e[k]), f[k])
                 ties[0] = ties[0] + keep_where(equal(e[k], s.top), fill(1))
             sum.chain[k] = wide_add(sum.chain[k], wide_of(f[k], p[k] * f[k]))
@@ -266,9 +266,8 @@ cdef inline void narrow_column(int result, bint scaled, const Shift* shift, Py_s
                     fma_(p[k], f[k], f[k]) * score_below_top(&s, e[k], scaled), fill(0)))
 
 cdef inline Outcome single_column(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, int c,
-                                  const Across* tile, vreal ties, vmask* enough) noexcept nogil:
+                                  const Across* tile, vreal ties) noexcept nogil:
     cdef vwide_sum sum = wide_sum_start(), moments = wide_sum_start()
-    cdef Outcome outcome
     cdef vreal[4] p, f
     cdef Py_ssize_t turn
     cdef int k
@@ -282,13 +281,10 @@ cdef inline Outcome single_column(int result, bint scaled, const Shift* s, Py_ss
                 if result == ENTROPY:
                     moments.chain[k] = wide_add(moments.chain[k],
                                                 moment_of(s, scaled, x, tile, 4 * turn + k, c, n))
-    if result == ALL:
-        enough[0] = outcome_of_all(s, scaled, wide_sum_end(sum), &outcome)
-        return outcome
     return outcome_of(result, s, scaled, wide_sum_end(sum), wide_sum_end(moments), ties)
 
 cdef inline void conclude_block(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, Across* tile,
-                                Outcome* outcome, vmask* enough) noexcept nogil:
+                                Outcome* outcome) noexcept nogil:
     cdef vreal[COLS] ties
     cdef int c
     for c in range(COLS):
@@ -296,26 +292,21 @@ cdef inline void conclude_block(int result, bint scaled, const Shift* s, Py_ssiz
     if n > WIDTH:
         weigh_block(result, scaled, s, n, x, tile, ties)
     for c in range(COLS):
-        outcome[c] = single_column(result, scaled, &s[c], n, x, c, tile, ties[c], &enough[c])
+        outcome[c] = single_column(result, scaled, &s[c], n, x, c, tile, ties[c])
 
 cdef void conclude_single(int sum_of, bint scaled, const Shift* s, Py_ssize_t n, real* x, Across* tile,
-                          Outcome* outcome, vmask* enough) noexcept nogil:
+                          Outcome* outcome) noexcept nogil:
     if sum_of == SOFTMAX:
         if scaled:
-            conclude_block(SOFTMAX, True, s, n, x, tile, outcome, enough)
+            conclude_block(SOFTMAX, True, s, n, x, tile, outcome)
         else:
-            conclude_block(SOFTMAX, False, s, n, x, tile, outcome, enough)
+            conclude_block(SOFTMAX, False, s, n, x, tile, outcome)
     elif sum_of == ENTROPY:
-        conclude_block(ENTROPY, True, s, n, x, tile, outcome, enough)
-    elif sum_of == ALL:
-        if scaled:
-            conclude_block(ALL, True, s, n, x, tile, outcome, enough)
-        else:
-            conclude_block(ALL, False, s, n, x, tile, outcome, enough)
+        conclude_block(ENTROPY, True, s, n, x, tile, outcome)
     elif scaled:
-        conclude_block(LOGSUMEXP, True, s, n, x, tile, outcome, enough)
+        conclude_block(LOGSUMEXP, True, s, n, x, tile, outcome)
     else:
-        conclude_block(LOGSUMEXP, False, s, n, x, tile, outcome, enough)
+        conclude_block(LOGSUMEXP, False, s, n, x, tile, outcome)
 
 cdef Outcome conclude_across(int sum_of, bint scaled, const Shift* s, int c, const Across* tile, vreal ties,
                              vmask* enough) noexcept nogil:
@@ -440,7 +431,7 @@ cdef void sums_across(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, 
 cdef void outcomes_across(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Shift* s,
                           bint keep, const Work* work, Outcome* outcome, vmask* enough) noexcept nogil:
     if rows.n <= BLOCK:
-        conclude_single(sum_of, rows.scaled, s, rows.n, work.kept, work.tile, outcome, enough)
+        conclude_single(sum_of, rows.scaled, s, rows.n, work.kept, work.tile, outcome)
     else:
         sums_across(sum_of, rows, o, i, width, s, keep, work.kept, work.tile, outcome, enough)
 

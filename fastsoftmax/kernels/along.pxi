@@ -224,8 +224,11 @@ cdef inline void write_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ss
     finish_chunk(rows.result, rows.scaled, s, outcome, kept, x, y, rows.y_n, count, rows.streamed)
 
 cdef inline int first_sum(const Rows* rows) noexcept nogil:
-    """What is summed first: for a logarithm all weights, which is mostly enough."""
-    return ALL if rows.result == LOG_SOFTMAX or rows.result == LOGSUMEXP else rows.result
+    """What is summed first: for the logarithm of a long row all weights, which is mostly enough. Shorter rows have the
+    other sum at once: among those that go across together there is mostly one that needs it."""
+    if rows.result == SOFTMAX or rows.result == ENTROPY:
+        return rows.result
+    return ALL if rows.n >= LONG else LOGSUMEXP
 
 cdef bint conclude(int sum_of, const Rows* rows, const Shift* s, Sums* sums, Outcome* outcome) noexcept nogil:
     """The outcome, and whether it is exact enough; if not, the others than the largest are to be summed."""

@@ -10,8 +10,9 @@
 
 cdef enum:
     TASK = 1 << 14          # elements: what one thread takes at a time, some microseconds of work
-    SLICE = 1 << 22         # elements: what is computed between two looks for an interrupt
+    SLICE = WIDTH << 18     # elements: what is computed between two looks for an interrupt
     SPLIT = 1 << 15         # elements: rows from here on may be shared by threads
+    LONG = 2048             # elements: where the sum of all weights is tried for a logarithm
     CHUNK = 4096            # elements: what is summed up before digits are moved to wide sums; in the L1 cache
     BLOCK = GROUP           # elements of each row of a tile
     NARROW = 3 * GROUP      # elements: contiguous rows up to this go across, if there are enough of them
