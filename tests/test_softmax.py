@@ -22,7 +22,16 @@ from helpers import (
 )
 
 import fastsoftmax
-from fastsoftmax import causal_mask_, causal_softmax, log_softmax, logsumexp, reference, softmax, softmax_entropy
+from fastsoftmax import (
+    _dispatch,
+    causal_mask_,
+    causal_softmax,
+    log_softmax,
+    logsumexp,
+    reference,
+    softmax,
+    softmax_entropy,
+)
 
 INF, NAN = np.inf, np.nan
 family = pytest.mark.parametrize("function", FAMILY)
@@ -941,3 +950,19 @@ def test_causal_functions_in_any_layout(kernel, layout):
     assert_same_bits(causal_softmax(scores, offset=1), causal_softmax(x, offset=1))
     causal_mask_(scores, offset=1)
     assert_same_bits(scores.astype(kernel.dtype), np.where(visible(x.shape, 1), x, kernel.dtype.type(-INF)))
+
+
+@pytest.mark.parametrize("isa", _dispatch.supported())
+@pytest.mark.parametrize("dtype, span", [(np.float32, 100), (np.float64, 700)])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_monotone_where_the_reduction_of_exp_breaks(isa, dtype, span, temperature):
+    for top in (0.0, -0.7, 5.0, 100.0, 300.0):
+        middles = dtype(top) - (np.arange(int(span / np.log(2))) + dtype(0.5)) * dtype(np.log(2) * temperature)
+        neighbours = [middles]
+        for _ in range(30):
+            neighbours.insert(0, np.nextafter(neighbours[0], dtype(-INF)))
+            neighbours.append(np.nextafter(neighbours[-1], dtype(INF)))
+        x = np.sort(np.concatenate([*neighbours, [dtype(top)]]).astype(dtype))
+        with _dispatch.using(isa):
+            for function in (softmax, log_softmax):
+                assert (np.diff(function(x, temperature=temperature)) >= 0).all()

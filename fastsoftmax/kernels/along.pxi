@@ -206,7 +206,8 @@ cdef inline real top_of_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_s
     return largest(fetch(rows, o, i, start, count, work.elements), count)
 
 cdef inline void sum_chunk(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start,
-                           Py_ssize_t count, const Shift* s, real* kept, const elem* ahead, const Work* work, Sums* sums) noexcept nogil:
+                           Py_ssize_t count, const Shift* s, real* kept, const elem* ahead, const Work* work,
+                           Sums* sums) noexcept nogil:
     weigh_chunk(sum_of, rows.scaled, s, fetch(rows, o, i, start, count, work.elements), count,
                 row_length(rows, i), kept, ahead, sums)
 

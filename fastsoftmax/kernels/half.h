@@ -13,7 +13,11 @@ WORD void store_16(elem *p, vint a) { *p = (elem)a; }
 typedef elem vhalf __attribute__((vector_size(2 * LANES)));
 typedef elem vhalf_anywhere __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 WORD vint load_16(const elem *p) { return __builtin_convertvector(*(const vhalf_anywhere *)p, vint); }
+#if defined NATIVE_PACK                     /* 16 bits of each lane, side by side */
+WORD void store_16(elem *p, vint a) { pack(p, a); }
+#else
 WORD void store_16(elem *p, vint a) { *(vhalf_anywhere *)p = __builtin_convertvector(a, vhalf); }
+#endif
 #endif
 
 #if defined DTYPE_bf16

@@ -209,13 +209,17 @@ cdef inline vmask outcome_of_all(const Shift* s, bint scaled, vwide weights, Out
 
 cdef inline vreal result_of(int result, const Shift* s, const Outcome* outcome, bint scaled, vreal x) noexcept nogil:
     """x: the weight for SOFTMAX, the element itself for LOG_SOFTMAX."""
-    cdef vreal score, score_lo
+    cdef vreal score, score_lo, difference
     if result == SOFTMAX:
         return scale(x, outcome.hi, outcome.lo)
     scores_of(s, x, scaled, &score, &score_lo)
+    difference = score - outcome.hi
+    score_lo = score_lo - outcome.lo
     if scaled:
-        score_lo = choose(less(vabs(score), fill(INFINITY)), score_lo, fill(0))     # inf has no error to add
-    return (score - outcome.hi) + (score_lo - outcome.lo)
+        # rounded once, so that larger scores never come out smaller; -inf has no error to add
+        score_lo = score_lo + sum_error(score, -outcome.hi, difference)
+        score_lo = choose(less(vabs(score), fill(INFINITY)), score_lo, fill(0))
+    return difference + score_lo
 
 cdef struct Across:                             # one thread's tile
     real[BLOCK * WIDTH] p                       # weights are f + p * f

@@ -19,3 +19,8 @@ WORD vreal fnma(vreal a, vreal b, vreal c) { return c - a * b; }
 
 #define FUSED 0
 #include "product_error.h"
+
+#if defined DTYPE_f16 || defined DTYPE_bf16
+#define NATIVE_PACK
+WORD void pack(elem *p, vint a) { _mm_storel_epi64((__m128i *)p, _mm_packus_epi32((__m128i)a, (__m128i)a)); }
+#endif

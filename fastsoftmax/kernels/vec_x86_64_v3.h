@@ -30,3 +30,12 @@ WORD void store_elem(elem *p, vreal a)
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 #endif
+
+#if defined DTYPE_bf16
+#define NATIVE_PACK
+WORD void pack(elem *p, vint a)
+{
+    __m128i low = _mm256_castsi256_si128((__m256i)a), high = _mm256_extracti128_si256((__m256i)a, 1);
+    _mm_storeu_si128((__m128i *)p, _mm_packus_epi32(low, high));
+}
+#endif
