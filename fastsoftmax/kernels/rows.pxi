@@ -216,8 +216,9 @@ cdef inline vreal result_of(int result, const Shift* s, const Outcome* outcome, 
     difference = score - outcome.hi
     score_lo = score_lo - outcome.lo
     if scaled:
-        # rounded once, so that larger scores never come out smaller; -inf has no error to add
-        score_lo = score_lo + sum_error(score, -outcome.hi, difference)
+        # rounded once, so that larger scores never come out smaller (which takes no care where the temperature is a
+        # power of two, and scores have one part); -inf has no error to add
+        score_lo = score_lo + choose(equal(s.factor_lo, fill(0)), fill(0), sum_error(score, -outcome.hi, difference))
         score_lo = choose(less(vabs(score), fill(INFINITY)), score_lo, fill(0))
     return difference + score_lo
 
