@@ -27,10 +27,12 @@ cdef inline const elem* fetch(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_s
 
 cdef inline const elem* full_group(const elem* x, Py_ssize_t count, elem* buffer) noexcept nogil:
     """The last, incomplete group of a chunk, filled up with elements that weigh nothing."""
-    cdef Py_ssize_t k
-    for k in range(GROUP):
-        buffer[k] = ELEM_MINUS_INFINITY
-    for k in range(count):
+    cdef Py_ssize_t k, whole = count // LANES * LANES
+    for k in range(4 * COLS):
+        store_elem(buffer + k * LANES, fill(-INFINITY))
+    for k in range(count // LANES):
+        store_elem(buffer + k * LANES, load_elem(x + k * LANES))
+    for k in range(whole, count):
         buffer[k] = x[k]
     return buffer
 
@@ -128,10 +130,17 @@ cdef void weigh_chunk(int result, bint scaled, const Shift* s, const elem* x, Py
     else:
         weigh(LOGSUMEXP, s, False, x, count, n, kept, ahead, sums)
 
-cdef void clear_elements(elem* y, Py_ssize_t stride, Py_ssize_t count) noexcept nogil:
+cdef void clear_elements(elem* y, Py_ssize_t stride, Py_ssize_t count, bint streamed) noexcept nogil:
     """Zeros, whose bits are zero in every element type."""
     cdef Py_ssize_t k
-    if stride == 1:
+    if streamed and stride == 1 and count >= 2 * LANES:
+        k = (-(<Py_ssize_t>(<size_t>y // sizeof(real)))) & (LANES - 1)
+        memset(y, 0, k * sizeof(elem))
+        while k + LANES <= count:
+            stream(<real*>y + k, fill(0))
+            k += LANES
+        memset(y + k, 0, (count - k) * sizeof(elem))
+    elif stride == 1:
         memset(y, 0, count * sizeof(elem))
     else:
         for k in range(count):
@@ -171,6 +180,9 @@ cdef inline void finish(int result, const Shift* shift, const Outcome* outcome_,
                 store_elem(y + k + a * LANES, result_of(
                     result, &s, &outcome, scaled, source(result, kept, x, k + a * LANES)))
             k += 4 * LANES
+        while k + LANES <= count:
+            store_elem(y + k, result_of(result, &s, &outcome, scaled, source(result, kept, x, k)))
+            k += LANES
     while k < count:
         m = min(count - k, <Py_ssize_t>LANES)
         if result != SOFTMAX:
@@ -329,7 +341,8 @@ cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_ro
     cdef Sums sums
     cdef Outcome outcome
     if n < rows.n:
-        clear_elements(rows.y + o * rows.y_outer + i * rows.y_inner + n * rows.y_n, rows.y_n, rows.n - n)
+        clear_elements(rows.y + o * rows.y_outer + i * rows.y_inner + n * rows.y_n, rows.y_n, rows.n - n,
+                       rows.streamed)
     if n > 0:
         if rows.streamed and rows.x_n == 1 and next_row != r:
             ahead = rows.x + next_row // rows.inner * rows.x_outer + next_row % rows.inner * rows.x_inner

@@ -172,7 +172,8 @@ cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) exc
     cdef void* chunks
     row.o, row.i, row.n = o, i, row_length(rows, i)
     if row.n < rows.n:
-        clear_elements(rows.y + o * rows.y_outer + i * rows.y_inner + row.n * rows.y_n, rows.y_n, rows.n - row.n)
+        clear_elements(rows.y + o * rows.y_outer + i * rows.y_inner + row.n * rows.y_n, rows.y_n, rows.n - row.n,
+                       rows.streamed)
         if row.n == 0:
             return 0
     row.keep = row.n <= KEEP

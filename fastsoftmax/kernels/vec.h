@@ -43,10 +43,8 @@ typedef real elem;
 
 #if defined __GNUC__
 #define WORD static inline __attribute__((always_inline, unused))
-#define KERNEL __attribute__((noinline))    /* a call that floating-point code is not moved across */
 #else
 #define WORD static inline
-#define KERNEL
 #endif
 
 #if defined ISA_generic

@@ -46,6 +46,31 @@ EMULATED __m512 emulated_cvtph_ps(__m256i a)
 #define emulated_cvtps_ph(a, rounding) _mm256_set_m128i( \
     _mm256_cvtps_ph(((floats_){.whole = a}).half[1], rounding), _mm256_cvtps_ph(((floats_){.whole = a}).half[0], rounding))
 
+EMULATED __m512d emulated_cvtps_pd(__m256 a)
+{
+    doubles_ r;
+    r.half[0] = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
+    r.half[1] = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+    return r.whole;
+}
+EMULATED __m256 emulated_cvtpd_ps(__m512d a)
+{
+    return _mm256_set_m128(_mm256_cvtpd_ps(((doubles_){.whole = a}).half[1]),
+                           _mm256_cvtpd_ps(((doubles_){.whole = a}).half[0]));
+}
+EMULATED __m512 emulated_joined(__m256 low, __m256 high)
+{
+    return ((floats_){.half = {low, high}}).whole;
+}
+
+#define _mm512_cvtps_pd emulated_cvtps_pd
+#define _mm512_cvtpd_ps emulated_cvtpd_ps
+#define _mm512_castps512_ps256(a) (((floats_){.whole = a}).half[0])
+#define _mm512_castps256_ps512(a) emulated_joined(a, a)
+#undef _mm512_extractf32x8_ps
+#define _mm512_extractf32x8_ps(a, i) (((floats_){.whole = a}).half[i])
+#undef _mm512_insertf32x8
+#define _mm512_insertf32x8(a, b, i) emulated_joined(((floats_){.whole = a}).half[0], b)     /* i is 1 */
 #define _mm512_fmadd_ps emulated_fmadd_ps
 #define _mm512_fmadd_pd emulated_fmadd_pd
 #define _mm512_fnmadd_ps emulated_fnmadd_ps
