@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import sys
 import tracemalloc
 import warnings
 
@@ -24,6 +25,8 @@ from helpers import (
 import fastsoftmax
 from fastsoftmax import (
     _dispatch,
+    _front,
+    _threads,
     causal_mask_,
     causal_softmax,
     log_softmax,
@@ -966,3 +969,35 @@ def test_monotone_where_the_reduction_of_exp_breaks(isa, dtype, span, temperatur
         with _dispatch.using(isa):
             for function in (softmax, log_softmax):
                 assert (np.diff(function(x, temperature=temperature)) >= 0).all()
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """Every result is written past the caches, as large ones are."""
+    module = sys.modules["fastsoftmax.softmax"]
+    usual = module._STREAM_FROM
+    monkeypatch.setattr(module, "_STREAM_FROM", 1)
+    _front.configure(_threads.threads_for, 1)
+    yield
+    _front.configure(_threads.threads_for, usual)
+
+
+def test_results_written_past_the_caches(kernel, request):
+    calls = {
+        (3, 33, 129): lambda x, out: causal_softmax(x, offset=-5, out=out),
+        (5, 300): lambda x, out: softmax(x, -1, out=out),
+        (4, 333): lambda x, out: log_softmax(x, -1, out=out),
+        (2, 70, 48): lambda x, out: softmax(x, 1, out=out),
+        (2, 70, 37): lambda x, out: log_softmax(x, 1, out=out),
+        (40, 6): lambda x, out: softmax(x, -1, out=out),
+        (300, 3): lambda x, out: softmax(x, 0, out=out),
+    }
+    scores = {shape: sample(kernel.dtype, shape, 10) for shape in calls}
+    usual = {shape: call(scores[shape], np.empty_like(scores[shape])) for shape, call in calls.items()}
+    request.getfixturevalue("streamed")
+    for shape, call in calls.items():
+        for shift in (0, 1, 3):
+            room = np.full(scores[shape].size + 8, 7, kernel.dtype)
+            out = room[shift:shift + scores[shape].size].reshape(shape)
+            assert_same_bits(call(scores[shape], out), usual[shape])
+            assert (room[:shift] == 7).all() and (room[shift + out.size:] == 7).all()
