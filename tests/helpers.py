@@ -1,4 +1,4 @@
-"""What the tests share: the oracle, the distance in ULP, and the ways an array can lie in memory."""
+"""What the tests share: the oracles, the distance in ULP, and the ways an array can lie in memory."""
 
 import functools
 
@@ -131,3 +131,77 @@ def tail_lengths(lanes):
     return sorted(
         {*range(1, 2 * lanes + 2), *range(15, 71), 127, 129, 255, 257, 511, 1023, 4095, 4096, 4097, 32003, 131071}
     )
+
+
+# ---------------------------------------------------------------- attention
+
+
+def plain_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, *,
+                    bias=None, causal_offset=0, window=None, softcap=None, alibi_slopes=None, sinks=None,
+                    key_lengths=None):
+    """(out, lse, entropy) as one writes it in NumPy, in the dtype of the arguments; (B, H, L, E) alone.
+
+    Head by head, apart from the reference: each checks the other, and this one's error is the measure of a kernel's.
+    """
+    dtype = query.dtype
+    (batch, heads, queries, width), keys = query.shape, key.shape[2]
+    out, rows = np.zeros((batch, heads, queries, value.shape[3]), dtype), np.zeros((2, batch, heads, queries), dtype)
+    terms = [np.broadcast_to(x, (batch, heads, queries, keys)) for x in (bias, attn_mask) if x is not None]
+    factors = np.broadcast_to(1 / np.sqrt(dtype.type(width)) if scale is None else scale, heads).astype(dtype)
+    for b, h in np.ndindex(batch, heads):
+        head = h * key.shape[1] // heads
+        scores = query[b, h] @ key[b, head].T * factors[h]
+        if softcap is not None:
+            scores = dtype.type(softcap) * np.tanh(scores / dtype.type(softcap))
+        behind = (np.arange(queries)[:, None] + np.broadcast_to(causal_offset, batch)[b]) - np.arange(keys)
+        hide = np.zeros(scores.shape, bool)
+        for term in terms:
+            if term.dtype == bool:
+                hide |= ~term[b, h]
+            else:
+                scores = scores + term[b, h].astype(dtype)
+        if alibi_slopes is not None:
+            scores = scores - np.broadcast_to(alibi_slopes, (batch, heads))[b, h].astype(dtype) * abs(behind)
+        if is_causal:
+            hide |= behind < 0
+        if window is not None and window[0] is not None:
+            hide |= behind > window[0]
+        if window is not None and window[1] is not None:
+            hide |= -behind > window[1]
+        if key_lengths is not None:
+            hide[:, np.broadcast_to(key_lengths, batch)[b]:] = True
+        scores[hide] = -np.inf
+        sink = dtype.type(-np.inf if sinks is None else sinks[h])
+        peak = np.maximum(scores.max(1, initial=-np.inf), sink)
+        shift = np.where(np.isfinite(peak), peak, 0).astype(dtype)
+        with np.errstate(all="ignore"):
+            weights, last = np.exp(scores - shift[:, None]), np.exp(sink - shift)
+            total = weights.sum(1) + last
+            lse = shift + np.log(total)
+            surprise = np.where(weights > 0, weights * (lse[:, None] - scores), 0).sum(1)
+            surprise += np.where(last > 0, last * (lse - sink), 0)
+            out[b, h] = np.where(total[:, None] > 0, weights @ value[b, head] / total[:, None], 0)
+            rows[:, b, h] = lse, np.where(total > 0, surprise / total, 0)
+    return out, *rows
+
+
+def assert_attention_accurate(got, exact, plain):
+    """Results (out[, lse, entropy]) at most 2 ULP worse than those of the plain computation in the same arithmetic.
+
+    The unit is that of the largest magnitude in an output's row, for averages of values of both signs cancel; for lse
+    and entropy it is that of the larger of the row's lse, its entropy and 1, as they are differences of such numbers.
+    What counts for the plain computation is its largest error in the array. 16-bit results: as rounded from a float32
+    with such an error.
+    """
+    def size(x, axis=None):
+        x = np.where(np.isfinite(x), abs(x), 0)
+        return x if axis is None else x.max(axis, keepdims=True, initial=0)
+
+    statistics = np.maximum(1, np.maximum.reduce([size(x) for x in exact[1:]])) if len(exact) > 1 else None
+    for number, (one, true, rough) in enumerate(zip(got, exact, plain, strict=True)):
+        units = np.broadcast_to(statistics if number else size(true, -1), np.shape(true))
+        arithmetic = np.float64 if np.asarray(one).dtype == np.float64 else np.float32
+        assert rough.dtype == arithmetic
+        with np.errstate(all="ignore"):
+            error = abs(rough.astype(true.dtype) - true) / np.spacing(np.maximum(units, abs(true)).astype(arithmetic))
+        assert_accurate(one, true, 2 + float(error.max(initial=0, where=np.isfinite(error))), units=units)
