@@ -9,3 +9,4 @@ include "along.pxi"         # one row at a time
 include "across.pxi"        # WIDTH rows at a time
 include "softmax.pxi"       # softmax, log_softmax, logsumexp, softmax_entropy, causal_softmax
 include "mask.pxi"          # causal_mask_
+include "attention.pxi"     # scaled_dot_product_attention

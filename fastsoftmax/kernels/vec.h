@@ -64,6 +64,16 @@ typedef real elem;
 #define COLS (WIDTH / LANES)
 #define GROUP (4 * WIDTH)
 
+/* Attention multiplies TILE_n rows by n <= COLUMNS registers at a time, as many as stay in registers: n * TILE_n sums,
+ * n registers of the right factor and one of the left. */
+enum { COLUMNS = 3 };
+#if REGISTERS == 32
+enum { TILE_1 = 12, TILE_2 = 12, TILE_3 = 8 };
+#else
+enum { TILE_1 = 12, TILE_2 = 6, TILE_3 = 4 };
+#endif
+enum { MAX_TILE = 24 };
+
 #include "half.h"
 #include "wide.h"
 

@@ -11,6 +11,7 @@ cdef extern from "vec.h" nogil:
         pass
     enum:
         LANES, WIDTH, COLS, GROUP
+        COLUMNS, TILE_1, TILE_2, TILE_3, MAX_TILE
     elem ELEM_MINUS_INFINITY
 
     vreal load(const real*) noexcept
@@ -64,6 +65,11 @@ cdef extern from "exp.h" nogil:
     const real LOG2E, ROUNDER, SCALE, VANISHES, LARGE
     enum:
         EXPONENT_BIAS, SCALE_BITS
+
+cdef extern from "exp2.h" nogil:
+    vreal exp2_(vreal) noexcept                 # of at most 1
+    vreal tanh_(vreal) noexcept
+    const real LEAST
 
 cdef extern from "math.h" nogil:
     real INFINITY, NAN

@@ -1,6 +1,7 @@
 /* AArch64: Advanced SIMD (NEON), 16-byte registers, fused multiply-add. */
 #include <arm_neon.h>
 #define VECTOR_BYTES 16
+#define REGISTERS 32
 #include "vec_gnu.h"
 
 #if REAL_BITS == 32

@@ -3,6 +3,7 @@
 
 #define LANES 1
 #define WIDTH 4
+#define REGISTERS 16
 
 typedef real vreal;
 typedef ireal vint;

@@ -1,6 +1,7 @@
 /* x86-64-v2: SSE up to 4.2, 16-byte registers, no fused multiply-add; the wheel's baseline. */
 #include <immintrin.h>
 #define VECTOR_BYTES 16
+#define REGISTERS 16
 #include "vec_gnu.h"
 #include "fp_x86.h"
 

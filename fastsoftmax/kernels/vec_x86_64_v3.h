@@ -1,6 +1,7 @@
 /* x86-64-v3: AVX2, FMA and F16C, 32-byte registers. */
 #include <immintrin.h>
 #define VECTOR_BYTES 32
+#define REGISTERS 16
 #include "vec_gnu.h"
 #include "fp_x86.h"
 

@@ -1,6 +1,7 @@
 /* x86-64-v4: AVX-512 F, BW, CD, DQ and VL, 64-byte registers. */
 #include <immintrin.h>
 #define VECTOR_BYTES 64
+#define REGISTERS 32
 #include "vec_gnu.h"
 #include "fp_x86.h"
 
