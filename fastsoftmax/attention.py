@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import ArrayLike, NDArray
 
 from fastsoftmax import _arrays, _dispatch, _threads, reference
-from fastsoftmax.softmax import logsumexp, softmax
+from fastsoftmax.softmax import logsumexp
 
 Array = NDArray[Any]
 Window = tuple[SupportsIndex | None, SupportsIndex | None]
@@ -193,7 +193,7 @@ def scaled_dot_product_attention(
     >>> value = np.array([[10.0], [20.0], [30.0]])
     >>> scaled_dot_product_attention(query, key, value).round(3)
     array([[20.   ],
-           [22.015]])
+           [22.033]])
 
     Causal, with the last query on the last key; and how even each query's weights are:
 
@@ -201,9 +201,9 @@ def scaled_dot_product_attention(
     ...     query, key, value, is_causal=True, causal_offset=1, return_entropy=True)
     >>> out.round(3)
     array([[13.302],
-           [22.015]])
+           [22.033]])
     >>> entropy.round(3)
-    array([0.634, 1.041])
+    array([0.634, 1.053])
 
     Eight query heads that share two key heads, in the layout (batch, position, head, E):
 
@@ -273,11 +273,15 @@ def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLik
     parts, part_lses, dtype = _as_parts(outputs, lses)
     statistics = _statistics(dtype)
     stacked = np.stack(part_lses).astype(statistics)
-    weights = softmax(stacked, 0, where=stacked != -np.inf)
-    out = np.zeros(parts[0].shape, np.result_type(statistics, dtype))
+    out = np.zeros(parts[0].shape, statistics)
     with np.errstate(all="ignore"):
-        for part, part_lse, weight in zip(parts, stacked, weights, strict=True):
-            np.add(out, part * weight[..., None], out=out, where=(part_lse != -np.inf)[..., None])
+        peak = stacked.max(0)
+        # Not softmax: the weight of a part that alone has seen keys is exactly 1 here.
+        weights = np.exp(stacked - np.where(np.isfinite(peak), peak, 0))
+        total = weights.sum(0)[..., None]
+        for part, weight in zip(parts, weights[..., None], strict=True):
+            np.add(out, part * weight, out=out, where=weight != 0)
+        np.divide(out, total, out=out, where=total != 0)
         return out.astype(dtype, copy=False), np.asarray(logsumexp(stacked, 0))
 
 
@@ -525,13 +529,13 @@ def _fitted(named, enable_gqa):
     if key.shape[-2] != value.shape[-2]:
         raise misfit("key", "value", f"there are {key.shape[-2]} keys and {value.shape[-2]} values")
     lead = query.shape[:-3]
-    for a, b in (("query", "key"), ("query", "value"), ("key", "value")):
-        if named[a].shape[:-3] == named[b].shape[:-3] == lead:
-            continue
-        try:
-            lead = np.broadcast_shapes(lead, named[a].shape[:-3], named[b].shape[:-3])
-        except ValueError:
-            raise misfit(a, b, "the dimensions before the heads do not broadcast") from None
+    if not lead == key.shape[:-3] == value.shape[:-3]:
+        for a, b in (("query", "key"), ("query", "value"), ("key", "value")):
+            try:
+                np.broadcast_shapes(named[a].shape[:-3], named[b].shape[:-3])
+            except ValueError:
+                raise misfit(a, b, "the dimensions before the heads do not broadcast") from None
+        lead = np.broadcast_shapes(*(x.shape[:-3] for x in named.values()))
     heads, in_key, in_value = (x.shape[-3] if x.ndim > 2 else 1 for x in named.values())
     if in_key != in_value and 1 not in (in_key, in_value):
         raise misfit("key", "value", f"they have {in_key} and {in_value} heads")

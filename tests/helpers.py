@@ -142,26 +142,30 @@ def plain_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=
     """(out, lse, entropy) as one writes it in NumPy, in the dtype of the arguments; (B, H, L, E) alone.
 
     Head by head, apart from the reference: each checks the other, and this one's error is the measure of a kernel's.
+    Last comes, for each row, what rounding acts upon: (..., 2), the average of the values' magnitudes, and the largest
+    sum of the magnitudes that a score is made of.
     """
     dtype = query.dtype
     (batch, heads, queries, width), keys = query.shape, key.shape[2]
-    out, rows = np.zeros((batch, heads, queries, value.shape[3]), dtype), np.zeros((2, batch, heads, queries), dtype)
+    out, rows = np.zeros((batch, heads, queries, value.shape[3]), dtype), np.zeros((4, batch, heads, queries), dtype)
     terms = [np.broadcast_to(x, (batch, heads, queries, keys)) for x in (bias, attn_mask) if x is not None]
     factors = np.broadcast_to(1 / np.sqrt(dtype.type(width)) if scale is None else scale, heads).astype(dtype)
     for b, h in np.ndindex(batch, heads):
         head = h * key.shape[1] // heads
         scores = query[b, h] @ key[b, head].T * factors[h]
+        sizes = abs(query[b, h]) @ abs(key[b, head]).T * abs(factors[h])
         if softcap is not None:
             scores = dtype.type(softcap) * np.tanh(scores / dtype.type(softcap))
         behind = (np.arange(queries)[:, None] + np.broadcast_to(causal_offset, batch)[b]) - np.arange(keys)
         hide = np.zeros(scores.shape, bool)
-        for term in terms:
-            if term.dtype == bool:
-                hide |= ~term[b, h]
-            else:
-                scores = scores + term[b, h].astype(dtype)
+        added = [term[b, h] for term in terms]
         if alibi_slopes is not None:
-            scores = scores - np.broadcast_to(alibi_slopes, (batch, heads))[b, h].astype(dtype) * abs(behind)
+            added.append(-np.broadcast_to(alibi_slopes, (batch, heads))[b, h] * abs(behind))
+        for term in added:
+            if term.dtype == bool:
+                hide |= ~term
+            else:
+                scores, sizes = scores + term.astype(dtype), sizes + abs(term.astype(dtype))
         if is_causal:
             hide |= behind < 0
         if window is not None and window[0] is not None:
@@ -180,28 +184,30 @@ def plain_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=
             lse = shift + np.log(total)
             surprise = np.where(weights > 0, weights * (lse[:, None] - scores), 0).sum(1)
             surprise += np.where(last > 0, last * (lse - sink), 0)
-            out[b, h] = np.where(total[:, None] > 0, weights @ value[b, head] / total[:, None], 0)
-            rows[:, b, h] = lse, np.where(total > 0, surprise / total, 0)
-    return out, *rows
+            seen = total > 0
+            out[b, h] = np.where(seen[:, None], weights @ value[b, head] / total[:, None], 0)
+            average = (weights @ abs(value[b, head]) / total[:, None]).max(1, initial=0)
+            rows[:, b, h] = (lse, np.where(seen, surprise / total, 0), np.where(seen, average, 0),
+                             np.where(weights > 0, sizes, 0).max(1, initial=0))
+    return out, rows[0], rows[1], np.moveaxis(rows[2:], 0, -1)
 
 
 def assert_attention_accurate(got, exact, plain):
-    """Results (out[, lse, entropy]) at most 2 ULP worse than those of the plain computation in the same arithmetic.
+    """Results (out, lse, entropy) at most 2 ULP worse than those of the plain computation in the same arithmetic.
 
-    The unit is that of the largest magnitude in an output's row, for averages of values of both signs cancel; for lse
-    and entropy it is that of the larger of the row's lse, its entropy and 1, as they are differences of such numbers.
-    What counts for the plain computation is its largest error in the array. 16-bit results: as rounded from a float32
-    with such an error.
+    Units are those of the numbers that rounding acts upon, since averages of values of both signs cancel, and an error
+    in a score is one in the weight's logarithm: for outputs, the average magnitude of the values times one more than
+    the magnitude of the scores; for lse and entropy, the magnitude of the scores. Of the plain computation the largest
+    error in the array counts. 16-bit results: as rounded from a float32 with such an error.
     """
-    def size(x, axis=None):
-        x = np.where(np.isfinite(x), abs(x), 0)
-        return x if axis is None else x.max(axis, keepdims=True, initial=0)
-
-    statistics = np.maximum(1, np.maximum.reduce([size(x) for x in exact[1:]])) if len(exact) > 1 else None
-    for number, (one, true, rough) in enumerate(zip(got, exact, plain, strict=True)):
-        units = np.broadcast_to(statistics if number else size(true, -1), np.shape(true))
+    *plain, sizes = plain
+    average, scores = (sizes[..., i].astype(exact[0].dtype) for i in (0, 1))
+    statistics = np.maximum(1, scores + np.where(np.isfinite(exact[1]), abs(exact[1]), 0))
+    for one, true, rough, units in zip(
+            got, exact, plain, ((average * (1 + scores))[..., None], statistics, statistics), strict=True):
         arithmetic = np.float64 if np.asarray(one).dtype == np.float64 else np.float32
         assert rough.dtype == arithmetic
         with np.errstate(all="ignore"):
-            error = abs(rough.astype(true.dtype) - true) / np.spacing(np.maximum(units, abs(true)).astype(arithmetic))
+            units = np.maximum(units, abs(true))
+            error = abs(rough.astype(true.dtype) - true) / np.spacing(units.astype(arithmetic))
         assert_accurate(one, true, 2 + float(error.max(initial=0, where=np.isfinite(error))), units=units)
