@@ -509,8 +509,9 @@ def _as_floats(x, name):
 
 
 def _common_dtype(named):
+    """The dtype of all, in native byte order."""
     dtypes = [_arrays.native(x.dtype) for x in named.values()]
-    if len(set(dtypes)) > 1:
+    if any(dtype != dtypes[0] for dtype in dtypes):
         raise TypeError(f"{', '.join(named)} must have one dtype, got {', '.join(map(str, dtypes))}")
     return dtypes[0]
 
@@ -588,12 +589,12 @@ def _as_ints(x, name, shape, limit=1 << 62):
         raise TypeError(f"{name} must be an int or an array of ints, got {array.dtype}")
     if array.dtype == np.uint64:
         array = np.minimum(array, np.uint64(limit))
-    return _broadcast_copy(array, name, shape, np.int64).clip(-limit, limit)
+    return np.minimum(np.maximum(_broadcast_copy(array, name, shape, np.int64), -limit), limit)
 
 
 def _broadcast_copy(array, name, shape, dtype):
     try:
-        return np.array(np.broadcast_to(array, shape), dtype, order="C")
+        return np.array(_spread(array, shape), dtype, order="C")
     except ValueError:
         meant = "one for each head" if len(shape) == 1 and name in ("scale", "sinks") else (
             "the dimensions up to the heads" if name == "alibi_slopes" else "the dimensions before the heads")
@@ -604,9 +605,9 @@ def _as_lengths(key_lengths, batch, keys):
     if key_lengths is None:
         return None
     lengths = _as_ints(key_lengths, "key_lengths", batch)
-    for length in (lengths.min(initial=0), lengths.max(initial=0)):
-        if not 0 <= length <= keys:
-            raise ValueError(f"key_lengths must be from 0 to the number of keys, {keys}; got {length}")
+    bad = lengths.view(np.uint64) > keys        # so seen, negative numbers are large
+    if bad.any():
+        raise ValueError(f"key_lengths must be from 0 to the number of keys, {keys}; got {lengths[bad][0]}")
     return lengths
 
 
