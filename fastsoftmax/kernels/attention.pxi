@@ -11,11 +11,13 @@
 # The query heads that share a key head are one matrix of rows: row r is query r // shared of the head number
 # r % shared among them, so that they fill the lanes together and share each pass over keys and values.
 #
+# Scores are kept times log2(e), which enters with the scale, so that a weight is a power of two: 2**(score - top).
+#
 # A row's result depends on its own elements and on KEYS alone: not on the rows beside it, nor on threads. A key that is
 # hidden from it adds exact zeros wherever it is not skipped.
 
 cdef enum:
-    KEYS = 64               # keys of a block; its scores, keys and values stay in the L1 cache up to E = 64
+    KEYS = 128              # keys of a block; its scores, keys and values stay in the L1 cache up to E = 64
     GROUPS = 4              # groups of queries that share a block of keys
     MAX_TERMS = 4
     QUERIES = COLUMNS * LANES
@@ -59,8 +61,8 @@ cdef struct Group:                          # up to COLUMNS registers of queries
     Py_ssize_t some_begin, some_end         # keys outside are hidden from all
     Py_ssize_t all_begin, all_end           # keys inside are hidden from none, but for terms
     vreal[COLUMNS] top                      # the largest score
-    vreal[COLUMNS] total                    # of the weights, exp(score - top)
-    vreal[COLUMNS] moment                   # of weight * (score - top), to base 2
+    vreal[COLUMNS] total                    # of the weights, 2**(score - top)
+    vreal[COLUMNS] moment                   # of weight * (score - top)
     vreal[COLUMNS] slope
     vreal[COLUMNS] factor                   # what `out` is to be multiplied by, since top has risen
     real* query_t                           # (E, columns * LANES), scaled
@@ -117,29 +119,53 @@ cdef inline Py_ssize_t next_register(Py_ssize_t e, Py_ssize_t width) noexcept no
     """Where the register after that at e starts; the last one overlaps, so that it ends at width. width >= LANES."""
     return min(e + LANES, width - LANES) if e + LANES < width else width
 
+cdef void turn_in(const Line* row, Py_ssize_t width, vreal factor, real* to, Py_ssize_t step) noexcept nogil:
+    """LANES rows become a register for each element, `step` apart; times factor."""
+    cdef vreal[LANES] square
+    cdef Py_ssize_t e = 0
+    cdef int k
+    while e < width:
+        for k in range(LANES):
+            square[k] = load_elem(row[k] + e)
+        transpose(square)
+        for k in range(LANES):
+            store(to + (e + k) * step, square[k] * factor)
+        e = next_register(e, width)
+
+cdef void turn_out(const real* x, Py_ssize_t step, vreal factor, Py_ssize_t width, Py_ssize_t rows,
+                   const Line* row) noexcept nogil:
+    """The way back, for the first `rows` of the rows."""
+    cdef vreal[LANES] square
+    cdef Py_ssize_t e = 0, r
+    cdef int k
+    while e < width:
+        for k in range(LANES):
+            square[k] = load(x + (e + k) * step) * factor
+        transpose(square)
+        if rows >= LANES:
+            for k in range(LANES):
+                store_elem(row[k] + e, square[k])
+        else:
+            for r in range(rows):
+                store_elem(row[r] + e, square[r])
+        e = next_register(e, width)
+
 cdef void load_queries(const Attention* a, Py_ssize_t b, Group* g) noexcept nogil:
     """query_t[e][lane] = query of the lane * its head's scale."""
     cdef Line[QUERIES] row
     cdef real[QUERIES] scale
-    cdef vreal[LANES] square
-    cdef Py_ssize_t lane, e = 0
-    cdef int c, k, columns = g.columns
+    cdef Py_ssize_t lane, e
+    cdef int c, columns = g.columns
     for lane in range(columns * LANES):
         row[lane] = <Line>row_of(a.query, a.query_stride, b, g.head[lane], g.query[lane])
-        scale[lane] = <real>a.scale[g.head[lane]]
+        scale[lane] = <real>(a.scale[g.head[lane]] * LOG2E)
     if a.width < LANES:
         for e in range(a.width):
             for lane in range(columns * LANES):
                 g.query_t[e * columns * LANES + lane] = real_of(row[lane] + e) * scale[lane]
         return
-    while e < a.width:
-        for c in range(columns):
-            for k in range(LANES):
-                square[k] = load_elem(row[c * LANES + k] + e)
-            transpose(square)
-            for k in range(LANES):
-                store(g.query_t + ((e + k) * columns + c) * LANES, square[k] * load(scale + c * LANES))
-        e = next_register(e, a.width)
+    for c in range(columns):
+        turn_in(row + c * LANES, a.width, load(scale + c * LANES), g.query_t + c * LANES, columns * LANES)
 
 cdef void start_rows(const Attention* a, Py_ssize_t b, Group* g) noexcept nogil:
     """Nothing seen yet but the sink."""
@@ -147,8 +173,8 @@ cdef void start_rows(const Attention* a, Py_ssize_t b, Group* g) noexcept nogil:
     cdef Py_ssize_t lane
     cdef int c
     for lane in range(g.columns * LANES):
-        sink[lane] = -INFINITY if a.sinks == NULL else <real>a.sinks[g.head[lane]]
-        slope[lane] = 0 if a.slopes == NULL else <real>a.slopes[b * a.heads + g.head[lane]]
+        sink[lane] = -INFINITY if a.sinks == NULL else <real>(a.sinks[g.head[lane]] * LOG2E)
+        slope[lane] = 0 if a.slopes == NULL else <real>(a.slopes[b * a.heads + g.head[lane]] * LOG2E)
     for c in range(g.columns):
         g.top[c] = load(sink + c * LANES)
         g.total[c] = choose(equal(g.top[c], fill(-INFINITY)), fill(0), fill(1))
@@ -283,7 +309,8 @@ cdef void cap_scores(real softcap, Py_ssize_t registers, real* scores) noexcept 
 cdef void add_terms(int columns, Py_ssize_t count, const real* added, real* scores) noexcept nogil:
     """added: a line of KEYS a query; turned LANES queries by LANES keys at a time."""
     cdef vreal[LANES] square
-    cdef vreal score
+    cdef vreal term
+    cdef real* score
     cdef Py_ssize_t turn, j
     cdef int c, k
     for turn in range(steps(count, LANES)):
@@ -293,9 +320,9 @@ cdef void add_terms(int columns, Py_ssize_t count, const real* added, real* scor
                 square[k] = load(added + (c * LANES + k) * KEYS + j)
             transpose(square)
             for k in range(LANES):
-                score = load(scores + ((j + k) * columns + c) * LANES) + square[k]
-                store(scores + ((j + k) * columns + c) * LANES,
-                      choose(equal(square[k], fill(-INFINITY)), square[k], score))
+                score = scores + ((j + k) * columns + c) * LANES
+                term = vmax(fill(-REAL_MAX), square[k] * fill(<real>LOG2E))     # the lowest number does not hide
+                store(score, choose(equal(square[k], fill(-INFINITY)), square[k], load(score) + term))
 
 cdef void add_slopes(const Attention* a, Py_ssize_t b, const Group* g, Py_ssize_t key, Py_ssize_t count,
                      real* scores) noexcept nogil:
@@ -330,7 +357,7 @@ cdef void hide_keys(const Group* g, Py_ssize_t key, Py_ssize_t count, real* scor
             store(score, choose(visible, load(score), fill(-INFINITY)))
 
 cdef inline void weigh_scores(int columns, Py_ssize_t count, bint moments, real* scores, Group* g) noexcept nogil:
-    """Scores become weights exp(score - top), and what was found before is brought to the new top."""
+    """Scores become weights 2**(score - top), and what was found before is brought to the new top."""
     cdef vreal[COLUMNS] top, shift, total, moment
     cdef vreal fall, y, weight
     cdef real* score
@@ -347,14 +374,14 @@ cdef inline void weigh_scores(int columns, Py_ssize_t count, bint moments, real*
     for j in range(count):
         for c in range(columns):
             score = scores + (j * columns + c) * LANES
-            y = (load(score) - shift[c]) * fill(<real>LOG2E)
+            y = load(score) - shift[c]
             weight = exp2_(y)
             store(score, weight)
             total[c] = total[c] + weight
             if moments:
                 moment[c] = fma_(weight, vmax(fill(LEAST), y), moment[c])
     for c in range(columns):
-        fall = vmax(fill(LEAST), (g.top[c] - shift[c]) * fill(<real>LOG2E))
+        fall = vmax(fill(LEAST), g.top[c] - shift[c])
         g.factor[c] = exp2_(fall)
         g.moment[c] = fma_(g.factor[c], fma_(g.total[c], fall, g.moment[c]), moment[c])
         g.total[c] = fma_(g.total[c], g.factor[c], total[c])
@@ -422,14 +449,17 @@ cdef inline void meet(int rows, int columns, const Attention* a, Py_ssize_t b, P
             return
     find_scores(rows, columns, key_block + skipped * key_stride, key_stride, count, a.width, g.query_t, desk.scores)
     if a.softcap != 0:
-        cap_scores(a.softcap, count * columns, desk.scores)
+        cap_scores(<real>(a.softcap * LOG2E), count * columns, desk.scores)
     if what & 2:
         add_terms(columns, count, desk.added, desk.scores)
     if a.slopes != NULL:
         add_slopes(a, b, g, first_key, count, desk.scores)
     if partial:
         hide_keys(g, first_key, count, desk.scores)
-    weigh_scores(columns, count, a.entropy != NULL, desk.scores, g)
+    if a.entropy != NULL:
+        weigh_scores(columns, count, True, desk.scores, g)
+    else:
+        weigh_scores(columns, count, False, desk.scores, g)
     if (partial or what & 4) and not desk.value_known:
         desk.value_known = True
         desk.value_finite = is_finite(value_block, value_stride, stop - start, a.value_width)
@@ -466,26 +496,27 @@ cdef void spread_row(const real* row, Py_ssize_t step, Py_ssize_t width, elem* o
         out[e] = elem_of(row[e * step])
 
 cdef void finish_group(const Attention* a, Py_ssize_t b, Group* g) noexcept nogil:
-    """out = out_t / total, lse = top + log(total), entropy = log(total) - moment / total."""
+    """out = out_t / total; lse = top + log(total) and entropy = log(total) - moment / total, in nats."""
     cdef Line[QUERIES] row
     cdef real[QUERIES] lse, entropy
-    cdef vreal[LANES] square
     cdef vreal[COLUMNS] inverse
-    cdef vreal hi, lo
+    cdef vreal top, hi, lo
     cdef vwide logarithm
     cdef vmask nothing
-    cdef Py_ssize_t lane, e = 0, at
-    cdef int c, k, columns = g.columns
+    cdef Py_ssize_t lane, e, at
+    cdef int c, columns = g.columns
     for c in range(columns):
         nothing = equal(g.total[c], fill(0))
         inverse[c] = choose(nothing, fill(0), fill(1) / g.total[c])
         if a.lse != NULL or a.entropy != NULL:
             logarithm = wide_log1p(wide_of(g.total[c], fill(-1)))
-            wide_split_sum(g.top[c], fill(0), logarithm, &hi, &lo)
+            top = g.top[c] * fill(LN2)
+            lo = product_error(g.top[c], fill(LN2), top) + g.top[c] * fill(LN2_REST)
+            wide_split_sum(top, lo, logarithm, &hi, &lo)
             store(lse + c * LANES, choose(nothing, fill(-INFINITY), hi))
             wide_split(logarithm, &hi, &lo)
             store(entropy + c * LANES,
-                  choose(nothing, fill(0), fma_(g.moment[c] * inverse[c], fill(<real>(-1 / LOG2E)), hi)))
+                  choose(nothing, fill(0), fma_(g.moment[c] * inverse[c], fill(-LN2), hi)))
     for lane in range(g.rows):
         at = (b * a.heads + g.head[lane]) * a.length + g.query[lane]
         if a.lse != NULL:
@@ -500,14 +531,8 @@ cdef void finish_group(const Attention* a, Py_ssize_t b, Group* g) noexcept nogi
         for lane in range(g.rows):
             spread_row(g.out_t + lane, columns * LANES, a.value_width, row[lane])
         return
-    while e < a.value_width:
-        for c in range(columns):
-            for k in range(LANES):
-                square[k] = load(g.out_t + ((e + k) * columns + c) * LANES) * inverse[c]
-            transpose(square)
-            for k in range(min(<Py_ssize_t>LANES, g.rows - c * LANES)):
-                store_elem(row[c * LANES + k] + e, square[k])
-        e = next_register(e, a.value_width)
+    for c in range(columns):
+        turn_out(g.out_t + c * LANES, columns * LANES, inverse[c], a.value_width, g.rows - c * LANES, row + c * LANES)
 
 cdef void convert(const elem* x, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t width, real* to) noexcept nogil:
     """(count, width) elements as contiguous reals."""

@@ -19,6 +19,7 @@ cdef extern from "vec.h" nogil:
     void stream(real*, vreal) noexcept
     void stream_end() noexcept
     void prefetch(const void*) noexcept
+    void in_order() noexcept
     vreal load_elem(const elem*) noexcept
     void store_elem(elem*, vreal) noexcept
     real real_of(const elem*) noexcept
@@ -69,7 +70,7 @@ cdef extern from "exp.h" nogil:
 cdef extern from "exp2.h" nogil:
     vreal exp2_(vreal) noexcept                 # of at most 1
     vreal tanh_(vreal) noexcept
-    const real LEAST
+    const real LEAST, LN2, LN2_REST, REAL_MAX
 
 cdef extern from "math.h" nogil:
     real INFINITY, NAN
