@@ -1,4 +1,4 @@
-"""The softmax family for NumPy on CPUs: fast, and accurate to 2 ULP."""
+"""The softmax family and attention for NumPy on CPUs: fast, and accurate to 2 ULP."""
 
 import sys
 from importlib.machinery import PathFinder
@@ -18,6 +18,7 @@ from fastsoftmax import _dispatch  # noqa: E402, F401  (first: it checks the env
 from fastsoftmax._config import show_config
 from fastsoftmax._threads import get_num_threads, num_threads, set_num_threads
 from fastsoftmax._version import __version__
+from fastsoftmax.attention import merge_attention_states, scaled_dot_product_attention
 from fastsoftmax.softmax import (
     causal_mask_,
     causal_softmax,
@@ -34,7 +35,9 @@ __all__ = [
     "get_num_threads",
     "log_softmax",
     "logsumexp",
+    "merge_attention_states",
     "num_threads",
+    "scaled_dot_product_attention",
     "set_num_threads",
     "show_config",
     "softmax",

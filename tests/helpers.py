@@ -1,4 +1,4 @@
-"""What the tests share: the oracle, the distance in ULP, and the ways an array can lie in memory."""
+"""What the tests share: the oracles, the distance in ULP, and the ways an array can lie in memory."""
 
 import functools
 
@@ -131,3 +131,83 @@ def tail_lengths(lanes):
     return sorted(
         {*range(1, 2 * lanes + 2), *range(15, 71), 127, 129, 255, 257, 511, 1023, 4095, 4096, 4097, 32003, 131071}
     )
+
+
+# ---------------------------------------------------------------- attention
+
+
+def plain_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, *,
+                    bias=None, causal_offset=0, window=None, softcap=None, alibi_slopes=None, sinks=None,
+                    key_lengths=None):
+    """(out, lse, entropy) as one writes it in NumPy, in the dtype of the arguments; (B, H, L, E) alone.
+
+    Head by head, apart from the reference: each checks the other, and this one's error is the measure of a kernel's.
+    Last comes, for each row, what rounding acts upon: (..., 2), the average of the values' magnitudes, and the largest
+    sum of the magnitudes that a score is made of.
+    """
+    dtype = query.dtype
+    (batch, heads, queries, width), keys = query.shape, key.shape[2]
+    out, rows = np.zeros((batch, heads, queries, value.shape[3]), dtype), np.zeros((4, batch, heads, queries), dtype)
+    terms = [np.broadcast_to(x, (batch, heads, queries, keys)) for x in (bias, attn_mask) if x is not None]
+    factors = np.broadcast_to(1 / np.sqrt(dtype.type(width)) if scale is None else scale, heads).astype(dtype)
+    for b, h in np.ndindex(batch, heads):
+        head = h * key.shape[1] // heads
+        scores = query[b, h] @ key[b, head].T * factors[h]
+        sizes = abs(query[b, h]) @ abs(key[b, head]).T * abs(factors[h])
+        if softcap is not None:
+            scores = dtype.type(softcap) * np.tanh(scores / dtype.type(softcap))
+        behind = (np.arange(queries)[:, None] + np.broadcast_to(causal_offset, batch)[b]) - np.arange(keys)
+        hide = np.zeros(scores.shape, bool)
+        added = [term[b, h] for term in terms]
+        if alibi_slopes is not None:
+            added.append(-np.broadcast_to(alibi_slopes, (batch, heads))[b, h] * abs(behind))
+        for term in added:
+            if term.dtype == bool:
+                hide |= ~term
+            else:
+                scores, sizes = scores + term.astype(dtype), sizes + abs(term.astype(dtype))
+        if is_causal:
+            hide |= behind < 0
+        if window is not None and window[0] is not None:
+            hide |= behind > window[0]
+        if window is not None and window[1] is not None:
+            hide |= -behind > window[1]
+        if key_lengths is not None:
+            hide[:, np.broadcast_to(key_lengths, batch)[b]:] = True
+        scores[hide] = -np.inf
+        sink = dtype.type(-np.inf if sinks is None else sinks[h])
+        peak = np.maximum(scores.max(1, initial=-np.inf), sink)
+        shift = np.where(np.isfinite(peak), peak, 0).astype(dtype)
+        with np.errstate(all="ignore"):
+            weights, last = np.exp(scores - shift[:, None]), np.exp(sink - shift)
+            total = weights.sum(1) + last
+            lse = shift + np.log(total)
+            surprise = np.where(weights > 0, weights * (lse[:, None] - scores), 0).sum(1)
+            surprise += np.where(last > 0, last * (lse - sink), 0)
+            seen = total > 0
+            out[b, h] = np.where(seen[:, None], weights @ value[b, head] / total[:, None], 0)
+            average = (weights @ abs(value[b, head]) / total[:, None]).max(1, initial=0)
+            rows[:, b, h] = (lse, np.where(seen, surprise / total, 0), np.where(seen, average, 0),
+                             np.where(weights > 0, sizes, 0).max(1, initial=0))
+    return out, rows[0], rows[1], np.moveaxis(rows[2:], 0, -1)
+
+
+def assert_attention_accurate(got, exact, plain):
+    """Results (out, lse, entropy) at most 2 ULP worse than those of the plain computation in the same arithmetic.
+
+    Units are those of the numbers that rounding acts upon, since averages of values of both signs cancel, and an error
+    in a score is one in the weight's logarithm: for outputs, the average magnitude of the values times one more than
+    the magnitude of the scores; for lse and entropy, the magnitude of the scores. Of the plain computation the largest
+    error in the array counts. 16-bit results: as rounded from a float32 with such an error.
+    """
+    *plain, sizes = plain
+    average, scores = (sizes[..., i].astype(exact[0].dtype) for i in (0, 1))
+    statistics = np.maximum(1, scores + np.where(np.isfinite(exact[1]), abs(exact[1]), 0))
+    for one, true, rough, units in zip(
+            got, exact, plain, ((average * (1 + scores))[..., None], statistics, statistics), strict=True):
+        arithmetic = np.float64 if np.asarray(one).dtype == np.float64 else np.float32
+        assert rough.dtype == arithmetic
+        with np.errstate(all="ignore"):
+            units = np.maximum(units, abs(true))
+            error = abs(rough.astype(true.dtype) - true) / np.spacing(units.astype(arithmetic))
+        assert_accurate(one, true, 2 + float(error.max(initial=0, where=np.isfinite(error))), units=units)

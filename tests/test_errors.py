@@ -1,10 +1,21 @@
 """What bad input gets: the type of the error, a message that names the fault, `out` untouched, the next call fine."""
 
+import re
+
 import numpy as np
 import pytest
 
 import fastsoftmax
-from fastsoftmax import causal_mask_, causal_softmax, log_softmax, logsumexp, softmax, softmax_entropy
+from fastsoftmax import (
+    causal_mask_,
+    causal_softmax,
+    log_softmax,
+    logsumexp,
+    merge_attention_states,
+    scaled_dot_product_attention,
+    softmax,
+    softmax_entropy,
+)
 
 X = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
 FULL = (softmax, log_softmax)
@@ -178,3 +189,141 @@ def test_everything_behind_the_star_is_keyword_only():
     with pytest.raises(TypeError, match="unexpected"):
         softmax(X, axes=1)
     assert fastsoftmax.softmax is softmax
+
+
+# ---------------------------------------------------------------- attention
+
+QUERY, KEY, VALUE = np.ones((2, 4, 3, 8)), np.ones((2, 2, 5, 8)), np.ones((2, 2, 5, 6))
+OUT = (2, 4, 3, 6)
+
+
+def attention_refuses(error, match, query=QUERY, key=KEY, value=VALUE, **kwargs):
+    """Also with an out, whose content stays."""
+    for out in (None, np.full(OUT, 7.0)):
+        with pytest.raises(error, match=match) as caught:
+            scaled_dot_product_attention(query, key, value, **{"enable_gqa": True, "out": out, **kwargs})
+        assert type(caught.value) is error
+        assert out is None or np.all(out == 7)
+    np.testing.assert_allclose(scaled_dot_product_attention(QUERY, KEY, VALUE, enable_gqa=True), 1)
+
+
+def shapes(a, b):
+    return rf"{re.escape(str(a))}.*{re.escape(str(b))}"
+
+
+def test_attention_shapes_that_do_not_fit():
+    def refused(match, *wanted, **kwargs):
+        attention_refuses(ValueError, match, *map(np.ones, wanted), **kwargs)
+
+    for q, k, v, a, b in (
+        ((2, 4, 3, 8), (2, 2, 5, 7), (2, 2, 5, 6), "query", "key"),         # width
+        ((2, 4, 3, 8), (2, 2, 5, 8), (2, 2, 4, 6), "key", "value"),         # keys
+        ((2, 4, 3, 8), (3, 2, 5, 8), (3, 2, 5, 6), "query", "key"),         # batch
+        ((2, 4, 3, 8), (1, 2, 5, 8), (3, 2, 5, 6), "query", "value"),
+        ((1, 4, 3, 8), (2, 2, 5, 8), (3, 2, 5, 6), "key", "value"),
+        ((2, 4, 3, 8), (2, 3, 5, 8), (2, 3, 5, 6), "query", "key"),         # heads
+        ((2, 4, 3, 8), (2, 1, 5, 8), (2, 3, 5, 6), "query", "value"),
+        ((2, 4, 3, 8), (2, 2, 5, 8), (2, 4, 5, 6), "key", "value"),
+        ((2, 2, 3, 8), (2, 4, 5, 8), (2, 4, 5, 6), "query", "key"),
+        ((4, 3, 8), (3, 5, 8), (3, 5, 6), "query", "key"),
+    ):
+        named = dict(query=q, key=k, value=v)
+        refused(rf"{a} of shape {re.escape(str(named[a]))}.*{b} of shape {re.escape(str(named[b]))}", q, k, v)
+    refused("query.*key.*enable_gqa", (2, 4, 3, 8), (2, 2, 5, 8), (2, 2, 5, 6), enable_gqa=False)
+    refused("query.*two dimensions", (8,), (5, 8), (5, 6))
+    refused("key.*two dimensions", (3, 8), (8,), (5, 6))
+    refused("value.*two dimensions", (3, 8), (5, 8), ())
+
+
+@pytest.mark.parametrize("number, name", [(0, "query"), (1, "key"), (2, "value")])
+def test_attention_dtypes(number, name):
+    arrays = [QUERY, KEY, VALUE]
+
+    def refused(match, x):
+        attention_refuses(TypeError, match, *arrays[:number], x, *arrays[number + 1:])
+
+    for dtype in (np.float32, np.float16, np.longdouble):
+        refused(f"one dtype.*{np.dtype(dtype)}", arrays[number].astype(dtype))
+    for dtype in (np.int64, bool, complex, np.uint8):
+        refused(f"{name}.*{np.dtype(dtype)}", arrays[number].astype(dtype))
+    for bad in (np.ones((3, 8), "U1"), np.ones((3, 8), object), np.zeros((3, 8), "M8[s]")):
+        refused(f"{name}.*{re.escape(str(bad.dtype))}", bad)
+    refused(f"{name}.*{name}.data.*attn_mask", np.ma.masked_array(arrays[number], arrays[number] > 0))
+
+
+def test_attention_out():
+    for shape in ((2, 4, 3, 8), OUT[1:], (1, *OUT)):
+        attention_refuses(ValueError, rf"out.*{re.escape(str(OUT))}.*{re.escape(str(shape))}", out=np.ones(shape))
+    for dtype in (np.float32, int):
+        attention_refuses(TypeError, f"out.*float64.*{np.dtype(dtype)}", out=np.ones(OUT, dtype))
+    frozen = np.full(OUT, 7.0)
+    frozen.flags.writeable = False
+    attention_refuses(ValueError, "read-only", out=frozen)
+    assert np.all(frozen == 7)
+    attention_refuses(TypeError, "out.*list", out=[1.0])
+
+
+@pytest.mark.parametrize("name", ["attn_mask", "bias"])
+def test_attention_masks(name):
+    kinds = "floating" if name == "bias" else "boolean or floating"
+    for bad in (np.ones((3, 5), int), np.ones((3, 5), complex), np.ones(5, "U1"), np.ones(5, object)):
+        attention_refuses(TypeError, f"{name}.*({kinds}|numbers).*{bad.dtype}", **{name: bad})
+    for shape in ((4,), (5, 3), (3, 3, 5), (3, 1, 3, 5), (1, 2, 4, 3, 5), (2, 4, 3, 6)):
+        attention_refuses(ValueError, f"{name}.*" + shapes(shape, (2, 4, 3, 5)), **{name: np.ones(shape)})
+    attention_refuses(TypeError, f"{name} is a masked array", **{name: np.ma.masked_array(np.ones(5), np.ones(5))})
+    if name == "bias":
+        attention_refuses(TypeError, "bias must be floating, got dtype bool", bias=np.ones(5, bool))
+
+
+def test_attention_numbers():
+    refuse = attention_refuses
+    for p in (0.1, 1, -0.5, np.nan):
+        refuse(NotImplementedError, rf"dropout_p.*{p}", dropout_p=p)
+    for bad in (0, 0.0, -1, np.nan, np.inf, -np.inf):
+        refuse(ValueError, "softcap.*positive", softcap=bad)
+    for bad in ("1", [1.0], 1j, True):
+        refuse(TypeError, "softcap", softcap=bad)
+    for bad in ((-1, None), (None, -1), (0, -(10**30))):
+        refuse(ValueError, "window.*negative", window=bad)
+    for bad in ((1,), (1, 2, 3), ()):
+        refuse(ValueError, "window.*pair", window=bad)
+    for bad in (3, "ab", (1.0, None), (True, None), {1: 2}, ("1", None)):
+        refuse(TypeError, "window", window=bad)
+    for bad in (6, -1, [0, 6], [-1, 5], 10**30, np.uint64(2**64 - 1)):
+        refuse(ValueError, r"key_lengths.*from 0 to.*5", key_lengths=bad)
+    for name in ("key_lengths", "causal_offset"):
+        for bad in (1.0, [1.0, 2.0], True, "1", None if name == "causal_offset" else 1j):
+            refuse(TypeError, name, **{name: bad})
+        for bad in ([1, 2, 3], [[1, 2]], [[1], [2]]):
+            refuse(ValueError, f"{name}.*broadcast.*before the heads", **{name: bad})
+    for name in ("scale", "alibi_slopes", "sinks"):
+        for bad in ("1", 1j, [None] * 4, True, np.ma.masked_array(np.ones(4), np.ones(4))):
+            refuse(TypeError, name, **{name: bad})
+        for shape in ((2,), (3, 4), (4, 1), (1, 1, 4)):
+            refuse(ValueError, f"{name}.*{re.escape(str(shape))}.*head", **{name: np.ones(shape)})
+    for name in ("scale", "sinks"):
+        refuse(ValueError, name, **{name: np.ones((2, 4))})
+
+
+def test_attention_arguments_that_are_keywords():
+    with pytest.raises(TypeError, match="positional"):
+        scaled_dot_product_attention(QUERY, KEY, VALUE, None, 0.0, False, None, True, None)
+    with pytest.raises(TypeError, match="unexpected"):
+        scaled_dot_product_attention(QUERY, KEY, VALUE, mask=None)
+
+
+def test_merging():
+    out, lse = np.ones((2, 3, 4)), np.ones((2, 3))
+
+    def refused(error, match, outputs, lses):
+        refuses(error, match, merge_attention_states, outputs, lses)
+
+    refused(ValueError, "2 and 1", [out, out], [lse])
+    refused(ValueError, "nothing to merge", [], [])
+    refused(ValueError, shapes((2, 3, 5), (2, 3, 4)), [out, np.ones((2, 3, 5))], [lse, lse])
+    refused(ValueError, shapes((2, 4), (2, 3, 4)), [out, out], [lse, np.ones((2, 4))])
+    refused(ValueError, shapes((2, 3, 4), (2, 3, 4)), [out, out], [out, out])
+    refused(TypeError, "one dtype.*float64.*float32", [out, out.astype(np.float32)], [lse, lse])
+    refused(TypeError, r"outputs\[1\].*int64", [out, out.astype(int)], [lse, lse])
+    refused(TypeError, r"lses\[0\].*complex128", [out, out], [lse.astype(complex), lse])
+    refused(TypeError, r"outputs\[0\] is a masked array", [np.ma.masked_array(out)], [lse])

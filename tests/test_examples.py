@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from fastsoftmax import causal_mask_, causal_softmax, log_softmax, softmax, softmax_entropy
+from fastsoftmax import (
+    causal_mask_,
+    causal_softmax,
+    log_softmax,
+    scaled_dot_product_attention,
+    softmax,
+    softmax_entropy,
+)
 
 INF = np.inf
 
@@ -160,3 +167,87 @@ def test_entropy_tells_peaked_from_flat():
 def test_log_weights_keep_what_weights_cannot():
     assert softmax([0.0, -1000])[1] == 0
     assert log_softmax([0.0, -1000])[1] == -1000
+
+
+# ---------------------------------------------------------------- the same, of attention
+
+
+def test_3_attention_without_scaling_saturates():
+    """Persistently below 1 nat, entropy tells of a scaling fault; with 1 / sqrt(d) it does not depend on the width."""
+    rng = np.random.default_rng(0)
+    scaled, raw = [], []
+    for width in (16, 64, 256, 1024):
+        query, key, value = (rng.normal(size=(8, 64, width)) for _ in range(3))
+        scaled.append(scaled_dot_product_attention(query, key, value, return_entropy=True)[1].mean())
+        raw.append(scaled_dot_product_attention(query, key, value, scale=1.0, return_entropy=True)[1].mean())
+    assert min(scaled) > 3.4  # of at most log(64) = 4.16
+    assert max(scaled) - min(scaled) < 0.3
+    assert raw == sorted(raw, reverse=True)
+    assert raw[-1] < 0.3
+
+
+def test_3_outputs_answer_to_the_query_only_while_weights_are_not_saturated():
+    """The gradient vanishes: a small change of the query changes nothing any more."""
+    rng = np.random.default_rng(1)
+    query, key, value = (rng.normal(size=(64, 1024)) for _ in range(3))
+    step = 1e-3 * rng.normal(size=query.shape)
+
+    def change(scale):
+        out, moved = (scaled_dot_product_attention(q, key, value, scale=scale) for q in (query, query + step))
+        return np.median(abs(moved - out).max(1)) / scale  # for each unit of change in the scores
+
+    assert change(1.0) < 0.1 * change(1 / np.sqrt(1024))
+
+
+def test_4_attention_is_an_average_of_values():
+    rng = np.random.default_rng(2)
+    query, key, value = rng.normal(size=(50, 8)), rng.normal(size=(20, 8)), rng.uniform(-1, 1, size=(20, 4))
+    for factor in (1, 10, 1000):
+        out = scaled_dot_product_attention(factor * query, key, value)
+        assert np.all((value.min(0) <= out + 1e-15) & (out - 1e-15 <= value.max(0)))
+        assert np.abs(factor * query @ key.T / np.sqrt(8) @ value).max() > np.abs(out).max()
+
+
+def test_8_the_last_token_reaches_its_own_output_only():
+    rng = np.random.default_rng(3)
+    query, key, value = (rng.normal(size=(6, 4)) for _ in range(3))
+    other_key, other_value = key.copy(), value.copy()
+    other_key[-1] += 1
+    other_value[-1] += 100
+    before, after = (scaled_dot_product_attention(query, k, v) for k, v in ((key, value), (other_key, other_value)))
+    assert np.all(before != after)
+    before, after = (scaled_dot_product_attention(query, k, v, is_causal=True)
+                     for k, v in ((key, value), (other_key, other_value)))
+    np.testing.assert_array_equal(before[:-1], after[:-1])
+    assert np.all(before[-1] != after[-1])
+
+
+def test_decoding_token_by_token_is_the_causal_whole():
+    """A query with a cache of the keys so far: causal attention, a row at a time."""
+    rng = np.random.default_rng(4)
+    query, key, value = (rng.normal(size=(2, 12, 8)) for _ in range(3))
+    whole = scaled_dot_product_attention(query, key, value, is_causal=True)
+    for i in range(12):
+        row = scaled_dot_product_attention(query[:, i:i + 1], key[:, :i + 1], value[:, :i + 1])
+        np.testing.assert_allclose(row[:, 0], whole[:, i], rtol=1e-14, atol=1e-15)
+        row = scaled_dot_product_attention(query[:, i:i + 1], key, value, is_causal=True, causal_offset=i)
+        np.testing.assert_allclose(row[:, 0], whole[:, i], rtol=1e-14, atol=1e-15)
+
+
+def test_one_temperature_a_head_makes_heads_sharp_or_flat():
+    rng = np.random.default_rng(5)
+    query, key, value = (rng.normal(size=(3, 40, 16)) for _ in range(3))
+    query[:] = query[0]
+    key[:] = key[0]
+    _, entropy = scaled_dot_product_attention(query, key, value, scale=[0.1, 0.25, 1], return_entropy=True)
+    sharper = entropy.mean(-1)
+    assert np.all(np.diff(sharper) < -0.1)
+
+
+def test_a_sink_lets_a_head_attend_to_nothing():
+    rng = np.random.default_rng(6)
+    query, key, value = (rng.normal(size=(1, 5, 8)) for _ in range(3))
+    outs = [abs(scaled_dot_product_attention(query, key, value, sinks=[s])).mean() for s in (-np.inf, 0, 3, 30)]
+    assert outs == sorted(outs, reverse=True)
+    assert outs[-1] < 1e-9
+    assert outs[0] == abs(scaled_dot_product_attention(query, key, value)).mean()

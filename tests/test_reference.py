@@ -6,10 +6,19 @@ import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
-from helpers import assert_accurate
+from helpers import assert_accurate, plain_attention
 
 from fastsoftmax import reference
-from fastsoftmax.reference import causal_mask_, causal_softmax, log_softmax, logsumexp, softmax, softmax_entropy
+from fastsoftmax.reference import (
+    causal_mask_,
+    causal_softmax,
+    log_softmax,
+    logsumexp,
+    merge_attention_states,
+    scaled_dot_product_attention,
+    softmax,
+    softmax_entropy,
+)
 
 INF, NAN = np.inf, np.nan
 ROWS = {  # a row -> softmax, log_softmax, logsumexp
@@ -200,3 +209,87 @@ def test_causal():
     np.testing.assert_array_equal(causal_softmax(np.zeros((1, 2)), offset=1), [[0.5, 0.5]])
     assert causal_mask_(x, offset=-1, fill_value=9) is x
     np.testing.assert_array_equal(x, [[9, 9, 9], [0, 9, 9]])
+
+
+# ---------------------------------------------------------------- attention
+
+
+def random_attention(heads=4, key_heads=2):
+    rng = np.random.default_rng(0)
+    return (*(rng.normal(size=(2, h, n, e)) for h, n, e in ((heads, 5, 3), (key_heads, 7, 3), (key_heads, 7, 2))), rng)
+
+
+OPTIONS = {
+    "none": lambda rng: {},
+    "causal": lambda rng: {"is_causal": True, "causal_offset": [2, -1]},
+    "window": lambda rng: {"window": (2, 1), "causal_offset": 1},
+    "masks": lambda rng: {"attn_mask": rng.random((2, 1, 5, 7)) < 0.5, "bias": rng.normal(size=(4, 1, 7))},
+    "floating mask": lambda rng: {"attn_mask": np.where(rng.random((5, 7)) < 0.5, 1, -INF), "scale": 0.3},
+    "scale per head": lambda rng: {"scale": rng.random(4), "softcap": 0.7},
+    "alibi": lambda rng: {"alibi_slopes": rng.random((2, 4)), "causal_offset": 2},
+    "sinks": lambda rng: {"sinks": rng.normal(size=4), "key_lengths": [3, 0]},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_attention_is_what_one_writes_head_by_head(option):
+    *arrays, rng = random_attention()
+    kwargs = {"enable_gqa": True, **OPTIONS[option](rng)}
+    results = scaled_dot_product_attention(*arrays, return_lse=True, return_entropy=True, **kwargs)
+    for got, expected in zip(results, plain_attention(*arrays, **kwargs)[:3], strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-13, atol=1e-14)
+    np.testing.assert_array_equal(scaled_dot_product_attention(*arrays, **kwargs), results[0])
+
+
+def test_attention_is_softmax_of_scores_times_values():
+    query, key, value, _ = random_attention(2)
+    weights = softmax(query @ key.swapaxes(-1, -2) / np.sqrt(3), -1)
+    out, lse, entropy = scaled_dot_product_attention(query, key, value, return_lse=True, return_entropy=True)
+    np.testing.assert_allclose(out, weights @ value, rtol=1e-14)
+    np.testing.assert_allclose(lse, logsumexp(query @ key.swapaxes(-1, -2) / np.sqrt(3), -1), rtol=1e-14)
+    np.testing.assert_allclose(entropy, -(weights * np.log(weights)).sum(-1), rtol=1e-13)
+
+
+def test_attention_hides_whatever_is_stored():
+    query, key, value = np.ones((2, 1)), np.array([[1.0], [NAN], [2]]), np.array([[1.0], [NAN], [3]])
+    for mask in (np.array([True, False, True]), np.array([0, -INF, 0])):
+        out = scaled_dot_product_attention(query, key, value, mask)
+        np.testing.assert_allclose(out, [[(1 + 3 * np.e) / (1 + np.e)]] * 2)
+    key[1] = 1
+    for special in (NAN, INF, -INF):
+        value[1] = special
+        np.testing.assert_array_equal(
+            scaled_dot_product_attention(query, key, value, is_causal=True), [[1], [special]])
+    out, lse, entropy = scaled_dot_product_attention(
+        query, key, value, np.zeros(3, bool), return_lse=True, return_entropy=True)
+    np.testing.assert_array_equal(out, 0)
+    np.testing.assert_array_equal(lse, -INF)
+    np.testing.assert_array_equal(entropy, 0)
+    key[1] = NAN
+    assert np.isnan(scaled_dot_product_attention(query, key, value)).all()
+
+
+def test_attention_dtypes():
+    query, key, value, _ = random_attention(2)
+    for dtype, statistics in ((np.float32, np.float32), (np.float16, np.float32), (ml_dtypes.bfloat16, np.float32),
+                              (np.float64, np.float64), (np.longdouble, np.longdouble)):
+        arrays = [x.astype(dtype) for x in (query, key, value)]
+        out, lse, entropy = scaled_dot_product_attention(*arrays, return_lse=True, return_entropy=True)
+        assert out.dtype == dtype
+        assert lse.dtype == entropy.dtype == statistics
+        merged, merged_lse = merge_attention_states([out, out], [lse, lse])
+        assert merged.dtype == dtype
+        assert merged_lse.dtype == statistics
+
+
+def test_merged_halves_are_the_whole():
+    query, key, value, _ = random_attention(2)
+    whole = scaled_dot_product_attention(query, key, value, return_lse=True)
+    halves = [scaled_dot_product_attention(query, key[:, :, part], value[:, :, part], return_lse=True)
+              for part in (slice(3), slice(3, None), slice(0))]
+    halves[2][0][:] = NAN  # of no keys: counts for nothing
+    for got, expected in zip(merge_attention_states(*zip(*halves, strict=True)), whole, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-14)
+    out, lse = merge_attention_states(*zip(halves[2], strict=True))
+    np.testing.assert_array_equal(out, 0)
+    np.testing.assert_array_equal(lse, -INF)

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 import fastsoftmax
 from fastsoftmax import (
-    causal_mask_, causal_softmax, get_num_threads, log_softmax, logsumexp, num_threads, set_num_threads, show_config,
-    softmax, softmax_entropy,
+    causal_mask_, causal_softmax, get_num_threads, log_softmax, logsumexp, merge_attention_states, num_threads,
+    scaled_dot_product_attention, set_num_threads, show_config, softmax, softmax_entropy,
 )
 
 x: npt.NDArray[np.float32] = np.zeros((2, 3, 4), np.float32)
@@ -53,6 +53,22 @@ print(entropy.mean(), float(softmax_entropy([1.0, 2.0])))
 weights = causal_softmax(x, offset=x.shape[2] - x.shape[1], temperature=8, dtype=np.float32, out=x)
 assert_type(causal_mask_(x, offset=np.int32(1), fill_value=-1e9), npt.NDArray[np.float32])
 
+out: npt.NDArray[np.float32] = scaled_dot_product_attention(x, x, x)
+scaled_dot_product_attention(x, x, x, None, 0.0, True, 0.5, True, causal_offset=np.array([1]), out=out)
+scaled_dot_product_attention([[1.0]], [[2.0]], [[3.0]], [[True]], scale=[1.0], window=(1, None), softcap=30)
+assert_type(scaled_dot_product_attention(x, x, x, keep[:, :, :3], bias=x[0, 0, :3]), npt.NDArray[Any])
+pair = scaled_dot_product_attention(x, x, x, is_causal=True, return_lse=True, sinks=np.zeros(2), key_lengths=3)
+assert_type(pair, tuple[npt.NDArray[Any], npt.NDArray[Any]])
+out, evenness = scaled_dot_product_attention(x, x, x, return_entropy=True, alibi_slopes=np.array([0.5, 0.25]))
+out, lse, evenness = scaled_dot_product_attention(x, x, x, return_lse=True, return_entropy=True)
+merged, lse = merge_attention_states([out, out], (lse, lse))
+merged, lse = merge_attention_states(*zip(*[pair, pair]))
+
+
+def attention(log: bool) -> object:
+    return scaled_dot_product_attention(x, x, x, return_lse=log)
+
+
 set_num_threads(2)
 assert_type(get_num_threads(), int)
 with num_threads(1) as limit:
@@ -73,7 +89,10 @@ version: str = fastsoftmax.__version__
 MISUSE = '''
 import numpy as np
 
-from fastsoftmax import causal_mask_, logsumexp, num_threads, set_num_threads, show_config, softmax
+from fastsoftmax import (
+    causal_mask_, logsumexp, merge_attention_states, num_threads, scaled_dot_product_attention, set_num_threads,
+    show_config, softmax,
+)
 
 x = np.zeros((2, 3))
 softmax(x, 1.0)  # type: ignore
@@ -83,6 +102,11 @@ softmax(x, out=[0.0, 0.0])  # type: ignore
 softmax(x, axes=1)  # type: ignore
 logsumexp(x, keepdims="yes")  # type: ignore
 causal_mask_([[1.0]])  # type: ignore
+scaled_dot_product_attention(x, x)  # type: ignore
+scaled_dot_product_attention(x, x, x, None, 0.0, False, None, False, x)  # type: ignore
+scaled_dot_product_attention(x, x, x, mask=x)  # type: ignore
+scaled_dot_product_attention(x, x, x, window=3)  # type: ignore
+merge_attention_states(x)  # type: ignore
 set_num_threads(1.5)  # type: ignore
 num_threads("2")  # type: ignore
 show_config("yaml")  # type: ignore

@@ -1,0 +1,772 @@
+"""scaled_dot_product_attention and merge_attention_states: each property for every kernel."""
+
+import functools
+import itertools
+import subprocess
+import sys
+import warnings
+
+import ml_dtypes
+import numpy as np
+import pytest
+from helpers import (
+    LAYOUTS,
+    NUMPY,
+    assert_accurate,
+    assert_attention_accurate,
+    assert_same_bits,
+    bits,
+    plain_attention,
+    wide,
+)
+
+import fastsoftmax
+from fastsoftmax import _dispatch, attention, merge_attention_states, reference, scaled_dot_product_attention
+
+INF, NAN = np.inf, np.nan
+RESULTS = {"return_lse": True, "return_entropy": True}
+
+
+def inputs(tag, batch=2, heads=4, key_heads=2, queries=7, keys=9, width=5, value_width=6, seed=0):
+    """Random query, key and value of a kernel's dtype."""
+    rng = np.random.default_rng([seed, batch, heads, key_heads, queries, keys, width, value_width])
+    shapes = (heads, queries, width), (key_heads, keys, width), (key_heads, keys, value_width)
+    return tuple(rng.normal(size=(batch, *shape)).astype(NUMPY[tag]) for shape in shapes)
+
+
+def attend(arrays, **kwargs):
+    return scaled_dot_product_attention(*arrays, **kwargs)
+
+
+def exact_and_plain(tag, arrays, **kwargs):
+    """(out, lse, entropy) of the reference in the oracle's type, and of plain NumPy in that of the arithmetic."""
+    exact = reference.scaled_dot_product_attention(*(x.astype(wide(x.dtype)) for x in arrays), **RESULTS, **kwargs)
+    return exact, plain_attention(*(x.astype(np.float64 if tag == "f64" else np.float32) for x in arrays), **kwargs)
+
+
+def check(tag, arrays, **kwargs):
+    got = attend(arrays, **RESULTS, **kwargs)
+    assert_attention_accurate(got, *exact_and_plain(tag, arrays, **kwargs))
+    return got
+
+
+# The options, as a function of a random generator and the shape of the scores.
+OPTIONS = {
+    "is_causal": lambda rng, b, h, n, s: {"is_causal": True},
+    "causal_offset": lambda rng, b, h, n, s: {"is_causal": True, "causal_offset": int(rng.integers(-2, 1 + s))},
+    "causal_offset per batch entry": lambda rng, b, h, n, s: {
+        "is_causal": True, "causal_offset": rng.integers(-2, 1 + s, b)},
+    "scale": lambda rng, b, h, n, s: {"scale": 0.7},
+    "scale per head": lambda rng, b, h, n, s: {"scale": rng.uniform(0.1, 1, h)},
+    "negative scale": lambda rng, b, h, n, s: {"scale": -0.25},
+    "boolean mask": lambda rng, b, h, n, s: {"attn_mask": rng.random((b, h, n, s)) < 0.6},
+    "two masks": lambda rng, b, h, n, s: {
+        "attn_mask": rng.random((b, 1, n, s)) < 0.8, "bias": np.where(rng.random((h, 1, s)) < 0.8, 0.0, -INF)},
+    "boolean mask of keys": lambda rng, b, h, n, s: {"attn_mask": rng.random((b, 1, 1, s)) < 0.6},
+    "boolean mask of queries": lambda rng, b, h, n, s: {"attn_mask": rng.random((n, 1)) < 0.6},
+    "floating mask": lambda rng, b, h, n, s: {"attn_mask": rng.normal(size=(h, n, s)).astype(np.float32)},
+    "floating mask with -inf": lambda rng, b, h, n, s: {
+        "attn_mask": np.where(rng.random((b, 1, n, s)) < 0.6, 1.0, -INF)},
+    "bias": lambda rng, b, h, n, s: {"bias": rng.normal(size=(b, h, 1, s)).astype(np.float32)},
+    "bias in float16": lambda rng, b, h, n, s: {"bias": rng.normal(size=(n, s)).astype(np.float16)},
+    "bias beside a mask": lambda rng, b, h, n, s: {
+        "bias": rng.normal(size=(h, n, s)).astype(np.float32), "attn_mask": rng.random((n, s)) < 0.7},
+    "window": lambda rng, b, h, n, s: {"window": (2, 1)},
+    "window to the left": lambda rng, b, h, n, s: {"window": (int(rng.integers(s)), None), "causal_offset": s - n},
+    "window to the right": lambda rng, b, h, n, s: {"window": (None, int(rng.integers(4))), "causal_offset": -1},
+    "causal window": lambda rng, b, h, n, s: {"window": (3, 9), "is_causal": True, "causal_offset": 1},
+    "softcap": lambda rng, b, h, n, s: {"softcap": 0.5},
+    "alibi_slopes": lambda rng, b, h, n, s: {"alibi_slopes": 0.5 ** np.arange(1, h + 1)},
+    "alibi_slopes per batch entry": lambda rng, b, h, n, s: {
+        "alibi_slopes": rng.random((b, h)), "causal_offset": rng.integers(-s, s, b)},
+    "sinks": lambda rng, b, h, n, s: {"sinks": rng.normal(size=h)},
+    "key_lengths": lambda rng, b, h, n, s: {"key_lengths": rng.integers(0, s, b)},
+}
+
+
+@functools.cache
+def one_option(tag, option):
+    arrays = inputs(tag)
+    kwargs = {"enable_gqa": True, **OPTIONS[option](np.random.default_rng(1), 2, 4, 7, 9)}
+    return arrays, kwargs, *exact_and_plain(tag, arrays, **kwargs)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_each_option(kernel, option):
+    arrays, kwargs, exact, plain = one_option(kernel.tag, option)
+    got = attend(arrays, **RESULTS, **kwargs)
+    assert [x.dtype for x in got] == [kernel.dtype, *[plain[0].dtype] * 2]
+    assert_attention_accurate(got, exact, plain)
+    # Each is heeded: without it the result is another. An offset alone moves windows, slopes and the diagonal.
+    for name in kwargs.keys() - {"enable_gqa"} - ({"is_causal"} if "causal_offset" in kwargs else set()):
+        without = attend(arrays, **{k: v for k, v in kwargs.items() if k != name})
+        assert abs(without.astype(float) - exact[0].astype(float)).max() > 0.01, name
+
+
+@functools.cache
+def some_options(tag, seed):
+    """A shape and options, drawn at random."""
+    rng = np.random.default_rng([7, seed])
+    group, key_heads = int(rng.choice([1, 2, 3, 7])), int(rng.choice([1, 2]))
+    batch, heads = int(rng.integers(1, 4)), group * key_heads
+    queries, keys = (int(x) for x in np.exp(rng.uniform(0, np.log([70, 200]))).round())
+    width, value_width = (int(x) for x in np.exp(rng.uniform(0, np.log(70), 2)).round())
+    arrays = inputs(tag, batch, heads, key_heads, queries, keys, width, value_width, seed)
+    kwargs = {"enable_gqa": True}
+    for name in rng.permutation(list(OPTIONS))[: rng.integers(2, 7)]:
+        kwargs.update(OPTIONS[name](rng, batch, heads, queries, keys))
+    return arrays, kwargs, *exact_and_plain(tag, arrays, **kwargs)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_options_in_any_combination(kernel, seed):
+    arrays, kwargs, exact, plain = some_options(kernel.tag, seed)
+    got = attend(arrays, **RESULTS, **kwargs)
+    assert_attention_accurate(got, exact, plain)
+    assert_same_bits(attend(arrays, **kwargs), got[0])
+    for names, picked in ((["return_lse"], (0, 1)), (["return_entropy"], (0, 2))):
+        for one, number in zip(attend(arrays, **kwargs, **dict.fromkeys(names, True)), picked, strict=True):
+            assert_same_bits(one, got[number])
+
+
+# ---------------------------------------------------------------- shapes
+
+ONE_TO_FORTY = range(1, 41)
+SHAPES = {  # heads, key heads, queries, keys, width, width of values
+    "queries": [(2, 1, n, 11, 5, 3) for n in (*ONE_TO_FORTY, 63, 64, 65, 129, 300)],
+    "keys": [(2, 1, 5, n, 5, 3) for n in (*ONE_TO_FORTY, 63, 64, 65, 95, 96, 97, 127, 129, 193, 257, 1000)],
+    "width": [(2, 2, 3, 7, n, 4) for n in (*ONE_TO_FORTY, 63, 65, 127, 129, 257, 511)],
+    "width of values": [(2, 2, 3, 7, 4, n) for n in (*ONE_TO_FORTY, 63, 65, 127, 129, 257, 511)],
+    "all": [(1, 1, n, n, n, n) for n in (*ONE_TO_FORTY, 65, 100)],
+    "groups": [(g * h, h, n, 33, 17, 9) for g in (1, 2, 3, 4, 5, 7, 8, 16) for h in (1, 3) for n in (1, 2, 9)],
+    "decoding": [(g * h, h, n, s, 64, 64) for g, h, n, s in (
+        (1, 2, 1, 5000), (2, 1, 2, 1023), (4, 1, 1, 4096), (7, 1, 3, 777), (8, 1, 8, 2049), (8, 2, 1, 513))],
+}
+
+
+@functools.cache
+def of_shape(tag, shape, causal):
+    arrays = inputs(tag, 1, *shape)
+    kwargs = {"enable_gqa": True, "is_causal": causal, "causal_offset": max(0, shape[3] - shape[2])}
+    return arrays, kwargs, *exact_and_plain(tag, arrays, **kwargs)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("what", SHAPES)
+def test_every_shape(kernel, what, causal):
+    for shape in SHAPES[what]:
+        arrays, kwargs, exact, plain = of_shape(kernel.tag, shape, causal)
+        assert_attention_accurate(attend(arrays, **RESULTS, **kwargs), exact, plain)
+
+
+def test_error_is_that_of_plain_numpy(kernel):
+    """In ULP of the largest magnitude in an output's row, over many rows.
+
+    At most 2 ULP more, in all but one output of a thousand; half an ULP more in the root mean square. The largest error
+    of all is no measure: it is that of the one row in which the most has cancelled, and any other order of a sum makes
+    it half or twice as large, ours or NumPy's. It is held to FlashAttention's rule, twice the plain computation's.
+    """
+    for shape, causal in (((1, 2, 2, 256, 256, 64, 64), True), ((2, 4, 2, 64, 300, 32, 40), False),
+                          ((1, 8, 2, 8, 1000, 128, 64), False)):
+        arrays = inputs(kernel.tag, *shape)
+        kwargs = {"is_causal": causal, "enable_gqa": True}
+        (exact, *_), (plain, *_) = large(kernel.tag, shape, causal)
+        units = abs(exact).max(-1, keepdims=True)
+        ulp = np.spacing(units.astype(plain.dtype)).astype(exact.dtype)
+        rough = abs(plain.astype(exact.dtype) - exact) / ulp
+        got = attend(arrays, **kwargs)
+        assert_accurate(got, exact, 2 + 2 * float(rough.max()), units=units)
+        if kernel.dtype.itemsize > 2:       # there the errors are those of the last rounding
+            error = abs(got.astype(exact.dtype) - exact) / ulp
+            assert np.quantile(error, 0.999) <= np.quantile(rough, 0.999) + 2
+            assert np.sqrt((error**2).mean()) <= np.sqrt((rough**2).mean()) + 0.5
+
+
+@functools.cache
+def large(tag, shape, causal):
+    return exact_and_plain(tag, inputs(tag, *shape), is_causal=causal, enable_gqa=True)
+
+
+@pytest.mark.parametrize("spread", [0.01, 5, 30])
+def test_flat_and_peaked_weights(kernel, spread):
+    for keys in (3, 50, 400):
+        query, key, value = inputs(kernel.tag, 1, 2, 2, 6, keys, 16, 5, seed=3)
+        check(kernel.tag, ((query * kernel.dtype.type(spread)), key, value))
+
+
+def test_nothing_of_something(kernel):
+    """Empty dimensions: no rows, or rows of nothing."""
+    for empty in range(7):
+        sizes = [2, 4, 2, 3, 5, 6, 7]
+        sizes[empty] = 0
+        if empty == 2:
+            continue        # key heads alone fit no queries
+        if empty == 1:
+            sizes[2] = 0
+        arrays = inputs(kernel.tag, *sizes)
+        for kwargs in ({}, {"is_causal": True}, {"sinks": np.ones(sizes[1])}):
+            got = attend(arrays, enable_gqa=True, **RESULTS, **kwargs)
+            exact = reference.scaled_dot_product_attention(*arrays, enable_gqa=True, **RESULTS, **kwargs)
+            for one, true in zip(got, exact, strict=True):
+                assert one.shape == true.shape
+                assert one.dtype == true.dtype
+                np.testing.assert_allclose(one.astype(float), true.astype(float), atol=4 * kernel.eps)
+            assert_same_bits(attend(arrays, enable_gqa=True, **kwargs), got[0])
+    # No keys: zeros; no width: the plain average.
+    query, key, value = inputs(kernel.tag, 1, 1, 1, 3, 4, 0, 2)
+    average = np.broadcast_to(value.astype(kernel.wide).mean(2, keepdims=True), (1, 1, 3, 2))
+    assert_accurate(attend((query, key, value)), average, 2, units=np.ones(1))
+    out, lse = attend((query, key[..., :0, :], value[..., :0, :]), return_lse=True)
+    assert not out.any()
+    assert np.all(lse == -INF)
+    assert np.all(attend((query, key[..., :0, :], value[..., :0, :]), sinks=[3.0], return_lse=True)[1] == 3)
+
+
+def test_dimensions_broadcast_as_in_torch(kernel):
+    shapes = [  # query, key, value -> result
+        ((5, 8), (6, 8), (6, 3), (5, 3)),
+        ((4, 5, 8), (4, 6, 8), (4, 6, 3), (4, 5, 3)),
+        ((4, 5, 8), (6, 8), (6, 3), (4, 5, 3)),
+        ((5, 8), (4, 6, 8), (4, 6, 3), (4, 5, 3)),
+        ((4, 5, 8), (1, 6, 8), (1, 6, 3), (4, 5, 3)),
+        ((1, 5, 8), (4, 6, 8), (1, 6, 3), (4, 5, 3)),
+        ((4, 5, 8), (2, 4, 6, 8), (2, 4, 6, 3), (2, 4, 5, 3)),
+        ((2, 4, 5, 8), (2, 1, 6, 8), (2, 4, 6, 3), (2, 4, 5, 3)),
+        ((3, 1, 4, 5, 8), (2, 4, 6, 8), (1, 1, 4, 6, 3), (3, 2, 4, 5, 3)),
+        ((5, 8), (6, 8), (2, 3, 1, 6, 3), (2, 3, 1, 5, 3)),
+    ]
+    rng = np.random.default_rng(0)
+    for *wanted, result in shapes:
+        arrays = tuple(rng.normal(size=shape).astype(kernel.dtype) for shape in wanted)
+        got, lse = attend(arrays, return_lse=True)
+        assert got.shape == result
+        assert lse.shape == result[:-1]
+        exact = reference.scaled_dot_product_attention(*arrays)
+        assert exact.shape == result
+        full = [np.broadcast_to(x, ((1,) * 4 + result)[-max(4, len(result)):-2] + x.shape[-2:]) for x in arrays]
+        full = [np.ascontiguousarray(x).reshape(-1, *x.shape[-3:]) for x in full]
+        assert_same_bits(attend(full).reshape(result), got)
+        np.testing.assert_allclose(got.astype(float), exact.astype(float), atol=8 * kernel.eps)
+    grouped = tuple(rng.normal(size=s).astype(kernel.dtype) for s in ((2, 8, 5, 4), (2, 6, 4), (3, 1, 2, 6, 4)))
+    assert_same_bits(attend(grouped, enable_gqa=True)[1, 1], attend((grouped[0][1], grouped[1], grouped[2][1, 0]),
+                                                                  enable_gqa=True))
+
+
+def test_options_broadcast_to_the_dimensions_before_the_heads(kernel):
+    query, key, value = (x.reshape(2, 3, *x.shape[1:]) for x in inputs(kernel.tag, 6, 4, 2))
+    slopes = np.random.default_rng(1).random((2, 3, 4))
+    for kwargs in (
+        {"key_lengths": np.array([[3], [9]])},
+        {"key_lengths": np.array([3, 0, 9], np.uint8), "causal_offset": np.array([[1], [2]]), "is_causal": True},
+        {"alibi_slopes": slopes, "causal_offset": 2},
+        {"alibi_slopes": slopes[:, :1].astype(np.float32), "sinks": np.ones(4, np.float32)},
+        {"attn_mask": np.random.default_rng(2).random((2, 1, 1, 7, 9)) < 0.5},
+    ):
+        got = attend((query, key, value), enable_gqa=True, **kwargs)
+        for b, c in np.ndindex(2, 3):
+            alone = {}
+            for name, x in kwargs.items():
+                full = x
+                if name == "alibi_slopes":
+                    full = np.broadcast_to(x, (2, 3, 4))[b, c]
+                elif name in ("key_lengths", "causal_offset"):
+                    full = np.broadcast_to(x, (2, 3))[b, c]
+                elif name == "attn_mask":
+                    full = x[b, 0]
+                alone[name] = full
+            assert_same_bits(attend((query[b, c], key[b, c], value[b, c]), enable_gqa=True, **alone), got[b, c])
+
+
+def test_numbers_of_any_size_and_type(kernel):
+    arrays = inputs(kernel.tag)
+    full = attend(arrays, enable_gqa=True)
+    for offset in (10**30, 2**62, np.uint64(2**64 - 1), 9, np.int8(9)):
+        assert_same_bits(attend(arrays, enable_gqa=True, is_causal=True, causal_offset=offset), full)
+    for offset in (-(10**30), -(2**63), -7):
+        assert not attend(arrays, enable_gqa=True, is_causal=True, causal_offset=offset).any()
+    assert_same_bits(attend(arrays, enable_gqa=True, window=(10**30, np.int64(2**62))), full)
+    assert_same_bits(attend(arrays, enable_gqa=True, window=[None, None]), full)
+    default = 1 / np.sqrt(5)
+    for scale in (default, np.float64(default), np.array(default), np.full(4, default), np.array([default])):
+        assert_same_bits(attend(arrays, enable_gqa=True, scale=scale), full)
+    assert_same_bits(attend(arrays, enable_gqa=True, scale=1), attend(arrays, enable_gqa=True, scale=1.0))
+    assert_same_bits(attend(arrays, enable_gqa=True, softcap=1), attend(arrays, enable_gqa=True, softcap=np.float32(1)))
+
+
+# ---------------------------------------------------------------- hidden and special
+
+HIDING = {  # each hides the keys from 6 on, of 9, from all queries
+    "boolean mask": {"attn_mask": np.arange(9) < 6},
+    "floating mask": {"attn_mask": np.where(np.arange(9) < 6, 0, -INF)},
+    "bias": {"bias": np.where(np.arange(9) < 6, 0, -INF).astype(np.float16)},
+    "window": {"window": (None, 0), "causal_offset": -1},
+    "causal": {"is_causal": True, "causal_offset": -1},
+    "lengths": {"key_lengths": 6},
+    "one mask over another": {"bias": np.where(np.arange(9) < 6, 0, INF), "attn_mask": np.arange(9) < 6},
+}
+
+
+@pytest.mark.parametrize("how", HIDING)
+def test_what_is_hidden_is_as_if_absent(kernel, how):
+    query, key, value = inputs(kernel.tag)
+    if how == "one mask over another":
+        query = query[..., :1, :]
+    clean = attend((query, key, value), enable_gqa=True, **RESULTS, **HIDING[how])
+    assert np.isfinite(clean[0].astype(float)).all()
+    for poison, at in itertools.product((NAN, INF, -INF), ("key", "value", "both", "one element")):
+        k, v = key.copy(), value.copy()
+        if at in ("key", "both"):
+            k[:, :, 6:] = poison
+        if at in ("value", "both"):
+            v[:, :, 6:] = poison
+        if at == "one element":
+            k[1, 0, 7, 2] = v[0, 1, 8, 5] = poison
+        for one, expected in zip(attend((query, k, v), enable_gqa=True, **RESULTS, **HIDING[how]), clean, strict=True):
+            assert_same_bits(one, expected)
+
+
+def test_what_some_do_not_see_does_not_reach_them(kernel):
+    """NaN and infinities in the middle of a causal or masked batch, at block edges and elsewhere."""
+    for queries, keys in ((9, 9), (150, 150), (5, 300)):
+        query, key, value = inputs(kernel.tag, 1, 2, 1, queries, keys, 6, 5)
+        keep = np.random.default_rng(5).random((queries, keys)) < 0.5
+        for kwargs, sees in (
+            ({"is_causal": True, "causal_offset": keys - queries}, np.tri(queries, keys, keys - queries, dtype=bool)),
+            ({"attn_mask": keep}, keep),
+            ({"attn_mask": np.where(keep, 0, -INF)}, keep),
+            ({"bias": np.where(keep, 0, -INF), "attn_mask": keep.T.copy().T}, keep),
+        ):
+            clean = attend((query, key, value), enable_gqa=True, **kwargs)
+            for at in (0, keys // 2, keys - 1):
+                k, v = key.copy(), value.copy()
+                k[:, :, at, 3] = NAN
+                got = attend((query, k, value), enable_gqa=True, **kwargs)
+                assert np.all(np.isnan(got[:, :, sees[:, at]]))
+                assert_same_bits(got[:, :, ~sees[:, at]], clean[:, :, ~sees[:, at]])
+                for special in (NAN, INF, -INF):
+                    v[:, :, at, 2] = special
+                    got = attend((query, key, v), enable_gqa=True, **kwargs)
+                    np.testing.assert_array_equal(got[:, :, sees[:, at], 2].astype(float), special)
+                    assert_same_bits(got[:, :, ~sees[:, at]], clean[:, :, ~sees[:, at]])
+                    assert_same_bits(got[..., [0, 1, 3, 4]], clean[..., [0, 1, 3, 4]])
+
+
+def test_a_query_that_sees_nothing_gives_zeros(kernel):
+    query, key, value = inputs(kernel.tag, 2, 4, 2, 7, 9)
+    query[:, :, 2] = NAN    # it, too
+    nothing = np.ones((7, 9), bool)
+    nothing[2:4] = False
+    for kwargs in ({"attn_mask": nothing}, {"attn_mask": np.where(nothing, 0, -INF)}, {"bias": np.where(
+            nothing, 0.0, -INF), "is_causal": True}, {"attn_mask": nothing, "window": (1, 1)}):
+        out, lse, entropy = attend((query, key, value), enable_gqa=True, **RESULTS, **kwargs)
+        assert np.all(bits(out[:, :, 2:4]) == 0)
+        assert np.all(lse[:, :, 2:4] == -INF)
+        assert np.all(entropy[:, :, 2:4] == 0)
+        assert np.all(np.isfinite(lse[:, :, 4:6]))
+        out, lse, entropy = attend((query, key, value), enable_gqa=True, sinks=[0, 1.5, -INF, -2], **RESULTS, **kwargs)
+        assert np.all(bits(out[:, :, 2:4]) == 0)
+        np.testing.assert_array_equal(lse[:, :, 2:4], np.broadcast_to([[0], [1.5], [-INF], [-2]], (2, 4, 2)))
+        assert np.all(entropy[:, :, 2:4] == 0)
+    out, lse = attend(inputs(kernel.tag), enable_gqa=True, key_lengths=[0, 9], return_lse=True)
+    assert not out[0].any()
+    assert np.all(lse[0] == -INF)
+    assert np.all(np.isfinite(lse[1]))
+
+
+def test_scores_that_are_not_finite(kernel):
+    query, key, value = inputs(kernel.tag, 1, 1, 1, 5, 40, 3, 4)
+    query = abs(query)
+    clean = attend((query, key[:, :, 1:], value[:, :, 1:]), **RESULTS)
+    low = key.copy()
+    low[:, :, 0, 1] = -INF          # a weight of exactly 0
+    for one, expected in zip(attend((query, low, value), **RESULTS), clean, strict=True):
+        np.testing.assert_allclose(one.astype(float), expected.astype(float), atol=20 * kernel.eps)
+    for rows in (slice(None), slice(2, 3)):
+        high = query.copy()
+        high[:, :, rows, 0] = INF   # times a positive and a negative number
+        out, lse, entropy = attend((high, key, value), **RESULTS)
+        assert np.all(np.isnan(out[:, :, rows]))
+        assert np.all(np.isnan(entropy[:, :, rows]))
+        assert not np.isfinite(lse[:, :, rows]).any()
+        assert np.isnan(out).sum() == np.isnan(out[:, :, rows]).sum()
+    key[..., 0] = -1
+    query[..., 0] = INF
+    out, lse, entropy = attend((query, key, value), **RESULTS)      # nothing but -inf
+    assert not out.any()
+    assert np.all(lse == -INF)
+    assert not entropy.any()
+
+
+def test_no_data_warns_or_raises(kernel):
+    query, key, value = inputs(kernel.tag, 2, 4, 2, 9, 70, 8, 5)
+    big = float(np.finfo(np.float16).max if kernel.tag == "f16" else 1e38)
+    with np.errstate(all="raise"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for special in (NAN, INF, -INF, big, -big, 1e-7):
+            for number in range(3):
+                arrays = [query.copy(), key.copy(), value.copy()]
+                arrays[number][..., ::3] = special
+                for kwargs in ({}, {"is_causal": True}, {"softcap": 2.0}, {"sinks": np.full(4, special)}, {
+                        "attn_mask": np.full(70, special)}, {"bias": np.full(70, 1e300), "scale": 1e30}):
+                    out, lse, _ = attend(arrays, enable_gqa=True, **RESULTS, **kwargs)
+                    merge_attention_states([out, out], [lse, lse])
+
+
+# ---------------------------------------------------------------- the same bits, however arrays lie
+
+LAID = {
+    "(B, L, H, E)": lambda x: np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2),
+    "(L, B, H, E)": lambda x: np.ascontiguousarray(x.transpose(2, 0, 1, 3)).transpose(1, 2, 0, 3),
+    "padded": lambda x: into(np.zeros((*x.shape[:2], x.shape[2] + 3, x.shape[3] + 5), x.dtype)[:, :, 3:, 5:], x),
+    "reversed": lambda x: into(np.zeros(x.shape, x.dtype)[::-1, ::-1, ::-1], x),
+    "every second": lambda x: into(np.zeros((*x.shape[:3], 2 * x.shape[3]), x.dtype)[..., ::2], x),
+    "last reversed": lambda x: into(np.zeros(x.shape, x.dtype)[..., ::-1], x),
+    "Fortran-ordered": np.asfortranarray,
+    "byte-swapped": lambda x: x.astype(x.dtype.newbyteorder("S")),
+    "unaligned": LAYOUTS["unaligned by a byte"],
+    "misaligned": LAYOUTS["misaligned by an element"],
+    "read-only": LAYOUTS["read-only"],
+    "packed": lambda x: into(np.zeros((*x.shape[:3], 3, x.shape[3]), x.dtype)[..., 1, :], x),
+}
+
+
+def into(view, x):
+    view[...] = x
+    return view
+
+
+@pytest.mark.parametrize("layout", LAID)
+def test_layout_does_not_change_bits(kernel, layout):
+    lay = LAID[layout]
+    for shape in ((2, 4, 2, 7, 9, 5, 6), (2, 2, 2, 40, 70, 33, 17), (1, 8, 1, 1, 300, 16, 8), (2, 1, 1, 3, 4, 1, 1)):
+        arrays = inputs(kernel.tag, *shape)
+        rng = np.random.default_rng(0)
+        keep, bias = rng.random((shape[0], 1, *shape[3:5])) < 0.7, rng.normal(size=(1, shape[1], *shape[3:5]))
+        bias = bias.astype(kernel.dtype)
+        for kwargs in ({}, {"is_causal": True, "causal_offset": 2}, {"attn_mask": keep, "bias": bias}):
+            expected = attend(arrays, enable_gqa=True, **kwargs)
+            laid = {name: lay(x) if isinstance(x, np.ndarray) else x for name, x in kwargs.items()}
+            before = [lay(x) for x in arrays]
+            assert_same_bits(attend(before, enable_gqa=True, **laid), expected)
+            for one, x in zip(before, arrays, strict=True):
+                assert_same_bits(one.astype(kernel.dtype), x)
+            if layout != "read-only":
+                out = lay(np.full_like(expected, 7))
+                assert attend(arrays, enable_gqa=True, out=out, **kwargs) is out
+                assert_same_bits(out.astype(kernel.dtype), expected)
+    assert expected.flags.c_contiguous
+
+
+def test_out_writes_between_the_elements_of_others(kernel):
+    arrays = inputs(kernel.tag)
+    expected = attend(arrays, enable_gqa=True)
+    for cut in (np.s_[..., 2:-1], np.s_[:, :, 1:-2, 1:-2], np.s_[:, ::2], np.s_[..., ::2]):
+        room = np.full((4, 10, 10, 20), 7, kernel.dtype)
+        view = room[cut]
+        view = view[:2, -4:, :7, :6]
+        view = attend(arrays, enable_gqa=True, out=view)
+        assert_same_bits(view, expected)
+        view[...] = 7
+        assert np.all(room == 7)
+
+
+def test_broadcast_inputs(kernel):
+    rng = np.random.default_rng(0)
+    query = np.broadcast_to(rng.normal(size=(1, 1, 7, 5)).astype(kernel.dtype), (2, 4, 7, 5))
+    key, value = (np.broadcast_to(x.astype(kernel.dtype), (2, 2, *x.shape)) for x in rng.normal(size=(2, 9, 5)))
+    keep = np.broadcast_to(rng.random(9) < 0.6, (2, 4, 7, 9))
+    bias = np.broadcast_to(rng.normal(size=(4, 7, 1)), (2, 4, 7, 9))
+    for same in (np.broadcast_to(kernel.dtype.type(0.5), (2, 4, 7, 5)), query):
+        got = attend((same, key, value), attn_mask=keep, bias=bias, enable_gqa=True)
+        copies = (x.copy() for x in (same, key, value))
+        assert_same_bits(attend(copies, attn_mask=keep.copy(), bias=bias.copy(), enable_gqa=True), got)
+
+
+@pytest.mark.parametrize("layout", ["every second", "byte-swapped"])
+def test_copies_of_broadcast_inputs_stay_broadcast(layout):
+    key = np.broadcast_to(LAID[layout](np.ones((1, 1, 100, 64), np.float32)), (1000, 50, 100, 64))    # 1.2 GiB
+    assert attention._ready(key).strides[:2] == (0, 0)
+    mask = np.broadcast_to(np.zeros((1, 1, 1, 8), np.float64), (1, 1, 1 << 20, 8))
+    assert attention._as_term(mask, "attn_mask", (2, 3, 1 << 20, 8), np.dtype("f4")).strides[:3] == (0, 0, 0)
+
+
+def test_an_entry_alone_and_in_a_batch(kernel):
+    for shape in ((3, 4, 2, 33, 70, 16, 16), (5, 6, 1, 1, 200, 24, 9), (2, 2, 2, 130, 130, 8, 8)):
+        arrays = inputs(kernel.tag, *shape)
+        for kwargs in ({}, {"is_causal": True}, {"window": (9, 3)}):
+            got = attend(arrays, enable_gqa=True, **RESULTS, **kwargs)
+            for b in range(shape[0]):
+                alone = attend([x[b] for x in arrays], enable_gqa=True, **RESULTS, **kwargs)
+                for one, whole in zip(alone, got, strict=True):
+                    assert_same_bits(one, whole[b])
+            group = shape[1] // shape[2]
+            for h in range(shape[1]):
+                alone = attend((arrays[0][:, h], *(x[:, h // group] for x in arrays[1:])), **RESULTS, **kwargs)
+                for one, whole in zip(alone, got, strict=True):
+                    assert_same_bits(one, whole[:, h])
+
+
+def test_a_query_alone_and_among_others(kernel):
+    for queries, keys in ((5, 9), (40, 70), (150, 300)):
+        query, key, value = inputs(kernel.tag, 1, 2, 1, queries, keys, 16, 16)
+        for kwargs in ({}, {"is_causal": True, "causal_offset": 3}, {"window": (9, 3)}):
+            whole = attend((query, key, value), enable_gqa=True, **kwargs)
+            for start, stop in ((0, 1), (queries // 2, queries), (queries - 1, queries), (1, queries - 1)):
+                moved = {**kwargs, "causal_offset": kwargs.get("causal_offset", 0) + start}
+                part = attend((query[:, :, start:stop], key, value), enable_gqa=True, **moved)
+                assert_same_bits(part, whole[:, :, start:stop])
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 2, 64, 128, 64, 64), (1, 8, 2, 1, 5000, 64, 64), (1, 1, 1, 300, 300, 33, 65)])
+def test_threads_do_not_change_bits(kernel, monkeypatch, shape):
+    monkeypatch.setattr(attention._threads, "PARALLEL", 2)
+    arrays = inputs(kernel.tag, *shape)
+    for kwargs in ({}, {"is_causal": True, "causal_offset": shape[4] - shape[3]}):
+        results = []
+        for threads in (1, 2, 5):
+            with fastsoftmax.num_threads(threads):
+                results.append(attend(arrays, enable_gqa=True, **RESULTS, **kwargs))
+        for other in results[1:]:
+            for got, expected in zip(other, results[0], strict=True):
+                assert_same_bits(got, expected)
+
+
+def test_out_may_overlap_the_inputs(kernel):
+    for shape in ((2, 4, 4, 7, 7, 5, 5), (1, 2, 2, 40, 40, 16, 16), (1, 1, 1, 1, 1, 3, 3)):
+        query, key, value = inputs(kernel.tag, *shape)
+        expected = attend((query, key, value), is_causal=True)
+        for number in range(3):
+            arrays = [query.copy(), key.copy(), value.copy()]
+            assert attend(arrays, is_causal=True, out=arrays[number]) is arrays[number]
+            assert_same_bits(arrays[number], expected)
+        room = np.zeros(query.size + 3, kernel.dtype)
+        for shift in (1, 3):
+            moved = into(room[:-3].reshape(query.shape), value)
+            out = room[shift:][: query.size].reshape(query.shape)
+            assert_same_bits(attend((query, key, moved), is_causal=True, out=out), expected)
+        turned = into(np.zeros_like(value), query)
+        out = turned[::-1, ::-1, ::-1]
+        assert_same_bits(attend((turned, key, value), is_causal=True, out=out), expected)
+    bias = np.zeros((7, 7), kernel.dtype)
+    bias[...] = np.random.default_rng(0).normal(size=(7, 7))
+    query, key, value = inputs(kernel.tag, 1, 1, 1, 7, 7, 5, 7)
+    expected = attend((query, key, value), bias=bias.copy())
+    assert_same_bits(attend((query, key, value), bias=bias, out=bias[None, None]), expected)
+
+
+def test_interleaved_memory_is_not_an_overlap(kernel, monkeypatch):
+    """query, key, value and result as the four parts of one array, (B, L, 4, H, E): no part is copied."""
+    packed = np.zeros((2, 9, 4, 3, 8), kernel.dtype)
+    packed[:, :, :3] = np.random.default_rng(0).normal(size=(2, 9, 3, 3, 8))
+    query, key, value, out = (packed[:, :, i].swapaxes(1, 2) for i in range(4))
+    expected = attend([x.copy() for x in (query, key, value)])
+    monkeypatch.setattr(attention.np, "empty", None)
+    monkeypatch.setattr(attention, "_copied", None)
+    assert attend((query, key, value), out=out) is out
+    monkeypatch.undo()
+    assert_same_bits(out, expected)
+
+
+def test_what_is_taken_as_it_is(kernel, monkeypatch):
+    query, key, value = (LAID["(B, L, H, E)"](x) for x in inputs(kernel.tag, 2, 4, 2, 7, 9, 6, 6))
+    seen = []
+    module = _dispatch.kernels(kernel.tag)
+
+    class Watching:
+        def attention(self, *args):
+            seen.append(args)
+            module.attention(*args)
+
+    monkeypatch.setattr(_dispatch, "kernels", lambda tag: Watching())
+    out = LAID["(B, L, H, E)"](np.zeros_like(query))
+    mask = np.ones((9,), bool)
+    for kwargs in ({"out": out}, {"out": out, "attn_mask": mask}, {"out": out, "bias": np.zeros(9, kernel.dtype)}):
+        attend((query, key, value), enable_gqa=True, **kwargs)
+        for given, got in zip((query, key, value, out, *list(kwargs.values())[1:]), (*seen[-1][:4], *seen[-1][4]),
+                              strict=True):
+            assert np.shares_memory(given, got)
+    # five dimensions that join, and such as do not
+    for cut, calls in ((np.s_[:], 1), (np.s_[::-1, ::-1], 1), (np.s_[::2, :1], 1), (np.s_[:, :2], 4), (np.s_[:, 0], 1)):
+        lead = [np.zeros((4, 3, *x.shape[1:]), kernel.dtype)[cut] for x in (query, key, value)]
+        seen.clear()
+        attend(lead, enable_gqa=True)
+        assert len(seen) == calls
+        assert all(np.shares_memory(given, args[i]) for args in seen for i, given in enumerate(lead))
+
+
+MEMORY = """
+import resource, sys
+import numpy as np
+from fastsoftmax import num_threads, scaled_dot_product_attention
+def held():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+rng = np.random.default_rng(0)
+query, key, value = rng.standard_normal((3, 1, 1, 8192, 32), np.float32)
+bias = np.broadcast_to(rng.standard_normal(8192, np.float32), (1, 1, 8192, 8192))
+everything = {"is_causal": True, "bias": bias, "attn_mask": rng.random(8192) < 0.9, "alibi_slopes": [0.01],
+              "key_lengths": 8000, "return_lse": True, "return_entropy": True}
+with num_threads(2):
+    scaled_dot_product_attention(query[..., :300, :], key, value, is_causal=True)
+    before = held()
+    scaled_dot_product_attention(query, key, value)
+    scaled_dot_product_attention(query, key, value, **everything)
+    print(held() - before)
+"""
+
+
+def test_memory_does_not_grow_with_queries_times_keys():
+    """At L = S = 8192 scores would take 256 MiB; the result takes 1."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True,
+                          timeout=60, check=True)
+    assert int(done.stdout) < 16 << 20
+
+
+# ---------------------------------------------------------------- merging
+
+SPLITS = {"two": [40], "many": [1, 2, 30, 31, 99], "none in one": [0, 50]}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_merged_pieces_are_the_whole(kernel, split):
+    arrays = inputs(kernel.tag, 2, 4, 2, 5, 100, 16, 8)
+    query, key, value = arrays
+    edges = [0, *SPLITS[split], 100]
+    for kwargs in ({}, {"is_causal": True, "causal_offset": 20}, {"window": (30, 0), "causal_offset": 50}):
+        exact, plain = exact_and_plain(kernel.tag, arrays, enable_gqa=True, **kwargs)
+        parts = []
+        for start, stop in itertools.pairwise(edges):
+            moved = {**kwargs, "causal_offset": kwargs.get("causal_offset", 0) - start}
+            parts.append(attend((query, key[:, :, start:stop], value[:, :, start:stop]), enable_gqa=True,
+                                return_lse=True, **moved))
+        out, lse = merge_attention_states(*zip(*parts, strict=True))
+        assert out.dtype == kernel.dtype
+        assert lse.dtype == plain[1].dtype
+        slack = 8 * np.finfo(lse.dtype).eps + (kernel.eps if kernel.dtype.itemsize == 2 else 0)
+        np.testing.assert_allclose(out.astype(float), exact[0].astype(float), atol=slack)
+        np.testing.assert_allclose(lse, exact[1].astype(float), rtol=8 * np.finfo(lse.dtype).eps)
+
+
+def test_parts_that_saw_nothing_count_for_nothing(kernel):
+    out, lse = attend(inputs(kernel.tag), enable_gqa=True, return_lse=True)
+    for junk in (NAN, INF, 3.0):
+        nothing = np.full_like(out, junk), np.full_like(lse, -INF)
+        for parts in ([(out, lse), nothing], [nothing, (out, lse), nothing]):
+            for got, expected in zip(merge_attention_states(*zip(*parts, strict=True)), (out, lse), strict=True):
+                assert_same_bits(got, expected)
+        merged, merged_lse = merge_attention_states([nothing[0]] * 2, [nothing[1]] * 2)
+        assert not merged.any()
+        assert np.all(merged_lse == -INF)
+    one_row = lse.copy()
+    one_row[0, 0, 0] = -INF
+    merged, _ = merge_attention_states([out, np.full_like(out, NAN)], [lse, np.where(one_row == -INF, lse, -INF)])
+    assert np.isnan(merged).sum() == out.shape[-1]
+    assert_same_bits(merge_attention_states([out], [lse])[0], out)
+
+
+def test_merging_agrees_with_the_reference(kernel):
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(size=(4, 3, 5, 6)).astype(kernel.dtype)
+    lses = (30 * rng.normal(size=(4, 3, 5))).astype(np.float64 if kernel.tag == "f64" else np.float32)
+    got, exact = merge_attention_states(outputs, lses), reference.merge_attention_states(outputs, lses)
+    for one, true in zip(got, exact, strict=True):
+        assert one.dtype == true.dtype
+        np.testing.assert_allclose(one.astype(float), true.astype(float), rtol=0, atol=(
+            kernel.eps if kernel.dtype.itemsize == 2 else 8 * kernel.eps) * abs(true.astype(float)).max())
+
+
+# ---------------------------------------------------------------- other inputs
+
+
+def test_what_becomes_an_array():
+    query, key, value = inputs("f64", 1, 1, 1, 3, 4, 2, 2)
+    expected = attend((query, key, value))
+    assert_same_bits(attend([x.tolist() for x in (query, key, value)]), expected)
+
+    class Sub(np.ndarray):
+        pass
+
+    out, lse = attend([x.view(Sub) for x in (query, key, value)], return_lse=True)
+    assert type(out) is type(lse) is np.ndarray
+    assert_same_bits(out, expected)
+    assert_same_bits(attend((query[0, 0], key[0, 0], value[0, 0])), expected[0, 0])
+    got = merge_attention_states([[[1.0]], [[3.0]]], [[0.0], [0.0]])
+    np.testing.assert_array_equal(got[0], [[2]])
+
+
+def test_long_double_goes_through_the_reference():
+    arrays = [x.astype(np.longdouble) for x in inputs("f64")]
+    mask = np.random.default_rng(0).random((7, 9)) < 0.7
+    kwargs = {"enable_gqa": True, "attn_mask": mask, "key_lengths": [4, 9], "causal_offset": [0, 3], "is_causal": True,
+              "alibi_slopes": np.ones(4), "sinks": np.zeros(4), "window": (5, None), "scale": 0.3}
+    got = attend(arrays, **RESULTS, **kwargs)
+    for one, true in zip(got, reference.scaled_dot_product_attention(*arrays, **RESULTS, **kwargs), strict=True):
+        assert one.dtype == np.longdouble
+        np.testing.assert_array_equal(one, true)
+    out = np.zeros(got[0].shape, np.longdouble)
+    assert attend(arrays, out=out, **kwargs) is out
+    np.testing.assert_array_equal(out, got[0])
+    narrow = attend([x.astype(np.float64) for x in arrays], **kwargs)
+    np.testing.assert_allclose(narrow, got[0].astype(float), rtol=1e-14, atol=1e-14)
+    assert merge_attention_states(got[:1], got[1:2])[0].dtype == np.longdouble
+
+
+def test_extreme_softcaps(kernel):
+    arrays = inputs(kernel.tag)
+    big, small = (attend(arrays, enable_gqa=True, softcap=cap).astype(float) for cap in (1e300, 1e-300))
+    np.testing.assert_allclose(big, attend(arrays, enable_gqa=True).astype(float), atol=8 * kernel.eps)
+    np.testing.assert_allclose(small, attend(arrays, enable_gqa=True, scale=0.0).astype(float), atol=8 * kernel.eps)
+
+
+# ---------------------------------------------------------------- PyTorch
+
+# The shapes of PyTorch's own samples (OpInfo of scaled_dot_product_attention), by hand.
+OPINFO = {
+    "3-D": ((4, 3, 8), (4, 6, 8), (4, 6, 8), {}),
+    "4-D": ((4, 4, 3, 8), (4, 4, 6, 8), (4, 4, 6, 8), {}),
+    "broadcast": ((4, 3, 8), (4, 4, 6, 8), (4, 4, 6, 8), {}),
+    "other value width": ((4, 4, 3, 8), (4, 4, 6, 8), (4, 4, 6, 16), {}),
+    "2-D": ((3, 8), (6, 8), (6, 8), {}),
+    "boolean mask": ((4, 4, 3, 8), (4, 4, 6, 8), (4, 4, 6, 8), {"attn_mask": ((3, 6), bool)}),
+    "floating mask": ((4, 4, 3, 8), (4, 4, 6, 8), (4, 4, 6, 8), {"attn_mask": ((3, 6), float)}),
+    "mask per entry": ((4, 4, 3, 8), (4, 4, 6, 8), (4, 4, 6, 8), {"attn_mask": ((4, 1, 1, 6), bool)}),
+    "mask per head": ((4, 4, 3, 8), (4, 4, 6, 8), (4, 4, 6, 8), {"attn_mask": ((1, 4, 3, 1), float)}),
+    "3-D mask": ((4, 3, 8), (4, 6, 8), (4, 6, 8), {"attn_mask": ((4, 3, 6), float)}),
+    "grouped": ((4, 32, 3, 8), (4, 8, 6, 8), (4, 8, 6, 8), {"enable_gqa": True}),
+    "grouped 3-D": ((6, 3, 8), (2, 6, 8), (2, 6, 5), {"enable_gqa": True}),
+    "scale": ((4, 4, 3, 8), (4, 4, 6, 8), (4, 4, 6, 8), {"scale": 0.5}),
+    "5-D": ((2, 1, 4, 3, 8), (1, 3, 4, 6, 8), (2, 3, 4, 6, 8), {}),
+    "longer queries": ((2, 4, 9, 8), (2, 4, 5, 8), (2, 4, 5, 8), {}),
+    "one key head": ((2, 4, 9, 8), (2, 1, 5, 8), (2, 1, 5, 8), {}),
+}
+
+
+# These PyTorch does not take along with is_causal.
+MASKED = [sample for sample in OPINFO if "attn_mask" in OPINFO[sample][3]]
+
+
+@pytest.mark.parametrize(
+    "sample, causal", [(s, causal) for s in OPINFO for causal in (False, True) if not (causal and s in MASKED)])
+def test_agrees_with_torch(kernel, sample, causal):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: not compared with it")
+    *shapes, kwargs = OPINFO[sample]
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype(kernel.dtype) for shape in shapes]
+
+    def tensor(x):
+        return torch.from_numpy(x.astype(np.float32)).bfloat16() if x.dtype == ml_dtypes.bfloat16 else torch.tensor(x)
+
+    theirs = dict(kwargs)
+    if "attn_mask" in kwargs:
+        shape, kind = kwargs["attn_mask"]
+        mask = rng.random(shape) < 0.7 if kind is bool else rng.normal(size=shape).astype(kernel.dtype)
+        if kind is bool and shape[-1] > 1:
+            mask[..., 0] = True     # what torch makes of a row of False differs among its ways
+        kwargs, theirs = {**kwargs, "attn_mask": mask}, {**kwargs, "attn_mask": tensor(mask)}
+    got = attend(arrays, is_causal=causal, dropout_p=0.0, **kwargs)
+    expected = torch.nn.functional.scaled_dot_product_attention(*map(tensor, arrays), is_causal=causal, **theirs)
+    assert got.shape == tuple(expected.shape)
+    np.testing.assert_allclose(got.astype(float), expected.double().numpy(), atol=16 * kernel.eps, rtol=16 * kernel.eps)
+    if kernel.tag != "bf16":        # a tensor itself
+        ours = attend([torch.tensor(x) for x in arrays], is_causal=causal, **{
+            k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in kwargs.items()})
+        assert_same_bits(ours, got)
