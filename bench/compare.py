@@ -240,8 +240,8 @@ def attention_summary(rows):
         factors = [factor for factor in factors if factor]
         if factors:
             mean = statistics.geometric_mean(factors)
-            lines.append(f"- {family}, {threads} threads: {mean:.2f} times as fast as the best peer, as the geometric mean "
-                         f"of {len(factors)} prefill shapes; at least {min(factors):.2f}")
+            lines.append(f"- {family}, {threads} threads: {mean:.2f} times as fast as the best peer (geometric mean "
+                         f"of {len(factors)} prefill shapes), at least {min(factors):.2f}")
     for (family, name, threads), seconds in ours.items():
         full = ours.get(("attention", name, threads))
         if full and family in ("attention_causal", "attention_window"):
