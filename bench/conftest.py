@@ -1,9 +1,12 @@
-"""What `pytest bench/` says at its head: every library with its version, or that it is absent."""
+"""What `pytest bench/` says at its head, every library with its version or that it is absent; and how it measures."""
 
+import functools
 import os
+import timeit
 from collections import Counter
 
 import libraries
+import pytest
 
 THREADS = libraries.THREADS_IN_ONE_PROCESS
 os.environ.update(libraries.environment(THREADS))  # before any of them is imported
@@ -25,3 +28,34 @@ def pytest_terminal_summary(terminalreporter):
     skipped = terminalreporter.stats.get("skipped", ())
     for reason, count in Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped).items():
         terminalreporter.write_line(f"not measured, {count} cases: {reason}")
+
+
+@functools.cache
+def library(name):
+    """The library, imported once; a reason instead where it is absent."""
+    cls = libraries.LIBRARIES[name]
+    if gone := libraries.missing(cls):
+        raise libraries.UnavailableError(f"{gone} is not installed")
+    return cls(THREADS)
+
+
+@pytest.fixture
+def measure(benchmark):
+    """A function of (family, shape, library's name) that fills a bar of the group of that family and shape."""
+
+    def bar(family, shape, name):
+        try:
+            statement, space = library(name).call(family, shape)
+            if "result" in space:
+                libraries.checked(family, shape, eval(statement, space), space)
+            call = eval(f"lambda: {statement}", space)
+            seconds = timeit.timeit(call, number=1)
+        except Exception as reason:  # a kernel of a peer may be missing for a dtype: shown as skipped, with its words
+            if name == "fastsoftmax" and not isinstance(reason, libraries.UnavailableError):
+                raise
+            pytest.skip(f"{name}: {reason}".partition("\n")[0])
+        benchmark.group = f"{family}: {shape.name} {shape.shape} {shape.dtype}"
+        rounds, calls = (20, 200) if shape.small else (3, 1) if seconds < 0.3 else (1, 1)
+        benchmark.pedantic(call, rounds=rounds, iterations=calls, warmup_rounds=int(seconds < 0.3))
+
+    return bar

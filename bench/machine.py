@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 
 import numpy as np
+import shapes
 from libraries import UnavailableError
 
 SOURCE = r"""
@@ -72,14 +73,15 @@ void limit_write(vec *to, ptrdiff_t bytes, int threads)
     for (ptrdiff_t i = 0; i < bytes / WIDTH; i++) to[i] = minus_inf;
 }
 
-/* 12 chains: as many multiply-adds in flight as two ports with a latency of 4 to 5 need. */
+/* 12 chains: as many multiply-adds in flight as two ports with a latency of 4 to 5 need. They start from n: GCC
+   folded a chain that started from 1, which stays 1, and the peak came out 12/11 too high. */
 float limit_fma(ptrdiff_t n, int threads)            /* n * flops_per_step() flops per thread */
 {
     float total = 0;
     #pragma omp parallel num_threads(threads) reduction(+:total)
     {
         vec s[12], a = (vec){0} + 0.999f, b = (vec){0} + 0.001f;
-        for (int c = 0; c < 12; c++) s[c] = (vec){0} + (float)c;
+        for (int c = 0; c < 12; c++) s[c] = (vec){0} + (float)(n + c);
         for (ptrdiff_t i = 0; i < n; i++)
             for (int c = 0; c < 12; c++) s[c] = s[c] * a + b;
         for (int c = 1; c < 12; c++) s[0] += s[c];
@@ -93,7 +95,7 @@ int flops_per_step(void) { return 2 * 12 * WIDTH / 4; }
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-shared", "-fPIC", "-w")
 MEASURED = {"copy": "read and written", "read": "read", "write": "written", "fma": "multiply-adds"}
 BYTES = 1 << 28
-STEPS = 100_000
+STEPS = 1_000_000
 
 
 def compiled():
@@ -127,31 +129,37 @@ class Machine:
         self.flops = self.library.flops_per_step() * STEPS * threads
 
     def call(self, family, shape):
-        """A limit by its own name with no shape, or the one that bounds a function on a shape.
-
-        softmax reads and writes its array once (a copy), a reduction reads it, a causal mask writes half of it,
-        a causal softmax reads half and writes all (taken as the copy of three quarters).
-        """
-        kind, part = limit(family)
-        n = int((BYTES if shape is None else shape.nbytes) * part) // 512 * 512
+        """A limit by its own name with no shape, or the one that bounds a function on a shape."""
+        kind, n = limit(family, shape)
+        if kind == "fma":
+            steps = STEPS if shape is None else max(1, n // (self.library.flops_per_step() * self.threads))
+            return "f(*arguments)", {"f": self.library.limit_fma, "arguments": (ctypes.c_ssize_t(steps), self.threads)}
+        n = n // 512 * 512
         threads, count = ctypes.c_int(self.threads), ctypes.c_ssize_t(n)
         first, a = aligned(n)
         second, b = aligned(n if kind == "copy" else 64)
-        arguments = {
-            "copy": (b, a, count, threads), "read": (a, count, threads), "write": (a, count, threads),
-            "fma": (ctypes.c_ssize_t(STEPS), threads),
-        }[kind]
+        arguments = {"copy": (b, a, count, threads), "read": (a, count, threads), "write": (a, count, threads)}[kind]
         f = getattr(self.library, f"limit_{kind}")
         return "f(*arguments)", {"f": f, "arguments": arguments, "keep": (first, second)}
 
 
-def limit(family):
-    """The machine's limit that bounds a function, and the part of the array that passes through it."""
+def limit(family, shape):
+    """The machine's limit that bounds a function on a shape, and how many bytes or float32 operations it takes.
+
+    softmax reads and writes its array once (a copy), a reduction reads it, a causal mask writes half of it,
+    a causal softmax reads half and writes all (taken as the copy of three quarters). Decoding reads the keys and
+    values. Other attention is multiply-adds: in float64, of which a register holds half as many, each counts for two;
+    the 16-bit types are computed in float32.
+    """
     if family in MEASURED:
-        return family, 1
+        return family, BYTES
+    if family in shapes.ATTENTION:
+        work, unit = shape.work(family)
+        return ("read", work) if unit == "bytes" else ("fma", work * (2 if shape.dtype == "float64" else 1))
     if family in ("logsumexp", "softmax_entropy"):
-        return "read", 1
-    return {"causal_mask_": ("write", 0.5), "causal_softmax": ("copy", 0.75)}.get(family, ("copy", 1))
+        return "read", shape.nbytes
+    kind, part = {"causal_mask_": ("write", 0.5), "causal_softmax": ("copy", 0.75)}.get(family, ("copy", 1))
+    return kind, int(shape.nbytes * part)
 
 
 def amount(kind, flops):

@@ -3,7 +3,8 @@
 One JSON object a line. On start the worker says ``{"version": ..., "path": ...}`` or ``{"absent": why}``. Then
 
 =====================================  ================================================================
-``{"setup": [family, shape's name]}``  builds the arrays and calls once: ``{}`` or ``{"absent": why}``
+``{"setup": [family, shape's name]}``  builds the arrays and calls once: ``{}``, for attention
+                                       ``{"how": operator, "error": largest}``, or ``{"absent": why}``
 ``{"run": seconds}``                   computes for about that long: ``{"median": s, "best": s}`` per call
 =====================================  ================================================================
 
@@ -23,17 +24,24 @@ import shapes
 
 
 def prepare(library, family, name):
-    """A warm timer for one function on one shape, how many calls make a batch of about 1 ms, and seconds per batch."""
-    if name == "machine":
-        statement, space = library.call(family, None)
-    else:
-        statement, space = library.call(family, next(s for s in shapes.SHAPES if s.name == name))
+    """A warm timer for one function on one shape, and what is known of the call.
+
+    Returns
+    -------
+    timing : tuple
+        The timer, how many calls make a batch of about 1 ms, and seconds per batch.
+    about : dict
+        For attention the operator that is called and its largest error.
+    """
+    shape = None if name == "machine" else next(s for s in shapes.SHAPES if s.name == name)
+    statement, space = library.call(family, shape)
+    about = libraries.checked(family, shape, eval(statement, space), space) if "result" in space else {}
     timer = timeit.Timer(statement, globals=space)
     timer.timeit(1)
     number = 1
     while (batch := timer.timeit(number)) < 1e-3:
         number *= 2
-    return timer, number, batch
+    return (timer, number, batch), about
 
 
 def run(timer, number, batch, seconds):
@@ -52,10 +60,11 @@ def answer(library, state, command):
         return run(*state, command["run"])
     state.clear()  # the arrays of the shape before go first
     try:
-        state.extend(prepare(library, *command["setup"]))
+        timing, about = prepare(library, *command["setup"])
     except Exception as reason:
         return {"absent": f"{reason}".partition("\n")[0] or type(reason).__name__}
-    return {}
+    state.extend(timing)
+    return about
 
 
 def start(name, threads):

@@ -5,6 +5,8 @@
 3. Softmax on real text: what the function is for, and what the temperature does.
 4. Speed against NumPy, and against SciPy, PyTorch and ONNX Runtime where they are installed.
 
+Softmax comes first in each part, then attention.
+
 The exit status is 1 if a check fails.
 """
 
@@ -168,16 +170,28 @@ def self_check():
     """Check all dtypes under all instruction sets; print the largest errors; return the number of failures."""
     print(f"\nSelf-check: largest error in ULP\n{'':<18}" + "".join(f"{name:>17}" for name in BOUNDS))
     failures = 0
+    for tag, dtype in checkable():
+        pairs = [(case, oracle(case)) for case in cases(tag, dtype)]
+        for isa in _dispatch.supported():
+            failures += check_kernels(pairs, tag, isa)
+    print("\nAttention: largest error in ULP of the mean of abs(value), of lse and entropy in ULP of at least 1")
+    print(f"{'':<18}" + "".join(f"{name:>17}" for name in ATTENTION_BOUNDS))
+    for tag, dtype in checkable():
+        pairs = [(case, attention_oracle(case)) for case in attention_cases(dtype)]
+        for isa in _dispatch.supported():
+            failures += check_attention(pairs, tag, isa)
+    print("every check passed" if not failures else f"{failures} CHECKS FAILED")
+    return failures
+
+
+def checkable():
+    """The (tag, dtype) pairs that can be checked here; for the others it says why not."""
     for tag in _dispatch.DTYPES:
         dtype, reason = dtype_of(tag)
         if dtype is None:
             print(f"{tag:<18}  not checked: {reason}")
-            continue
-        pairs = [(case, oracle(case)) for case in cases(tag, dtype)]
-        for isa in _dispatch.supported():
-            failures += check_kernels(pairs, tag, isa)
-    print("every check passed" if not failures else f"{failures} CHECKS FAILED")
-    return failures
+        else:
+            yield tag, dtype
 
 
 @contextlib.contextmanager
@@ -203,11 +217,105 @@ def check_kernels(pairs, tag, isa):
                 for case, answer in pairs:
                     worst[case.function] = max(worst[case.function], check(case, answer, tag))
     rounded = tag in ("f16", "bf16")
-    failed = {name for name, bound in BOUNDS.items() if not worst[name] <= (min(bound, ROUNDED) if rounded else bound)}
+    return print_errors(tag, isa, worst, {f: min(bound, ROUNDED) if rounded else bound for f, bound in BOUNDS.items()})
+
+
+def print_errors(tag, isa, worst, bounds):
+    """The line of one dtype and instruction set; how many of its errors are out of bounds."""
+    failed = {name for name, bound in bounds.items() if not worst[name] <= bound}
     numbers = {name: f"{ulp:.3f}" if ulp < 1000 else f"{ulp:.2g}" for name, ulp in worst.items()}
     cells = ["FAIL " * (name in failed) + number for name, number in numbers.items()]
     print(f"{tag + ' ' + isa:<18}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
     return len(failed)
+
+
+# An output is a mean of values. Its error has two parts: that of the weights, which grows with the scores, and that of
+# the sum. Both are proportional to the mean of abs(value), and so are the units in which it is counted here.
+ATTENTION_BOUNDS = {"sizes": 24, "long": 24, "decoding": 24, "options": 24, "lse": 8, "entropy": 24}  # ULP
+
+
+class AttentionCase(NamedTuple):
+    """One call of scaled_dot_product_attention, and the column that its error belongs to."""
+
+    column: str
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    options: dict
+
+
+def attention_cases(dtype):
+    """What every kernel is tried on: sizes and tails, several blocks, one query, each option and many at once."""
+    rng = np.random.default_rng(3)
+    arrays = functools.partial(queries_keys_values, rng, dtype)
+    for length, keys, width in itertools.product((1, 2, 9, 35), (1, 7, 65, 130), (1, 8, 33)):
+        yield AttentionCase("sizes", *arrays(1, 2, 2, length, keys, width), {})
+    for width in (64, 128):
+        yield AttentionCase("long", *arrays(1, 2, 1, 131, 300, width), {})
+        yield AttentionCase("long", *arrays(1, 2, 2, 300, 300, width), {"is_causal": True})
+    for keys, group in itertools.product((1, 50, 700), (1, 4)):
+        yield AttentionCase("decoding", *arrays(2, 2 * group, 2, 1, keys, 64), {"enable_gqa": group > 1})
+    yield from attention_cases_with_options(rng, dtype)
+
+
+def queries_keys_values(rng, dtype, batch, heads, key_heads, queries, keys, width):
+    """Normal deviates, as views with the heads in the last dimension but one, as a projection leaves them."""
+    sizes = ((queries, heads), (keys, key_heads), (keys, key_heads))
+    return [rng.normal(size=(batch, *size, width)).astype(dtype).swapaxes(1, 2) for size in sizes]
+
+
+def attention_cases_with_options(rng, dtype):
+    """Each option alone, then all at once; what `key_lengths` cuts off is NaN, and of one entry that is all."""
+    visible = rng.random((3, 1, 37, 70)) < 0.5
+    visible[1, 0, :5] = False
+    floats = np.where(rng.random((37, 70)) < 0.9, rng.normal(size=(37, 70)), -np.inf).astype(dtype)
+    options = {
+        "attn_mask": visible, "bias": floats, "window": (20, 3), "softcap": 2.5,
+        "scale": np.array([0.1, 0.2, 0.3, 0.4]), "alibi_slopes": np.array([0.5, 0.25, 0.125, 0.0625]),
+        "sinks": np.array([-1.0, 0.0, 1.0, 2.0]),
+        "causal_offset": np.array([33, 0, -5]), "key_lengths": np.array([70, 41, 0]),
+    }
+    sets = [{"is_causal": True}, {"attn_mask": floats}, *({name: value} for name, value in options.items()), options]
+    for chosen, length in itertools.product(sets, (37, 1)):
+        query, key, value = queries_keys_values(rng, dtype, 3, 4, 2, length, 70, 24)
+        rows = {name: chosen[name][..., :length, :] for name in ("attn_mask", "bias") if name in chosen}
+        if "key_lengths" in chosen:
+            cut = np.broadcast_to(np.arange(70) >= options["key_lengths"][:, None, None], key.shape[:3])
+            key[cut] = value[cut] = np.nan
+        causal = {"is_causal": True} if "causal_offset" in chosen else {}
+        yield AttentionCase("options", query, key, value, {**chosen, **rows, **causal, "enable_gqa": True})
+
+
+STATISTICS = {"return_lse": True, "return_entropy": True}
+
+
+def attention_oracle(case):
+    """(exact result, exact lse, exact entropy, mean of abs(value))."""
+    query, key, value = (wider(x) for x in case[1:4])
+    exact = reference.scaled_dot_product_attention(query, key, value, **case.options, **STATISTICS)
+    return *exact, reference.scaled_dot_product_attention(query, key, np.abs(value), **case.options)
+
+
+def attention_errors(case, answer, tag):
+    """The errors of one call, by column: of its result, its lse and its entropy."""
+    got = fastsoftmax.scaled_dot_product_attention(*case[1:4], **case.options, **STATISTICS)
+    exact, lse, entropy, magnitude = answer
+    numbers = "f64" if tag == "f64" else "f32"
+    return {
+        case.column: error(got[0], exact, magnitude, tag),
+        "lse": error(got[1], lse, np.maximum(np.abs(lse), 1), numbers),
+        "entropy": error(got[2], entropy, np.maximum(entropy, 1), numbers),
+    }
+
+
+def check_attention(pairs, tag, isa):
+    """Check attention in one dtype under one instruction set, print its line, return how many errors are too large."""
+    worst = dict.fromkeys(ATTENTION_BOUNDS, 0.0)
+    with _dispatch.using(isa):
+        for case, answer in pairs:
+            for column, ulp in attention_errors(case, answer, tag).items():
+                worst[column] = max(worst[column], ulp)
+    return print_errors(tag, isa, worst, ATTENTION_BOUNDS)
 
 
 # ---- 3. real text ---------------------------------------------------------------------------------------------------
@@ -280,6 +388,9 @@ WORK = (  # what it stands for, function, shape, axis, dtype
     ("attention scores", "causal_softmax", (12, 512, 512), -1, "float32"),
     ("narrow classifier", "softmax", (100000, 10), -1, "float32"),
     ("channels of images", "softmax", (16, 128, 56, 56), 1, "float32"),
+    ("BERT text", "attention", (1, 12, 12, 512, 512, 64), -1, "float32"),  # (B, Hq, Hk, L, S, E)
+    ("BERT text", "causal attention", (1, 12, 12, 512, 512, 64), -1, "float32"),
+    ("4096 keys cached", "attention", (1, 32, 8, 1, 4096, 128), -1, "float32"),
 )
 ROUNDS, TURN = 3, 0.02  # seconds
 
@@ -318,13 +429,23 @@ def torch_call(function, x, axis, threads):
 
 
 def onnxruntime_call(function, x, axis, threads):
+    axis %= x.ndim
+    if function == "logsumexp":
+        shape = x.shape[:axis] + x.shape[axis + 1 :]
+        return onnxruntime_run(b"ReduceLogSumExp", {"axes": [axis], "keepdims": 0}, {"x": x}, shape, threads)
+    operator = {"softmax": b"Softmax", "log_softmax": b"LogSoftmax"}[function]
+    return onnxruntime_run(operator, {"axis": axis}, {"x": x}, x.shape, threads)
+
+
+def onnxruntime_run(operator, attributes, inputs, shape, threads):
+    """The call of a model of one operator."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    model = onnx_model(function, x, axis % x.ndim)
+    model = onnx_model(operator, attributes, inputs, shape)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"x": x})
+    return lambda: session.run(None, inputs)
 
 
 def field(number, value):
@@ -340,29 +461,26 @@ def varint(value):
     return bytes([low | 128]) + varint(rest) if rest else bytes([low])
 
 
-def onnx_model(function, x, axis):
+def onnx_model(operator, attributes, inputs, shape):
     """A model of one operator, in ONNX's protobuf by hand, so that the `onnx` package is not needed.
 
     The numbers are those of onnx.proto3: a model holds ir_version (1), graph (7) and opset (8); a graph nodes (1),
     name (2), inputs (11) and outputs (12); a node inputs (1), outputs (2), operator (4) and attributes (5).
     """
-    operator = {"softmax": b"Softmax", "log_softmax": b"LogSoftmax", "logsumexp": b"ReduceLogSumExp"}[function]
-    reduces = function == "logsumexp"
-    if reduces:  # attributes: name (1), integer (3) or integers (8), and the type (20) 2 or 7
-        attributes = [field(1, b"axes") + field(8, axis) + integers_type(7)]
-        attributes += [field(1, b"keepdims") + field(3, 0) + integers_type(2)]
-    else:
-        attributes = [field(1, b"axis") + field(3, axis) + integers_type(2)]
-    node = field(1, b"x") + field(2, b"y") + field(4, operator) + b"".join(field(5, a) for a in attributes)
-    shape = x.shape[:axis] + x.shape[axis + 1 :] if reduces else x.shape
-    graph = field(1, node) + field(2, b"g") + field(11, onnx_value(b"x", x.shape, x.dtype))
-    graph += field(12, onnx_value(b"y", shape, x.dtype))
-    return field(1, 8) + field(7, graph) + field(8, field(1, b"") + field(2, 17))
+    names = {name.encode(): x for name, x in inputs.items()}
+    node = b"".join(field(1, name) for name in names) + field(2, b"y") + field(4, operator)
+    node += b"".join(field(5, attribute(name.encode(), value)) for name, value in attributes.items())
+    graph = field(1, node) + field(2, b"g")
+    graph += b"".join(field(11, onnx_value(name, x.shape, x.dtype)) for name, x in names.items())
+    graph += field(12, onnx_value(b"y", shape, next(iter(inputs.values())).dtype))
+    opset = 23 if operator == b"Attention" else 17
+    return field(1, 10 if opset == 23 else 8) + field(7, graph) + field(8, field(1, b"") + field(2, opset))
 
 
-def integers_type(code):
-    """The field `type` of an attribute; its number, 20, takes two bytes."""
-    return varint(20 << 3) + varint(code)
+def attribute(name, value):
+    """Name (1), an integer (3) or integers (8), and the type (20) 2 or 7; the number 20 takes two bytes."""
+    numbers, kind = (field(3, value), 2) if isinstance(value, int) else (b"".join(field(8, v) for v in value), 7)
+    return field(1, name) + numbers + varint(20 << 3) + varint(kind)
 
 
 def onnx_value(name, shape, dtype):
@@ -372,6 +490,46 @@ def onnx_value(name, shape, dtype):
 
 
 CALLS = dict(zip(LIBRARIES, (ours_call, numpy_call, scipy_call, torch_call, onnxruntime_call), strict=True))
+
+
+def ours_attention(query, key, value, causal, threads):
+    fastsoftmax.set_num_threads(threads)
+    f = fastsoftmax.scaled_dot_product_attention
+    return lambda: f(query, key, value, is_causal=causal, enable_gqa=True)
+
+
+def numpy_attention(query, key, value, causal, threads):
+    """As one writes it: two products by BLAS with a softmax between, the heads that share a key together."""
+    batch, heads, length, width = query.shape
+    grouped, hidden = (batch, key.shape[1], -1, width), ~np.tri(length, key.shape[2], dtype=bool)
+
+    def attend():
+        scores = query.reshape(grouped) @ key.swapaxes(-1, -2) * np.float32(width**-0.5)
+        if causal:
+            scores = np.where(hidden, -np.inf, scores)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return (weights / weights.sum(axis=-1, keepdims=True) @ value).reshape(query.shape)
+
+    return attend
+
+
+def torch_attention(query, key, value, causal, threads):
+    import torch
+
+    torch.set_num_threads(threads)
+    tensors, f = [torch.from_numpy(x) for x in (query, key, value)], torch.nn.functional.scaled_dot_product_attention
+    return lambda: f(*tensors, is_causal=causal, enable_gqa=query.shape != key.shape)
+
+
+def onnxruntime_attention(query, key, value, causal, threads):
+    inputs = {"q": query, "k": key, "v": value}
+    return onnxruntime_run(b"Attention", {"is_causal": int(causal)}, inputs, query.shape, threads)
+
+
+ATTENTION_CALLS = {
+    "fastsoftmax": ours_attention, "NumPy": numpy_attention, "PyTorch": torch_attention,
+    "ONNX Runtime": onnxruntime_attention,
+}
 
 
 def worker(name, threads):
@@ -392,8 +550,13 @@ def worker(name, threads):
 def prepare(name, threads, entry):
     """A warm timer for one entry of WORK, and how many calls make about a millisecond."""
     _, function, shape, axis, dtype = WORK[entry]
-    x = np.random.default_rng(2).standard_normal(shape).astype(dtype)
-    timer = timeit.Timer(CALLS[name](function, x, axis, threads))
+    rng = np.random.default_rng(2)
+    if function.endswith("attention"):
+        arrays = (np.ascontiguousarray(x) for x in queries_keys_values(rng, dtype, *shape))
+        call = ATTENTION_CALLS[name](*arrays, function.startswith("causal"), threads)
+    else:
+        call = CALLS[name](function, rng.standard_normal(shape).astype(dtype), axis, threads)
+    timer = timeit.Timer(call)
     timer.timeit(2)
     return timer, max(1, int(1e-3 / timer.timeit(1)))
 
@@ -441,7 +604,7 @@ def row(entry, times):
     """One line of the table: our time, and how many times as long each other library takes."""
     what, function, shape, axis, dtype = WORK[entry]
     along = "" if axis == -1 else f" axis {axis}"
-    line = f"{function:<15}{what:<23}{f'{shape}{along} {dtype}':<33}"
+    line = f"{function:<17}{what:<23}{f'{shape}{along} {dtype}':<37}"
     if "fastsoftmax" not in times:
         return line + "FAILED"
     ours = times["fastsoftmax"]
@@ -465,7 +628,7 @@ def print_speed():
             print(f"  {name}: {version}")
             if process:
                 processes[name] = process
-        print(f"{'':<71}{'fastsoftmax':>11}" + "".join(f"{name:>{len(name) + 4}}" for name in list(LIBRARIES)[1:]))
+        print(f"{'':<77}{'fastsoftmax':>11}" + "".join(f"{name:>{len(name) + 4}}" for name in list(LIBRARIES)[1:]))
         for entry in range(len(WORK)):
             times = measure(processes, entry)
             failures += "fastsoftmax" not in times

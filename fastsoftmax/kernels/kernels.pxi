@@ -9,4 +9,7 @@ include "along.pxi"         # one row at a time
 include "across.pxi"        # WIDTH rows at a time
 include "softmax.pxi"       # softmax, log_softmax, logsumexp, softmax_entropy, causal_softmax
 include "mask.pxi"          # causal_mask_
+include "scores.pxi"        # what attention is asked, and its masks
+include "attend.pxi"        # many queries, in the lanes
+include "decode.pxi"        # few queries
 include "attention.pxi"     # scaled_dot_product_attention

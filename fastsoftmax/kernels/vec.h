@@ -61,13 +61,6 @@ typedef real elem;
 #error "no ISA_... is defined"
 #endif
 
-/* Keeps the compiler from moving loads over it, which fills registers that sums need. */
-#if defined __GNUC__
-#define in_order() __asm__ volatile("" ::: "memory")
-#else
-#define in_order() ((void)0)
-#endif
-
 #define COLS (WIDTH / LANES)
 #define GROUP (4 * WIDTH)
 

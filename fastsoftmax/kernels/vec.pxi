@@ -19,7 +19,6 @@ cdef extern from "vec.h" nogil:
     void stream(real*, vreal) noexcept
     void stream_end() noexcept
     void prefetch(const void*) noexcept
-    void in_order() noexcept
     vreal load_elem(const elem*) noexcept
     void store_elem(elem*, vreal) noexcept
     real real_of(const elem*) noexcept
@@ -43,6 +42,7 @@ cdef extern from "vec.h" nogil:
     vreal hsum(vreal) noexcept
     real first(vreal) noexcept
     void transpose(vreal*) noexcept
+    vreal sums_of(vreal*) noexcept              # lane i: the sum of register i
 
     vwide wide_zero() noexcept
     vwide wide_of(vreal, vreal) noexcept

@@ -98,3 +98,26 @@ WORD void transpose(vreal *rows)
     exchange_blocks(rows, 8);
 #endif
 }
+
+/* rows: LANES registers; lane i of the result is the sum of the lanes of rows[i]. */
+WORD void add_blocks(vreal *rows, const int s)
+{
+    const vint lane = LANE_NUMBERS, odd_block = (lane & s) != 0;
+    const vint even = lane + (odd_block & (LANES - s)), odd = lane + s + (odd_block & (LANES - s));
+    for (int i = 0; i < LANES / s; i += 2)
+        rows[i / 2] = shuffle_pair(rows[i], rows[i + 1], even) + shuffle_pair(rows[i], rows[i + 1], odd);
+}
+WORD vreal sums_of(vreal *rows)
+{
+    add_blocks(rows, 1);
+#if LANES > 2
+    add_blocks(rows, 2);
+#endif
+#if LANES > 4
+    add_blocks(rows, 4);
+#endif
+#if LANES > 8
+    add_blocks(rows, 8);
+#endif
+    return rows[0];
+}

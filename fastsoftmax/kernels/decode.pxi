@@ -1,0 +1,420 @@
+# Attention of few queries to many keys, as when decoding; what bounds it is the reading of keys and values.
+#
+# The elements of a key stand in the lanes. All rows that share a key head are computed together, so that keys and
+# values are read once; their scores are dot products, LANES of them summed across registers at a time by one
+# transposition. Keys are split into parts at boundaries that depend on their number alone; each part is a task, and
+# what the parts find is merged by the logarithm of their sums (Dao et al., Flash-Decoding, 2023).
+
+cdef enum:
+    FEW_ROWS = 16           # at most so many rows; see is_decoding
+    LONG_CACHE = 4096       # keys from which reading them is what takes the time
+    TOGETHER = 8            # registers of values' sums: 2 of 4 rows, 4 of 2, or 8 of one
+    PART = 512              # keys of a part, or more, so that there are at most
+    MOST_PARTS = 64
+
+cdef struct Found:                          # for one row in one part of the keys; followed by `padded` reals of out
+    real top, total, moment
+
+cdef struct Reader:                         # one thread's buffers
+    real[FEW_ROWS * KEYS] scores            # a line a row; then weights. Three rows left over count as four
+    real[FEW_ROWS * KEYS] added
+    Py_ssize_t[FEW_ROWS] head, query, begin, end
+    real[FEW_ROWS + 1] factor
+    vmask tail                              # the lanes of a key's last register that the one before has not
+    real* query_rows                        # (rows, padded width), scaled
+    elem* clean                             # a block of values whose NaN and infinities are left out
+
+cdef inline Py_ssize_t padded(Py_ssize_t width) noexcept nogil:
+    return steps(width, LANES) * LANES
+
+cdef inline Py_ssize_t part_size(Py_ssize_t keys) noexcept nogil:
+    return max(<Py_ssize_t>PART, steps(steps(keys, MOST_PARTS), KEYS) * KEYS)
+
+cdef inline Py_ssize_t found_size(const Attention* a) noexcept nogil:
+    """Reals of a row's Found and out, a whole number of cache lines."""
+    return steps(padded(a.value_width) + 3, WIDTH) * WIDTH
+
+cdef inline Found* found_of(const Attention* a, real* found, Py_ssize_t row) noexcept nogil:
+    return <Found*>(found + row * found_size(a))
+
+cdef inline real* out_of(const Attention* a, real* found, Py_ssize_t row) noexcept nogil:
+    return found + row * found_size(a) + 3
+
+cdef inline Py_ssize_t register_at(Py_ssize_t i, Py_ssize_t width) noexcept nogil:
+    """Where register i of a row starts; the last one overlaps. width >= LANES."""
+    return min(i * LANES, width - LANES)
+
+cdef void read_queries(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Reader* reader) noexcept nogil:
+    """query_rows[row] = query * scale; zero where the last register repeats what the one before has."""
+    cdef Py_ssize_t rows = a.length * a.shared, row, i, registers = steps(a.width, LANES)
+    cdef real[LANES] is_new
+    cdef real* to
+    cdef const elem* query
+    cdef vreal scale, x
+    for i in range(LANES):
+        is_new[i] = i >= registers * LANES - a.width
+    reader.tail = less(fill(0), load(is_new))
+    for row in range(rows):
+        reader.query[row] = row // a.shared
+        reader.head[row] = key_head * a.shared + row % a.shared
+        visible_keys(a, b, reader.query[row], &reader.begin[row], &reader.end[row])
+        query = row_of(a.query, a.query_stride, b, reader.head[row], reader.query[row])
+        scale = fill(<real>(a.scale[reader.head[row]] * LOG2E))
+        to = reader.query_rows + row * padded(a.width)
+        for i in range(registers):
+            x = load_elem(query + register_at(i, a.width)) * scale
+            store(to + i * LANES, x if i < registers - 1 else keep_where(reader.tail, x))
+    memset(reader.query_rows + rows * padded(a.width), 0, padded(a.width) * sizeof(real))
+    reader.factor[rows] = 0
+
+# --- scores of `rows` rows, 1, 2 or 4
+
+cdef inline void dot_products(int rows, const Attention* a, const Reader* reader, const elem* key, const elem* value,
+                              Py_ssize_t count, Py_ssize_t row, real* scores) noexcept nogil:
+    cdef int keys = max(LANES // rows, 1), r, k
+    cdef vreal[4 * LANES] sums
+    cdef vreal x
+    cdef real[4 * LANES] lane
+    cdef const elem* at
+    cdef const real* query = reader.query_rows + row * padded(a.width)
+    cdef Py_ssize_t j, i, turn, whole = steps(a.width, LANES) - 1
+    cdef Py_ssize_t stride = a.key_stride[2], value_stride = a.value_stride[2]
+    for turn in range(steps(count, keys)):
+        j = turn * keys
+        at = key + j * stride
+        for k in range(rows * keys):
+            sums[k] = fill(0)
+        for k in range(<int>min(keys, count - j)):      # values come next, a column at a time: far apart
+            for i in range(steps(a.value_width * sizeof(elem), 64)):
+                prefetch(<const char*>(value + (j + k) * value_stride) + 64 * i)
+        if j + keys <= count:
+            for i in range(whole):
+                for k in range(keys):
+                    x = load_elem(at + k * stride + i * LANES)
+                    for r in range(rows):
+                        sums[k * rows + r] = fma_(x, load(query + r * padded(a.width) + i * LANES), sums[k * rows + r])
+            for k in range(keys):
+                x = keep_where(reader.tail, load_elem(at + k * stride + a.width - LANES))
+                for r in range(rows):
+                    sums[k * rows + r] = fma_(x, load(query + r * padded(a.width) + whole * LANES), sums[k * rows + r])
+        else:
+            for k in range(<int>(count - j)):
+                for i in range(whole + 1):
+                    x = load_elem(at + k * stride + register_at(i, a.width))
+                    if i == whole:
+                        x = keep_where(reader.tail, x)
+                    for r in range(rows):
+                        sums[k * rows + r] = fma_(x, load(query + r * padded(a.width) + i * LANES), sums[k * rows + r])
+        for k in range(rows * keys // LANES):
+            store(lane + k * LANES, sums_of(sums + k * LANES))
+        for r in range(rows):
+            for k in range(keys):
+                scores[r * KEYS + j + k] = lane[k * rows + r]
+
+# --- what happens to the scores of one row
+
+cdef inline void adjust_scores(const Attention* a, Py_ssize_t b, Py_ssize_t head, Py_ssize_t query, Py_ssize_t key,
+                               Py_ssize_t count, int what, const real* added, real* scores) noexcept nogil:
+    cdef Py_ssize_t i, registers = steps(count, LANES)
+    cdef real[LANES] number
+    cdef vreal term, slope, distance
+    if a.softcap != 0:
+        cap_scores(<real>(a.softcap * LOG2E), registers, scores)
+    if what & 2:
+        for i in range(registers):
+            add_term(load(added + i * LANES), scores + i * LANES)
+    if a.slopes != NULL:
+        slope = fill(<real>(a.slopes[b * a.heads + head] * LOG2E))
+        for i in range(LANES):
+            number[i] = <real>i
+        for i in range(registers):
+            distance = fill(<real>(query + a.offset[b] - key - i * LANES)) - load(number)
+            store(scores + i * LANES, load(scores + i * LANES) - slope * vabs(distance))
+
+cdef inline void weigh_row(Py_ssize_t count, bint moments, real* scores, Found* found, real* factor) noexcept nogil:
+    """Scores become weights 2**(score - top); `factor` brings what was found before to the new top."""
+    cdef Py_ssize_t i, registers = steps(count, LANES)
+    cdef vreal top = fill(found.top), shift, y, weight, fall, total = fill(0), moment = fill(0)
+    for i in range(count, registers * LANES):
+        scores[i] = -INFINITY
+    for i in range(registers):
+        top = vmax(top, load(scores + i * LANES))
+    top = fill(hmax(top))
+    shift = choose(less(fill(-INFINITY), top), top, fill(0))
+    for i in range(registers):
+        y = load(scores + i * LANES) - shift
+        weight = exp2_(y)
+        store(scores + i * LANES, weight)
+        total = total + weight
+        if moments:
+            moment = fma_(weight, vmax(fill(LEAST), y), moment)
+    fall = vmax(fill(LEAST), fill(found.top) - shift)
+    factor[0] = first(exp2_(fall))
+    found.moment = factor[0] * (found.moment + found.total * first(fall)) + first(hsum(moment))
+    found.total = found.total * factor[0] + first(hsum(total))
+    found.top = first(top)
+
+# --- values
+
+cdef inline void some_values(int rows, int columns, int first, const elem* value, Py_ssize_t stride,
+                             Py_ssize_t count, Py_ssize_t i, Py_ssize_t width, const real* weights, const real* factor,
+                             real* out, Py_ssize_t out_step) noexcept nogil:
+    """Registers i, i + 1, ... of the rows' outs; the first `first` of them are done already."""
+    cdef vreal[TOGETHER] sums
+    cdef vreal[TOGETHER] x
+    cdef vreal weight
+    cdef Py_ssize_t j
+    cdef const elem* at
+    cdef real* to
+    cdef int r, c
+    for c in range(rows * columns):
+        sums[c] = fill(0)
+    for j in range(count):
+        at = value + j * stride
+        for c in range(columns):
+            x[c] = load_elem(at + register_at(i + c, width))
+        for r in range(rows):
+            weight = fill(weights[r * KEYS + j])
+            for c in range(columns):
+                sums[r * columns + c] = fma_(weight, x[c], sums[r * columns + c])
+    for r in range(rows):
+        for c in range(columns):
+            if c >= first:
+                to = out + r * out_step + (i + c) * LANES
+                store(to, fma_(load(to), fill(factor[r]), sums[r * columns + c]))
+
+cdef inline void add_rows(int rows, const elem* value, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t width,
+                          const real* weights, const real* factor, real* out, Py_ssize_t out_step) noexcept nogil:
+    """out[row] = out[row] * factor[row] + sum over j of weights[row][j] * value[j]."""
+    cdef Py_ssize_t i = 0, done, registers = steps(width, LANES), columns = TOGETHER // rows
+    if registers < columns:
+        for i in range(registers):
+            some_values(rows, 1, 0, value, stride, count, i, width, weights, factor, out, out_step)
+        return
+    while i < registers:
+        done = max(i + columns - registers, 0)
+        i -= done
+        some_values(rows, TOGETHER // rows, <int>done, value, stride, count, i, width, weights, factor, out, out_step)
+        i += columns
+
+cdef void put_back_rows(const Attention* a, const Reader* reader, const elem* value, Py_ssize_t key,
+                        Py_ssize_t count, real* found) noexcept nogil:
+    """Adds the values that are NaN or infinite, times their weights, to the rows that see them."""
+    cdef Py_ssize_t j, e, i, row, at
+    cdef real x
+    for j in range(count):
+        for e in range(a.value_width):
+            x = real_of(value + j * a.value_stride[2] + e)
+            if x - x == 0:
+                continue
+            for row in range(a.length * a.shared):
+                if (reader.begin[row] <= key + j < reader.end[row]
+                        and (a.terms == 0 or reader.added[row * KEYS + j] != -INFINITY)):
+                    for i in range(steps(a.value_width, LANES)):        # the last register repeats some
+                        at = register_at(i, a.value_width)
+                        if at <= e < at + LANES:
+                            out_of(a, found, row)[i * LANES + e - at] += reader.scores[row * KEYS + j] * x
+
+# --- a block of keys, and a part
+
+cdef void read_block(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Py_ssize_t start, Py_ssize_t stop,
+                     Reader* reader, real* found) noexcept nogil:
+    """What the rows find in the keys start .. stop - 1 joins what they have found before."""
+    cdef Py_ssize_t rows = a.length * a.shared, row, j, count = stop - start
+    cdef Py_ssize_t begin, end, value_stride = a.value_stride[2]
+    cdef const elem* key = row_of(a.key, a.key_stride, b, key_head, start)
+    cdef const elem* value = row_of(a.value, a.value_stride, b, key_head, start)
+    cdef const elem* finite = value
+    cdef int[FEW_ROWS] what
+    cdef int all_ = 0
+    cdef bint hidden = False
+    cdef real* scores
+    cdef real* factor
+    cdef real* out
+    for row in range(rows):
+        what[row] = 0
+        if a.terms:
+            what[row] = fetch_terms(a, b, reader.head[row], reader.query[row], start, count, reader.added + row * KEYS)
+            all_ |= what[row]
+        if what[row] & 4 or reader.begin[row] > start or reader.end[row] < stop:
+            hidden = True
+    if a.terms and not all_ & 1:
+        return
+    row = 0
+    while row < rows:
+        scores = reader.scores + row * KEYS
+        if rows - row >= 3:
+            dot_products(4, a, reader, key, value, count, row, scores)
+            row += 4
+        elif rows - row >= 2:
+            dot_products(2, a, reader, key, value, count, row, scores)
+            row += 2
+        else:
+            dot_products(1, a, reader, key, value, count, row, scores)
+            row += 1
+    for row in range(rows):
+        scores = reader.scores + row * KEYS
+        adjust_scores(a, b, reader.head[row], reader.query[row], start, count, what[row], reader.added + row * KEYS,
+                      scores)
+        begin, end = min(max(reader.begin[row] - start, 0), count), max(reader.end[row] - start, 0)
+        for j in range(begin):
+            scores[j] = -INFINITY
+        for j in range(max(begin, end), count):
+            scores[j] = -INFINITY
+        weigh_row(count, a.entropy != NULL, scores, found_of(a, found, row), &reader.factor[row])
+    if hidden and not is_finite(value, value_stride, count, a.value_width):
+        leave_out(value, value_stride, count, a.value_width, reader.clean)
+        finite, value_stride = reader.clean, a.value_width
+    row = 0
+    while row < rows:
+        scores, factor, out = reader.scores + row * KEYS, reader.factor + row, out_of(a, found, row)
+        if rows - row >= 3:
+            add_rows(4, finite, value_stride, count, a.value_width, scores, factor, out, found_size(a))
+            row += 4
+        elif rows - row >= 2:
+            add_rows(2, finite, value_stride, count, a.value_width, scores, factor, out, found_size(a))
+            row += 2
+        else:
+            add_rows(1, finite, value_stride, count, a.value_width, scores, factor, out, found_size(a))
+            row += 1
+    if finite != value:
+        put_back_rows(a, reader, value, start, count, found)
+
+cdef void finish_row(const Attention* a, Py_ssize_t b, Py_ssize_t head, Py_ssize_t query,
+                     const Found* found) noexcept nogil:
+    """What has been found in all keys becomes a row of the results."""
+    cdef vreal inverse, lse, entropy
+    cdef Py_ssize_t i, at = (b * a.heads + head) * a.length + query
+    cdef const real* x = &found.moment + 1
+    cdef elem* out = <elem*>row_of(a.out, a.out_stride, b, head, query)
+    inverse = conclude_rows(a, fill(found.top), fill(found.total), fill(found.moment), &lse, &entropy)
+    if a.lse != NULL:
+        a.lse[at] = first(lse)
+    if a.entropy != NULL:
+        a.entropy[at] = first(entropy)
+    for i in range(steps(a.value_width, LANES)):
+        store_elem(out + register_at(i, a.value_width), load(x + i * LANES) * inverse)
+
+cdef void read_part(const Attention* a, Py_ssize_t pair, Py_ssize_t part, Reader* reader, real* found) noexcept nogil:
+    """One task: the queries of a batch and key head with one part of the keys; found: (parts, rows + 1, found_size)."""
+    cdef fp_state state = fp_enter()
+    cdef Py_ssize_t b = pair // a.key_heads, key_head = pair % a.key_heads, rows = a.length * a.shared, row
+    cdef Py_ssize_t size = part_size(a.keys), start = part * size, stop, begin = a.keys, end = 0
+    cdef Found* one
+    read_queries(a, b, key_head, reader)
+    found += part * (rows + 1) * found_size(a)
+    memset(found, 0, (rows + 1) * found_size(a) * sizeof(real))
+    for row in range(rows):
+        one = found_of(a, found, row)
+        one.top = -INFINITY
+        if part == 0 and a.sinks != NULL:
+            one.top = <real>(a.sinks[reader.head[row]] * LOG2E)
+            one.total = 0 if one.top == -INFINITY else 1
+        if reader.end[row] > reader.begin[row]:
+            begin = min(begin, reader.begin[row])
+        end = max(end, reader.end[row])
+    end = min(end, start + size)
+    start = max(start, begin // KEYS * KEYS)
+    while start < end:
+        stop = min(start + KEYS, end)
+        read_block(a, b, key_head, start, stop, reader, found)
+        start = stop
+    if size >= a.keys:
+        for row in range(rows):
+            finish_row(a, b, reader.head[row], reader.query[row], found_of(a, found, row))
+    fp_leave(state)
+
+cdef void merge_parts(const Attention* a, Py_ssize_t pair, Py_ssize_t parts, real* found) noexcept nogil:
+    """What a row has found in each part, brought to one top, and added up in the first part's place."""
+    cdef fp_state state = fp_enter()
+    cdef Py_ssize_t b = pair // a.key_heads, key_head = pair % a.key_heads, rows = a.length * a.shared, row, part, i
+    cdef Found* whole
+    cdef Found* one
+    cdef real* to
+    cdef const real* x
+    cdef real top
+    cdef vreal shift, fall, own_fall, factor, own_factor
+    for row in range(rows):
+        whole = found_of(a, found, row)
+        to = out_of(a, found, row)
+        for part in range(1, parts):
+            one = found_of(a, found, part * (rows + 1) + row)
+            x = out_of(a, found, part * (rows + 1) + row)
+            top = max(whole.top, one.top)
+            shift = fill(0 if top == -INFINITY else top)
+            fall = vmax(fill(LEAST), fill(whole.top) - shift)
+            own_fall = vmax(fill(LEAST), fill(one.top) - shift)
+            factor, own_factor = exp2_(fall), exp2_(own_fall)
+            whole.moment = (first(factor) * (whole.moment + whole.total * first(fall))
+                            + first(own_factor) * (one.moment + one.total * first(own_fall)))
+            whole.total = whole.total * first(factor) + one.total * first(own_factor)
+            whole.top = top
+            for i in range(steps(a.value_width, LANES)):
+                store(to + i * LANES, fma_(load(to + i * LANES), factor, load(x + i * LANES) * own_factor))
+        finish_row(a, b, key_head * a.shared + row % a.shared, row // a.shared, whole)
+    fp_leave(state)
+
+# --- the call
+
+cdef class Readers:
+    """The buffers of `threads` threads, and what is found for `pairs` batches and key heads; freed with it."""
+    cdef char* block
+    cdef Py_ssize_t reader_bytes, pair_reals, threads
+
+    def __cinit__(self, int threads, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t value_width, Py_ssize_t pairs,
+                  Py_ssize_t pair_reals):
+        cdef Py_ssize_t query_bytes = lines((rows + 1) * padded(width) * sizeof(real))
+        cdef Py_ssize_t t
+        cdef Reader* reader
+        cdef char* at
+        self.reader_bytes = lines(sizeof(Reader)) + query_bytes + lines(KEYS * value_width * sizeof(elem))
+        self.threads, self.pair_reals = threads, pair_reals
+        self.block = <char*>allocate(threads * self.reader_bytes + pairs * pair_reals * <Py_ssize_t>sizeof(real))
+        for t in range(threads):
+            reader = self.reader(t)
+            at = <char*>reader + lines(sizeof(Reader))
+            reader.query_rows = <real*>at
+            reader.clean = <elem*>(at + query_bytes)
+
+    cdef inline Reader* reader(self, Py_ssize_t t) noexcept nogil:
+        return <Reader*>(self.block + t * self.reader_bytes)
+
+    cdef inline real* found(self, Py_ssize_t pair) noexcept nogil:
+        return <real*>(self.block + self.threads * self.reader_bytes) + pair * self.pair_reals
+
+    def __dealloc__(self):
+        free(self.block)
+
+cdef inline bint is_decoding(const Attention* a) noexcept nogil:
+    """Whether rows are too few to fill the lanes, or better spend their time on sharing long keys between threads."""
+    cdef Py_ssize_t rows = a.length * a.shared
+    return (a.width >= LANES and a.value_width >= LANES
+            and (rows <= min(LANES, FEW_ROWS) or rows <= FEW_ROWS and a.keys >= LONG_CACHE))
+
+cdef int decode(const Attention* a, int threads) except -1:
+    cdef Py_ssize_t rows = a.length * a.shared, parts = steps(a.keys, part_size(a.keys)), pairs = a.batch * a.key_heads
+    cdef Py_ssize_t turn, start, count, t
+    # pairs that are worked on at a time: some for each thread, and not too long without a look for an interrupt
+    cdef Py_ssize_t at_once = max(<Py_ssize_t>1, min(pairs, max(<Py_ssize_t>(16 * threads) // parts, <Py_ssize_t>(
+        1e8 / (<double>a.keys * (a.width + a.value_width))))))
+    cdef Readers readers
+    threads = <int>min(threads, at_once * parts)
+    readers = Readers(threads, rows, a.width, a.value_width, at_once, parts * (rows + 1) * found_size(a))
+    for turn in range(steps(pairs, at_once)):
+        start = turn * at_once
+        count = min(at_once, pairs - start)
+        with nogil:
+            if threads == 1:
+                for t in range(count * parts):
+                    read_part(a, start + t // parts, t % parts, readers.reader(0), readers.found(t // parts))
+                if parts > 1:
+                    for t in range(count):
+                        merge_parts(a, start + t, parts, readers.found(t))
+            else:
+                for t in prange(count * parts, num_threads=threads, schedule="dynamic"):
+                    read_part(a, start + t // parts, t % parts, readers.reader(threadid()), readers.found(t // parts))
+                if parts > 1:
+                    for t in prange(count, num_threads=threads, schedule="static"):
+                        merge_parts(a, start + t, parts, readers.found(t))
+        PyErr_CheckSignals()
+    return 0
