@@ -188,7 +188,7 @@ def plain_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=
             out[b, h] = np.where(seen[:, None], weights @ value[b, head] / total[:, None], 0)
             average = (weights @ abs(value[b, head]) / total[:, None]).max(1, initial=0)
             rows[:, b, h] = (lse, np.where(seen, surprise / total, 0), np.where(seen, average, 0),
-                             np.where(weights > 0, sizes, 0).max(1, initial=0))
+                             np.where(weights > 0, sizes, 0).max(1, initial=abs(sink) if np.isfinite(sink) else 0))
     return out, rows[0], rows[1], np.moveaxis(rows[2:], 0, -1)
 
 
