@@ -18,8 +18,8 @@ cdef struct Group:                          # up to COLUMNS registers of queries
     Py_ssize_t some_begin, some_end         # keys outside are hidden from all
     Py_ssize_t all_begin, all_end           # keys inside are hidden from none, but for terms
     vreal[COLUMNS] top                      # the largest score
-    vreal[COLUMNS] total                    # of the weights, 2**(score - top)
-    vreal[COLUMNS] moment                   # of weight * (score - top)
+    vreal[COLUMNS] total                    # of the weights
+    vreal[COLUMNS] moment                   # of weight * log2(weight)
     vreal[COLUMNS] slope
     vreal[COLUMNS] factor                   # what `out` is to be multiplied by, since top has risen
     real* query_t                           # (E, columns * LANES), scaled
@@ -93,7 +93,7 @@ cdef void load_queries(const Attention* a, Py_ssize_t b, Group* g) noexcept nogi
     cdef int c, columns = g.columns
     for lane in range(columns * LANES):
         row[lane] = <Line>row_of(a.query, a.query_stride, b, g.head[lane], g.query[lane])
-        scale[lane] = <real>(a.scale[g.head[lane]] * LOG2E)
+        scale[lane] = <real>(a.scale[g.head[lane]] * (LOG2E if a.binary else 1))
     if a.width < LANES:
         for e in range(a.width):
             for lane in range(columns * LANES):
@@ -108,8 +108,8 @@ cdef void start_rows(const Attention* a, Py_ssize_t b, Group* g) noexcept nogil:
     cdef Py_ssize_t lane
     cdef int c
     for lane in range(g.columns * LANES):
-        sink[lane] = -INFINITY if a.sinks == NULL else <real>(a.sinks[g.head[lane]] * LOG2E)
-        slope[lane] = 0 if a.slopes == NULL else <real>(a.slopes[b * a.heads + g.head[lane]] * LOG2E)
+        sink[lane] = -INFINITY if a.sinks == NULL else <real>a.sinks[g.head[lane]]
+        slope[lane] = 0 if a.slopes == NULL else <real>a.slopes[b * a.heads + g.head[lane]]
     for c in range(g.columns):
         g.top[c] = load(sink + c * LANES)
         g.total[c] = choose(equal(g.top[c], fill(-INFINITY)), fill(0), fill(1))
@@ -213,7 +213,7 @@ cdef void add_slopes(const Attention* a, Py_ssize_t b, const Group* g, Py_ssize_
     for j in range(count):
         for c in range(columns):
             score = scores + (j * columns + c) * LANES
-            store(score, load(score) - g.slope[c] * vabs(load(position + c * LANES) - fill(<real>j)))
+            store(score, fma_(-g.slope[c], vabs(load(position + c * LANES) - fill(<real>j)), load(score)))
 
 cdef void hide_keys(const Group* g, Py_ssize_t key, Py_ssize_t count, real* scores) noexcept nogil:
     """Scores of keys that causal, window or lengths hide become -inf."""
@@ -233,8 +233,9 @@ cdef void hide_keys(const Group* g, Py_ssize_t key, Py_ssize_t count, real* scor
             visible = both(less(load(before + c * LANES), number), less(number, load(end + c * LANES)))
             store(score, choose(visible, load(score), fill(-INFINITY)))
 
-cdef inline void weigh_scores(int columns, Py_ssize_t count, bint moments, real* scores, Group* g) noexcept nogil:
-    """Scores become weights 2**(score - top), and what was found before is brought to the new top."""
+cdef inline void weigh_scores(int columns, Py_ssize_t count, bint binary, bint moments, real* scores,
+                              Group* g) noexcept nogil:
+    """Scores become weights, and what was found before is brought to the new top."""
     cdef vreal[COLUMNS] top, shift, total, moment
     cdef vreal fall, y, weight
     cdef real* score
@@ -251,14 +252,14 @@ cdef inline void weigh_scores(int columns, Py_ssize_t count, bint moments, real*
     for j in range(count):
         for c in range(columns):
             score = scores + (j * columns + c) * LANES
-            y = load(score) - shift[c]
+            y = binary_fall(binary, load(score), shift[c])
             weight = exp2_(y)
             store(score, weight)
             total[c] = total[c] + weight
             if moments:
                 moment[c] = fma_(weight, vmax(fill(LEAST), y), moment[c])
     for c in range(columns):
-        fall = vmax(fill(LEAST), g.top[c] - shift[c])
+        fall = vmax(fill(LEAST), binary_fall(binary, g.top[c], shift[c]))
         g.factor[c] = exp2_(fall)
         g.moment[c] = fma_(g.factor[c], fma_(g.total[c], fall, g.moment[c]), moment[c])
         g.total[c] = fma_(g.total[c], g.factor[c], total[c])
@@ -313,17 +314,21 @@ cdef inline void meet(int rows, int columns, const Attention* a, Py_ssize_t b, P
             return
     find_scores(rows, columns, key_block + skipped * key_stride, key_stride, count, a.width, g.query_t, desk.scores)
     if a.softcap != 0:
-        cap_scores(<real>(a.softcap * LOG2E), count * columns, desk.scores)
+        cap_scores(a.softcap, count * columns, desk.scores)
     if what & 2:
         add_terms(columns, count, desk.added, desk.scores)
     if a.slopes != NULL:
         add_slopes(a, b, g, first_key, count, desk.scores)
     if partial:
         hide_keys(g, first_key, count, desk.scores)
-    if a.entropy != NULL:
-        weigh_scores(columns, count, True, desk.scores, g)
+    if a.binary and a.entropy == NULL:
+        weigh_scores(columns, count, True, False, desk.scores, g)
+    elif a.binary:
+        weigh_scores(columns, count, True, True, desk.scores, g)
+    elif a.entropy == NULL:
+        weigh_scores(columns, count, False, False, desk.scores, g)
     else:
-        weigh_scores(columns, count, False, desk.scores, g)
+        weigh_scores(columns, count, False, True, desk.scores, g)
     value = row_of(a.value, a.value_stride, b, key_head, start)
     if (partial or what & 4) and not desk.value_known:
         desk.value_known = True

@@ -49,6 +49,7 @@ def attention(const elem[:, :, :, :] query, const elem[:, :, :, :] key, const el
     a.sinks = NULL if sinks is None else &sinks[0]
     a.lse = NULL if lse is None else &lse[0, 0, 0]
     a.entropy = NULL if entropy is None else &entropy[0, 0, 0]
+    a.binary = not is_decoding(&a) and a.terms == 0 and a.softcap == 0 and a.slopes == NULL and a.sinks == NULL
     if is_decoding(&a):
         decode(&a, threads)
     else:

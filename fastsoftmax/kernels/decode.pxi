@@ -59,7 +59,7 @@ cdef void read_queries(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Re
         reader.head[row] = key_head * a.shared + row % a.shared
         visible_keys(a, b, reader.query[row], &reader.begin[row], &reader.end[row])
         query = row_of(a.query, a.query_stride, b, reader.head[row], reader.query[row])
-        scale = fill(<real>(a.scale[reader.head[row]] * LOG2E))
+        scale = fill(<real>a.scale[reader.head[row]])
         to = reader.query_rows + row * padded(a.width)
         for i in range(registers):
             x = load_elem(query + register_at(i, a.width)) * scale
@@ -119,20 +119,20 @@ cdef inline void adjust_scores(const Attention* a, Py_ssize_t b, Py_ssize_t head
     cdef real[LANES] number
     cdef vreal term, slope, distance
     if a.softcap != 0:
-        cap_scores(<real>(a.softcap * LOG2E), registers, scores)
+        cap_scores(a.softcap, registers, scores)
     if what & 2:
         for i in range(registers):
             add_term(load(added + i * LANES), scores + i * LANES)
     if a.slopes != NULL:
-        slope = fill(<real>(a.slopes[b * a.heads + head] * LOG2E))
+        slope = fill(<real>-a.slopes[b * a.heads + head])
         for i in range(LANES):
             number[i] = <real>i
         for i in range(registers):
             distance = fill(<real>(query + a.offset[b] - key - i * LANES)) - load(number)
-            store(scores + i * LANES, load(scores + i * LANES) - slope * vabs(distance))
+            store(scores + i * LANES, fma_(slope, vabs(distance), load(scores + i * LANES)))
 
 cdef inline void weigh_row(Py_ssize_t count, bint moments, real* scores, Found* found, real* factor) noexcept nogil:
-    """Scores become weights 2**(score - top); `factor` brings what was found before to the new top."""
+    """Scores become weights; `factor` brings what was found before to the new top."""
     cdef Py_ssize_t i, registers = steps(count, LANES)
     cdef vreal top = fill(found.top), shift, y, weight, fall, total = fill(0), moment = fill(0)
     for i in range(count, registers * LANES):
@@ -142,13 +142,13 @@ cdef inline void weigh_row(Py_ssize_t count, bint moments, real* scores, Found* 
     top = fill(hmax(top))
     shift = choose(less(fill(-INFINITY), top), top, fill(0))
     for i in range(registers):
-        y = load(scores + i * LANES) - shift
+        y = binary_fall(False, load(scores + i * LANES), shift)
         weight = exp2_(y)
         store(scores + i * LANES, weight)
         total = total + weight
         if moments:
             moment = fma_(weight, vmax(fill(LEAST), y), moment)
-    fall = vmax(fill(LEAST), fill(found.top) - shift)
+    fall = vmax(fill(LEAST), binary_fall(False, fill(found.top), shift))
     factor[0] = first(exp2_(fall))
     found.moment = factor[0] * (found.moment + found.total * first(fall)) + first(hsum(moment))
     found.total = found.total * factor[0] + first(hsum(total))
@@ -308,7 +308,7 @@ cdef void read_part(const Attention* a, Py_ssize_t pair, Py_ssize_t part, Reader
         one = found_of(a, found, row)
         one.top = -INFINITY
         if part == 0 and a.sinks != NULL:
-            one.top = <real>(a.sinks[reader.head[row]] * LOG2E)
+            one.top = <real>a.sinks[reader.head[row]]
             one.total = 0 if one.top == -INFINITY else 1
         if reader.end[row] > reader.begin[row]:
             begin = min(begin, reader.begin[row])
@@ -342,8 +342,8 @@ cdef void merge_parts(const Attention* a, Py_ssize_t pair, Py_ssize_t parts, rea
             x = out_of(a, found, part * (rows + 1) + row)
             top = max(whole.top, one.top)
             shift = fill(0 if top == -INFINITY else top)
-            fall = vmax(fill(LEAST), fill(whole.top) - shift)
-            own_fall = vmax(fill(LEAST), fill(one.top) - shift)
+            fall = vmax(fill(LEAST), binary_fall(False, fill(whole.top), shift))
+            own_fall = vmax(fill(LEAST), binary_fall(False, fill(one.top), shift))
             factor, own_factor = exp2_(fall), exp2_(own_fall)
             whole.moment = (first(factor) * (whole.moment + whole.total * first(fall))
                             + first(own_factor) * (one.moment + one.total * first(own_fall)))

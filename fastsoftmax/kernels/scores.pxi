@@ -7,7 +7,8 @@
 # head are one matrix of rows, which share each pass over keys and values: row r is query r // shared of the head
 # number r % shared among them.
 #
-# Scores are kept times log2(e), which enters with the scale, so that a weight is a power of two: 2**(score - top).
+# Weights are powers of two, 2**(log2(e) * (score - top)). Where nothing but a scale comes to the products, log2(e) enters
+# with it (`binary`); else that would be one more rounding of what may be large.
 #
 # A row's result depends on its own elements and on KEYS alone: not on the rows beside it, nor on threads. A key that is
 # hidden from it adds exact zeros wherever it is not skipped.
@@ -38,6 +39,7 @@ cdef struct Attention:
     Term[MAX_TERMS] term
     Py_ssize_t left, right                  # -1: no limit
     real softcap                            # 0: none
+    bint binary                             # scores are in units of ln 2, not in nats
     const double* scale                     # a head
     const long long* offset                 # a batch
     const long long* lengths                # a batch, or NULL
@@ -125,10 +127,13 @@ cdef void cap_scores(real softcap, Py_ssize_t registers, real* scores) noexcept 
     for r in range(registers):
         store(scores + r * LANES, cap * tanh_(load(scores + r * LANES) / cap))
 
+cdef inline vreal binary_fall(bint binary, vreal score, vreal top) noexcept nogil:
+    """log2 of a weight."""
+    return score - top if binary else (score - top) * fill(<real>LOG2E)
+
 cdef inline void add_term(vreal term, real* score) noexcept nogil:
-    """term, in nats; -inf hides, but the lowest number does not."""
-    cdef vreal sum_ = load(score) + vmax(fill(-REAL_MAX), term * fill(<real>LOG2E))
-    store(score, choose(equal(term, fill(-INFINITY)), term, sum_))
+    """-inf hides, whatever the score."""
+    store(score, choose(equal(term, fill(-INFINITY)), term, load(score) + term))
 
 # --- values that are NaN or infinite: a weight of zero does not make them zero, so a hidden one must not be met
 
@@ -161,14 +166,16 @@ cdef void leave_out(const elem* value, Py_ssize_t stride, Py_ssize_t count, Py_s
 cdef inline vreal conclude_rows(const Attention* a, vreal top, vreal total, vreal moment, vreal* lse,
                                 vreal* entropy) noexcept nogil:
     """1 / total, lse = top + log(total) and entropy = log(total) - moment / total, in nats, where they are asked for."""
-    cdef vreal hi, lo, base = top * fill(LN2)
+    cdef vreal hi, lo = fill(0), base = top
     cdef vwide logarithm
     cdef vmask nothing = equal(total, fill(0))
     cdef vreal inverse = choose(nothing, fill(0), fill(1) / total)
     lse[0] = entropy[0] = fill(0)
     if a.lse != NULL or a.entropy != NULL:
         logarithm = wide_log1p(wide_of(total, fill(-1)))
-        lo = product_error(top, fill(LN2), base) + top * fill(LN2_REST)
+        if a.binary:
+            base = top * fill(LN2)
+            lo = product_error(top, fill(LN2), base) + top * fill(LN2_REST)
         wide_split_sum(base, lo, logarithm, &hi, &lo)
         lse[0] = choose(nothing, fill(-INFINITY), hi)
         wide_split(logarithm, &hi, &lo)
