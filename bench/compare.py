@@ -372,7 +372,7 @@ def plot(rows, file, isa):
         draw(panel, [row for row in rows if row.threads == threads], names)
         panel.set_title(f"{family}, {threads} thread{'s' * (threads > 1)}")
     panels[0][0].invert_yaxis()
-    page.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
+    page.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(names)))
     page.suptitle(f"{cpu()}, {isa}", fontsize="small")
     page.savefig(file, dpi=110)
 
