@@ -311,7 +311,7 @@ HIDING = {  # each hides the keys from n on, of s, from a single query, or from 
 # What is so for many queries must be for few: these sizes go all ways through the kernels.
 FEW_AND_MANY = {"many queries": (2, 4, 2, 70, 90, 5, 6), "one query": (2, 4, 2, 1, 700, 19, 18),
                 "one query, many keys": (1, 2, 1, 1, 4200, 19, 18)}
-few_and_many = pytest.mark.parametrize("shape", FEW_AND_MANY.values(), ids=FEW_AND_MANY)
+few_and_many = pytest.mark.parametrize("shape", list(FEW_AND_MANY.values()), ids=list(FEW_AND_MANY))
 
 
 @few_and_many

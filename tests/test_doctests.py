@@ -20,10 +20,21 @@ DOCUMENTED = [
 ]
 
 
+def signatures(block):
+    """Its lines as signatures, each joined to the lines that continue it inside brackets."""
+    found = []
+    for line in filter(None, block.splitlines()):
+        if found and found[-1].count("(") > found[-1].count(")"):
+            found[-1] += (" " if not found[-1].endswith("(") else "") + line.strip()
+        else:
+            found.append(line)
+    return found
+
+
 def is_signatures(block):
     """Whether it is a list of signatures, which are no statements: each is one after a def."""
     try:
-        ast.parse("".join(f"def {line}: ...\n" for line in block.splitlines() if line))
+        ast.parse("".join(f"def {line}: ...\n" for line in signatures(block)))
     except SyntaxError:
         return False
     return True
@@ -57,12 +68,11 @@ def test_docstring(module, name):
 
 
 def test_readme_signatures():
-    for line in "".join(filter(is_signatures, python_blocks())).split("\n"):
-        if line:
-            name = line[: line.index("(")]
-            true = inspect.signature(getattr(fastsoftmax, name))
-            bare = [p.replace(annotation=inspect.Parameter.empty) for p in true.parameters.values()]
-            assert line == name + str(inspect.Signature(bare))
+    for line in signatures("\n".join(filter(is_signatures, python_blocks()))):
+        name = line[: line.index("(")]
+        true = inspect.signature(getattr(fastsoftmax, name))
+        bare = [p.replace(annotation=inspect.Parameter.empty) for p in true.parameters.values()]
+        assert line == name + str(inspect.Signature(bare))
 
 
 def test_readme(tmp_path, monkeypatch, capsys):
