@@ -1,7 +1,7 @@
 # Attention of many queries.
 #
-# The queries stand in the lanes. For a group of COLUMNS registers of queries, transposed and scaled once, the scores of a
-# block of keys come out transposed, a line of queries for each key: elements of a key are broadcast straight from
+# The queries stand in the lanes. For a group of COLUMNS registers of queries, transposed and scaled once, the scores of
+# a block of keys come out transposed, a line of queries for each key: elements of a key are broadcast straight from
 # where they lie, so keys and values are neither packed nor copied; maximum and sum run down the lanes, with no step
 # across a register; and the weights already lie as the second product wants them. Blocks that nobody sees are
 # skipped, as in FlashAttention (Dao et al., 2022).
@@ -10,7 +10,7 @@ cdef enum:
     GROUPS = 4              # groups of queries that share a block of keys
     QUERIES = COLUMNS * LANES
 
-cdef struct Group:                          # up to COLUMNS registers of queries, and what has been found for them so far
+cdef struct Group:                          # up to COLUMNS registers of queries, and what they have found so far
     int columns
     Py_ssize_t rows                         # lanes beyond these repeat the last row
     Py_ssize_t[QUERIES] head, query
@@ -497,7 +497,8 @@ cdef int attend_all(const Attention* a, int threads) except -1:
     threads = <int>min(threads, tasks)
     desks = Desks(threads, a.width, a.value_width)
     work = <double>size * a.keys * (a.width + a.value_width)
-    slice_ = max(<Py_ssize_t>(4e9 / work), 2 * threads)     # a tenth of a second or so between looks for an interrupt
+    # between two looks for an interrupt, half a second or less, by any kernel
+    slice_ = max(<Py_ssize_t>(2e9 / work), 2 * threads)
     for turn in range(steps(tasks, slice_)):
         start = turn * slice_
         stop = min(start + slice_, tasks)

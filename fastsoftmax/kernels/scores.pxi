@@ -3,12 +3,12 @@
 #   query (B, Hq, L, E), key (B, Hk, S, E), value (B, Hk, S, Ev) -> out (B, Hq, L, Ev)
 #
 # Both ways are the online softmax of Milakov and Gimelshein (2018) over blocks of keys: no L x S array exists. Many
-# queries stand in the lanes (attend.pxi); for few, the elements of a key do (decode.pxi). The query heads that share a key
-# head are one matrix of rows, which share each pass over keys and values: row r is query r // shared of the head
+# queries stand in the lanes (attend.pxi); for few, the elements of a key do (decode.pxi). The query heads that share a
+# key head are one matrix of rows, which share each pass over keys and values: row r is query r // shared of the head
 # number r % shared among them.
 #
-# Weights are powers of two, 2**(log2(e) * (score - top)). Where nothing but a scale comes to the products, log2(e) enters
-# with it (`binary`); else that would be one more rounding of what may be large.
+# Weights are powers of two, 2**(log2(e) * (score - top)). Where nothing but a scale comes to the products, log2(e)
+# enters with it (`binary`); else that would be one more rounding of what may be large.
 #
 # A row's result depends on its own elements and on KEYS alone: not on the rows beside it, nor on threads. A key that is
 # hidden from it adds exact zeros wherever it is not skipped.
@@ -165,7 +165,7 @@ cdef void leave_out(const elem* value, Py_ssize_t stride, Py_ssize_t count, Py_s
 
 cdef inline vreal conclude_rows(const Attention* a, vreal top, vreal total, vreal moment, vreal* lse,
                                 vreal* entropy) noexcept nogil:
-    """1 / total, lse = top + log(total) and entropy = log(total) - moment / total, in nats, where they are asked for."""
+    """1 / total; where asked for, lse = top + log(total) and entropy = log(total) - moment / total, in nats."""
     cdef vreal hi, lo = fill(0), base = top
     cdef vwide logarithm
     cdef vmask nothing = equal(total, fill(0))
