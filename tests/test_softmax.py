@@ -921,6 +921,21 @@ def test_causal_rows_are_the_softmax_of_what_they_see(kernel):
         assert_same_bits(causal_softmax(x), y)
 
 
+@pytest.mark.parametrize("shape, offset", [((70, 70), 0), ((67, 90), 21), ((90, 67), -9), ((300, 601), 290)])
+def test_causal_rows_have_the_bits_of_what_they_see(kernel, shape, offset):
+    """One by one, in tiles of any place, and where one of the tile's rows is not finite."""
+    x = sample(kernel.dtype, (3, *shape), 10)
+    x[1, 33, 3], x[1, 35, 0], x[2, 40, :] = NAN, INF, -INF
+    y = causal_softmax(x, offset=offset)
+    for i in [*range(0, shape[0], 7), 33, 34, 35, 40]:
+        seen = min(max(i + offset + 1, 0), shape[1])
+        if seen:
+            for o in range(3):
+                assert_same_bits(y[o, i, :seen], softmax(x[o, i, :seen]))
+        np.testing.assert_array_equal(y[:, i, seen:], 0)
+    assert_same_bits(causal_softmax(x, offset=offset, out=x), y)
+
+
 def test_causal_softmax_of_special_rows(kernel):
     x = np.zeros((3, 3), kernel.dtype)
     x[1, 0], x[2, 2] = NAN, INF

@@ -59,16 +59,29 @@ cdef real largest(const elem* x, Py_ssize_t count) noexcept nogil:
         top[1] = vmax(load_elem(x), top[1])
     return hmax(vmax(vmax(top[0], top[1]), vmax(top[2], top[3])))
 
-cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* x, Py_ssize_t count, Py_ssize_t n,
-                       real* kept, const elem* ahead, Sums* sums) noexcept nogil:
-    """Adds a chunk of a row of n elements to `sums`; keeps the weights if they are the result.
+# What will be wanted soon: the next row's elements, and the memory of the results, which stores alone would bring near
+# too late. NULL: nothing.
+cdef struct Soon:
+    const elem* x
+    const elem* y
 
-    ahead: elements that will be wanted soon, or NULL.
-    """
+cdef inline void prefetch_group(const elem* at) noexcept nogil:
+    cdef int a
+    if at != NULL:
+        for a in range(GROUP * <int>sizeof(elem) // 64):
+            prefetch(<const char*>at + 64 * a)
+
+cdef inline const elem* later(const elem* at, Py_ssize_t count) noexcept nogil:
+    return NULL if at == NULL else at + count
+
+cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* x, Py_ssize_t count, Py_ssize_t n,
+                       real* kept, const Soon* soon, Sums* sums) noexcept nogil:
+    """Adds a chunk of a row of n elements to `sums`; keeps the weights if they are the result."""
     cdef vreal[COLS] total, lost, ties
     cdef vreal[4] e, p, f
     cdef vreal moment
     cdef Shift s = shift[0]
+    cdef real[WIDTH] few_p, few_f
     cdef elem[GROUP] buffer
     cdef const elem* group
     cdef Py_ssize_t g, k
@@ -82,9 +95,9 @@ cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* 
         group = x + k
         if count - k < GROUP:
             group = full_group(group, count - k, buffer)
-        elif ahead != NULL:
-            for a in range(GROUP * <int>sizeof(elem) // 64):
-                prefetch(<const char*>(ahead + k) + 64 * a)
+        else:
+            prefetch_group(later(soon.x, k))
+            prefetch_group(later(soon.y, k))
         for v in range(COLS):
             for a in range(4):
                 e[a] = load_elem(group + (a * COLS + v) * LANES)
@@ -101,44 +114,58 @@ cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* 
                 for a in range(4):
                     moment = fma_(fma_(p[a], f[a], f[a]), score_below_top(&s, e[a], scaled), moment)
                 sums.moments[v] = wide_add(sums.moments[v], wide_of(moment, fill(0)))
-            if n <= GROUP:
+            if n <= WIDTH:
+                store(few_p + v * LANES, p[0])
+                store(few_f + v * LANES, f[0])
+            elif n <= GROUP:
                 sums.weights[v] = sum_of_group(p, f)
             else:
                 add_weights(result, &total[v], &lost[v], p, f)
+    if n <= WIDTH:
+        sums.weights[0] = sum_of_few(result, few_p, few_f, count)
     for v in range(COLS):
         sums.ties[v] = sums.ties[v] + ties[v]
         if not (n <= GROUP):
             sums.weights[v] = wide_add(sums.weights[v], wide_of(total[v] - start_of(result), lost[v]))
 
 cdef void weigh_chunk(int result, bint scaled, const Shift* s, const elem* x, Py_ssize_t count, Py_ssize_t n,
-                      real* kept, const elem* ahead, Sums* sums) noexcept nogil:
+                      real* kept, const Soon* soon, Sums* sums) noexcept nogil:
     # one call for each of the cases, so that the compiler makes each its own loop
     if result == SOFTMAX:
         if scaled:
-            weigh(SOFTMAX, s, True, x, count, n, kept, ahead, sums)
+            weigh(SOFTMAX, s, True, x, count, n, kept, soon, sums)
         else:
-            weigh(SOFTMAX, s, False, x, count, n, kept, ahead, sums)
+            weigh(SOFTMAX, s, False, x, count, n, kept, soon, sums)
     elif result == ENTROPY:
-        weigh(ENTROPY, s, True, x, count, n, kept, ahead, sums)
+        weigh(ENTROPY, s, True, x, count, n, kept, soon, sums)
     elif result == ALL:
         if scaled:
-            weigh(ALL, s, True, x, count, n, kept, ahead, sums)
+            weigh(ALL, s, True, x, count, n, kept, soon, sums)
         else:
-            weigh(ALL, s, False, x, count, n, kept, ahead, sums)
+            weigh(ALL, s, False, x, count, n, kept, soon, sums)
     elif scaled:
-        weigh(LOGSUMEXP, s, True, x, count, n, kept, ahead, sums)
+        weigh(LOGSUMEXP, s, True, x, count, n, kept, soon, sums)
     else:
-        weigh(LOGSUMEXP, s, False, x, count, n, kept, ahead, sums)
+        weigh(LOGSUMEXP, s, False, x, count, n, kept, soon, sums)
+
+# Past the caches go whole cache lines, WIDTH reals each. A line that is written partly this way and partly through the
+# caches takes as long as ten.
+
+cdef inline Py_ssize_t to_line(const elem* y) noexcept nogil:
+    """How many elements stand before the next cache line, where elements are reals."""
+    return (-(<Py_ssize_t>(<size_t>y // sizeof(real)))) & (WIDTH - 1)
 
 cdef void clear_elements(elem* y, Py_ssize_t stride, Py_ssize_t count, bint streamed) noexcept nogil:
     """Zeros, whose bits are zero in every element type."""
     cdef Py_ssize_t k
-    if streamed and stride == 1 and count >= 2 * LANES:
-        k = (-(<Py_ssize_t>(<size_t>y // sizeof(real)))) & (LANES - 1)
+    cdef int v
+    if streamed and stride == 1 and count >= 2 * WIDTH:
+        k = to_line(y)
         memset(y, 0, k * sizeof(elem))
-        while k + LANES <= count:
-            stream(<real*>y + k, fill(0))
-            k += LANES
+        while k + WIDTH <= count:
+            for v in range(COLS):
+                stream(<real*>y + k + v * LANES, fill(0))
+            k += WIDTH
         memset(y + k, 0, (count - k) * sizeof(elem))
     elif stride == 1:
         memset(y, 0, count * sizeof(elem))
@@ -159,37 +186,45 @@ cdef inline vreal source(int result, const real* kept, const elem* x, Py_ssize_t
         return load(kept + k)
     return load_elem(x + k)
 
+cdef inline void finish_few(int result, const Shift* s, const Outcome* outcome, bint scaled, const real* kept,
+                            const elem* x, elem* y, Py_ssize_t stride, Py_ssize_t k, Py_ssize_t end) noexcept nogil:
+    """Elements k to end of a chunk, through a buffer."""
+    cdef elem[GROUP] buffer
+    cdef Py_ssize_t m
+    while k < end:
+        m = min(end - k, <Py_ssize_t>LANES)
+        if result != SOFTMAX:
+            memcpy(buffer, x + k, m * sizeof(elem))
+        store_elem(buffer, result_of(result, s, outcome, scaled, source(result, kept + k, buffer, 0)))
+        put(y + k * stride, stride, buffer, m)
+        k += m
+
 cdef inline void finish(int result, const Shift* shift, const Outcome* outcome_, bint scaled, const real* kept,
                         const elem* x, elem* y, Py_ssize_t stride, Py_ssize_t count, bint streamed) noexcept nogil:
     """The results of a chunk, from its weights `kept`, or from its elements x. y may be x, unless streamed."""
     cdef Shift s = shift[0]
     cdef Outcome outcome = outcome_[0]
-    cdef elem[GROUP] buffer
-    cdef Py_ssize_t k = 0, m
+    cdef Py_ssize_t k = 0
     cdef int a
-    if streamed and stride == 1 and count >= 2 * LANES:
-        # the results before the first address that can be streamed to are part of one more register
-        store_elem(y, result_of(result, &s, &outcome, scaled, source(result, kept, x, 0)))
-        k = (-(<Py_ssize_t>(<size_t>y // sizeof(real)))) & (LANES - 1)
-        while k + LANES <= count:
-            stream(<real*>y + k, result_of(result, &s, &outcome, scaled, source(result, kept, x, k)))
-            k += LANES
+    if streamed and stride == 1 and count >= 2 * WIDTH:
+        k = to_line(y)
+        finish_few(result, &s, &outcome, scaled, kept, x, y, 1, 0, k)
+        while k + WIDTH <= count:
+            for a in range(COLS):
+                stream(<real*>y + k + a * LANES,
+                       result_of(result, &s, &outcome, scaled, source(result, kept, x, k + a * LANES)))
+            k += WIDTH
     elif stride == 1:
         while k + 4 * LANES <= count:
             for a in range(4):
                 store_elem(y + k + a * LANES, result_of(
                     result, &s, &outcome, scaled, source(result, kept, x, k + a * LANES)))
             k += 4 * LANES
+    if stride == 1:
         while k + LANES <= count:
             store_elem(y + k, result_of(result, &s, &outcome, scaled, source(result, kept, x, k)))
             k += LANES
-    while k < count:
-        m = min(count - k, <Py_ssize_t>LANES)
-        if result != SOFTMAX:
-            memcpy(buffer, x + k, m * sizeof(elem))
-        store_elem(buffer, result_of(result, &s, &outcome, scaled, source(result, kept + k, buffer, 0)))
-        put(y + k * stride, stride, buffer, m)
-        k += m
+    finish_few(result, &s, &outcome, scaled, kept, x, y, stride, k, count)
 
 cdef void finish_chunk(int result, bint scaled, const Shift* s, const Outcome* outcome, const real* kept,
                        const elem* x, elem* y, Py_ssize_t stride, Py_ssize_t count, bint streamed) noexcept nogil:
@@ -218,10 +253,10 @@ cdef inline real top_of_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_s
     return largest(fetch(rows, o, i, start, count, work.elements), count)
 
 cdef inline void sum_chunk(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start,
-                           Py_ssize_t count, const Shift* s, real* kept, const elem* ahead, const Work* work,
+                           Py_ssize_t count, const Shift* s, real* kept, const Soon* soon, const Work* work,
                            Sums* sums) noexcept nogil:
     weigh_chunk(sum_of, rows.scaled, s, fetch(rows, o, i, start, count, work.elements), count,
-                row_length(rows, i), kept, ahead, sums)
+                row_length(rows, i), kept, soon, sums)
 
 cdef inline void write_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start, Py_ssize_t count,
                              const Shift* s, const Outcome* outcome, real* kept, bint keep,
@@ -229,11 +264,13 @@ cdef inline void write_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ss
     cdef const elem* x = NULL
     cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner + start * rows.y_n
     cdef Sums unused
+    cdef Soon nothing
     if rows.result != SOFTMAX or not keep:
         x = fetch(rows, o, i, start, count, work.elements)
     if rows.result == SOFTMAX and not keep:
+        nothing.x = nothing.y = NULL
         clear(&unused)
-        weigh_chunk(SOFTMAX, rows.scaled, s, x, count, rows.n, kept, NULL, &unused)
+        weigh_chunk(SOFTMAX, rows.scaled, s, x, count, rows.n, kept, &nothing, &unused)
     finish_chunk(rows.result, rows.scaled, s, outcome, kept, x, y, rows.y_n, count, rows.streamed)
 
 cdef inline int first_sum(const Rows* rows) noexcept nogil:
@@ -243,9 +280,10 @@ cdef inline int first_sum(const Rows* rows) noexcept nogil:
         return rows.result
     return ALL if rows.n >= LONG else LOGSUMEXP
 
-cdef bint conclude(int sum_of, const Rows* rows, const Shift* s, Sums* sums, Outcome* outcome) noexcept nogil:
+cdef bint conclude(int sum_of, const Rows* rows, Py_ssize_t n, const Shift* s, Sums* sums,
+                   Outcome* outcome) noexcept nogil:
     """The outcome, and whether it is exact enough; if not, the others than the largest are to be summed."""
-    cdef vwide weights = wide_total(sums.weights)
+    cdef vwide weights = sums.weights[0] if n <= WIDTH else wide_total(sums.weights)
     cdef vreal ties = sums.ties[0]
     cdef int v
     if sum_of == SOFTMAX:
@@ -317,15 +355,28 @@ cdef real top_of_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Work* w
     return top
 
 cdef void sum_row(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t n, const Shift* s,
-                  const elem* ahead, const Work* work, Sums* sums) noexcept nogil:
+                  const Soon* soon, const Work* work, Sums* sums) noexcept nogil:
     cdef Py_ssize_t chunk, start
     cdef real* kept
+    cdef Soon soon_
     clear(sums)
     for chunk in range(steps(n, CHUNK)):
         start = chunk * CHUNK
         kept = work.kept + start if n <= KEEP else work.kept
-        sum_chunk(sum_of, rows, o, i, start, min(n - start, CHUNK), s, kept,
-                  NULL if ahead == NULL else ahead + start, work, sums)
+        soon_.x, soon_.y = later(soon.x, start), later(soon.y, start)
+        sum_chunk(sum_of, rows, o, i, start, min(n - start, CHUNK), s, kept, &soon_, work, sums)
+
+cdef inline Soon wanted_soon(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t next_o,
+                             Py_ssize_t next_i) noexcept nogil:
+    """While row i is summed. Rows longer than a chunk would be out of the L1 cache again before they are wanted."""
+    cdef Soon soon
+    soon.x = soon.y = NULL
+    if rows.x_n == 1 and (rows.streamed or rows.n <= CHUNK):
+        soon.x = rows.x + next_o * rows.x_outer + next_i * rows.x_inner
+    if rows.y_n == 1 and not rows.streamed and rows.n <= CHUNK and (
+            rows.result == SOFTMAX or rows.result == LOG_SOFTMAX):
+        soon.y = rows.y + o * rows.y_outer + i * rows.y_inner
+    return soon
 
 cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_row, const Work* work) noexcept nogil:
     """Row r, whose largest element is `top`. Returns that of next_row: finding it here, before the results of row r
@@ -333,7 +384,7 @@ cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_ro
     cdef Py_ssize_t o = r // rows.inner, i = r % rows.inner
     cdef Py_ssize_t n = row_length(rows, i), chunk, start
     cdef int sum_of
-    cdef const elem* ahead = NULL
+    cdef Soon soon
     cdef bint keep = n <= KEEP
     cdef real next_top = -INFINITY
     cdef real* kept
@@ -344,14 +395,13 @@ cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_ro
         clear_elements(rows.y + o * rows.y_outer + i * rows.y_inner + n * rows.y_n, rows.y_n, rows.n - n,
                        rows.streamed)
     if n > 0:
-        if rows.streamed and rows.x_n == 1 and next_row != r:
-            ahead = rows.x + next_row // rows.inner * rows.x_outer + next_row % rows.inner * rows.x_inner
+        soon = wanted_soon(rows, o, i, next_row // rows.inner, next_row % rows.inner)
         s = shift_of(rows, o, i, top)
         sum_of = first_sum(rows)
-        sum_row(sum_of, rows, o, i, n, &s, ahead, work, &sums)
-        if not conclude(sum_of, rows, &s, &sums, &outcome):
-            sum_row(LOGSUMEXP, rows, o, i, n, &s, NULL, work, &sums)
-            conclude(LOGSUMEXP, rows, &s, &sums, &outcome)
+        sum_row(sum_of, rows, o, i, n, &s, &soon, work, &sums)
+        if not conclude(sum_of, rows, n, &s, &sums, &outcome):
+            sum_row(LOGSUMEXP, rows, o, i, n, &s, &soon, work, &sums)
+            conclude(LOGSUMEXP, rows, n, &s, &sums, &outcome)
     if next_row != r:
         next_top = top_of_row(rows, next_row // rows.inner, next_row % rows.inner, work)
     if n == 0 or write_if_scalar(rows, o, i, top, &outcome):
@@ -361,3 +411,9 @@ cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_ro
         kept = work.kept + start if keep else work.kept
         write_chunk(rows, o, i, start, min(n - start, CHUNK), &s, &outcome, kept, keep, work)
     return next_top
+
+cdef void rows_along(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row, const Work* work) noexcept nogil:
+    cdef Py_ssize_t r
+    cdef real top = top_of_row(rows, first_row // rows.inner, first_row % rows.inner, work)
+    for r in range(first_row, last_row + 1):
+        top = row_along(rows, r, top, min(r + 1, last_row), work)

@@ -16,6 +16,7 @@ cdef enum:
     CHUNK = 4096            # elements: what is summed up before digits are moved to wide sums; in the L1 cache
     BLOCK = GROUP           # elements of each row of a tile
     NARROW = 3 * GROUP      # elements: contiguous rows up to this go across, if there are enough of them
+    CAUSAL_ACROSS = 4 * GROUP   # elements: contiguous causal rows up to this go across
     KEEP = 1 << 20          # reals: up to this, a row's weights are kept; beyond, computed twice
     # results of a row
     SOFTMAX = 0
@@ -141,6 +142,20 @@ cdef inline vwide sum_of_group(const vreal* p, const vreal* f) noexcept nogil:
     """The sum of a row that is one group."""
     cdef vreal pf = fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0])))
     return wide_add(wide_add(wide_of(f[0], f[1]), wide_of(f[2], f[3])), wide_of(pf, fill(0)))
+
+cdef inline vwide sum_of_few(int result, const real* p, const real* f, Py_ssize_t n) noexcept nogil:
+    """The sum of a row of at most WIDTH elements, in every lane: that of narrow_sums. Up to the next multiple of four,
+    elements that weigh nothing follow."""
+    cdef vreal total = start_of(result), lost = fill(0)
+    cdef vreal[4] p_, f_
+    cdef Py_ssize_t turn
+    cdef int k
+    for turn in range(steps(n, 4)):
+        for k in range(4):
+            p_[k] = fill(p[4 * turn + k])
+            f_[k] = fill(f[4 * turn + k])
+        add_weights(result, &total, &lost, p_, f_)
+    return wide_of(total - start_of(result), lost)
 
 cdef inline vreal score_below_top(const Shift* s, vreal x, bint scaled) noexcept nogil:
     cdef vreal score, score_lo, top, top_lo
