@@ -224,13 +224,6 @@ cdef void prefetch_block(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_
 # Weights and sums. A full block goes at once, four elements of a partial sum together; the last block of a row, which
 # may be nearly empty, in two steps.
 
-cdef inline void weigh_others(int result, const Shift* s, const vreal* x, vreal* f, vreal* ties) noexcept nogil:
-    """Leaves the largest elements and those without weight out of the sum."""
-    cdef int a
-    for a in range(4):
-        f[a] = keep_where(is_other(s, x[a]), f[a])
-        ties[0] = ties[0] + keep_where(equal(x[a], s.top), fill(1))
-
 cdef inline void full_block(int result, bint scaled, const Shift* shift, real* x, Across* tile,
                             vreal* ties) noexcept nogil:
     cdef Shift[COLS] s
@@ -249,8 +242,9 @@ cdef inline void full_block(int result, bint scaled, const Shift* shift, real* x
             if result == SOFTMAX:
                 for a in range(4):
                     store(x + at + a * WIDTH * WIDTH, fma_(p[a], f[a], f[a]))
-            elif result != ALL:
-                weigh_others(result, &s[c], e, f, &ties[c])
+            else:
+                for a in range(4):
+                    leave_out(result, &s[c], e[a], &f[a], &ties[c])
             if result == ENTROPY:
                 moment = fill(0)
                 for a in range(4):
@@ -271,7 +265,9 @@ cdef inline void weigh_block(int result, bint scaled, const Shift* shift, Py_ssi
     cdef int a, c
     for c in range(COLS):
         s[c] = shift[c]
-    for step in range(steps(count * WIDTH, 4 * LANES)):     # there is room for whole steps
+    for k in range(count * COLS, steps(count * COLS, 4) * 4):   # there is room for whole steps
+        store(x + k * LANES, fill(-INFINITY))
+    for step in range(steps(count * COLS, 4)):
         k = step * (4 * LANES)
         for a in range(4):
             e[a] = load(x + k + a * LANES)
@@ -279,14 +275,10 @@ cdef inline void weigh_block(int result, bint scaled, const Shift* shift, Py_ssi
         for a in range(4):
             if result == SOFTMAX:
                 store(x + k + a * LANES, fma_(p[a], f[a], f[a]))
-            elif result != ALL:
-                f[a] = keep_where(is_other(&s[a % COLS], e[a]), f[a])
+            else:
+                leave_out(result, &s[a % COLS], e[a], &f[a], &ties[a % COLS])
             store(tile.p + k + a * LANES, p[a])
             store(tile.f + k + a * LANES, f[a])
-    if result != SOFTMAX and result != ALL:
-        for k in range(count):
-            for c in range(COLS):
-                ties[c] = ties[c] + keep_where(equal(load(x + k * WIDTH + c * LANES), s[c].top), fill(1))
 
 cdef inline void load_weights(const Across* tile, Py_ssize_t part, int c, Py_ssize_t count, vreal* p,
                               vreal* f) noexcept nogil:
@@ -351,11 +343,11 @@ cdef void add_block_of(int sum_of, bint scaled, const Shift* s, Py_ssize_t count
             add_block(SOFTMAX, False, s, count, x, tile, ties)
     elif sum_of == ENTROPY:
         add_block(ENTROPY, True, s, count, x, tile, ties)
-    elif sum_of == ALL:
+    elif sum_of == OTHERS:
         if scaled:
-            add_block(ALL, True, s, count, x, tile, ties)
+            add_block(OTHERS, True, s, count, x, tile, ties)
         else:
-            add_block(ALL, False, s, count, x, tile, ties)
+            add_block(OTHERS, False, s, count, x, tile, ties)
     elif scaled:
         add_block(LOGSUMEXP, True, s, count, x, tile, ties)
     else:
@@ -388,8 +380,7 @@ cdef inline void narrow_turn(int result, bint scaled, const Shift* s, real* x, v
         if result == SOFTMAX:
             store(x + k * WIDTH, fma_(p[k], f[k], f[k]))
         else:
-            f[k] = keep_where(is_other(s, e[k]), f[k])
-            ties[0] = ties[0] + keep_where(equal(e[k], s.top), fill(1))
+            leave_out(result, s, e[k], &f[k], ties)
         if result == ENTROPY:
             moments.chain[k] = wide_add(moments.chain[k], wide_of(
                 fma_(p[k], f[k], f[k]) * score_below_top(s, e[k], scaled), fill(0)))
@@ -418,15 +409,15 @@ cdef inline void narrow_sums(int result, bint scaled, const Shift* s, Py_ssize_t
         narrow_turn(result, scaled, &s[c], x + turn // COLS * (4 * WIDTH) + c * LANES, &sums.ties[c], &sums.total[c],
                     &sums.lost[c], &sums.moments[c])
 
-cdef inline void narrow_outcomes(int result, bint scaled, const Shift* s, const Narrow* sums,
-                                 Outcome* outcome) noexcept nogil:
+cdef inline void narrow_outcomes(int result, bint scaled, const Shift* s, Py_ssize_t n, const Narrow* sums,
+                                 Outcome* outcome, vmask* enough) noexcept nogil:
     cdef int c
     for c in range(COLS):
-        outcome[c] = outcome_of(result, &s[c], scaled, wide_of(sums.total[c] - start_of(result), sums.lost[c]),
-                                wide_sum_end(sums.moments[c]), sums.ties[c])
+        outcome[c] = outcome_of(result, &s[c], scaled, n, wide_of(sums.total[c] - start_of(result), sums.lost[c]),
+                                wide_sum_end(sums.moments[c]), sums.ties[c], &enough[c])
 
 cdef inline Outcome single_column(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, int c,
-                                  const Across* tile, vreal ties) noexcept nogil:
+                                  const Across* tile, vreal ties, vmask* enough) noexcept nogil:
     cdef vwide_sum sum = wide_sum_start(), moments = wide_sum_start()
     cdef vreal[4] p, f
     cdef Py_ssize_t turn
@@ -438,10 +429,10 @@ cdef inline Outcome single_column(int result, bint scaled, const Shift* s, Py_ss
             if result == ENTROPY:
                 moments.chain[k] = wide_add(moments.chain[k],
                                             moment_of(s, scaled, x, tile, 4 * turn + k, c, n))
-    return outcome_of(result, s, scaled, wide_sum_end(sum), wide_sum_end(moments), ties)
+    return outcome_of(result, s, scaled, n, wide_sum_end(sum), wide_sum_end(moments), ties, enough)
 
 cdef inline void conclude_block(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, Across* tile,
-                                Outcome* outcome) noexcept nogil:
+                                Outcome* outcome, vmask* enough) noexcept nogil:
     cdef vreal[COLS] ties
     cdef Narrow sums
     cdef int c
@@ -449,45 +440,48 @@ cdef inline void conclude_block(int result, bint scaled, const Shift* s, Py_ssiz
         ties[c] = fill(0)
     if n <= WIDTH:
         narrow_sums(result, scaled, s, n, x, &sums)
-        narrow_outcomes(result, scaled, s, &sums, outcome)
+        narrow_outcomes(result, scaled, s, n, &sums, outcome, enough)
     else:
         weigh_block(result, scaled, s, n, x, tile, ties)
         for c in range(COLS):
-            outcome[c] = single_column(result, scaled, &s[c], n, x, c, tile, ties[c])
+            outcome[c] = single_column(result, scaled, &s[c], n, x, c, tile, ties[c], &enough[c])
 
 cdef void conclude_single(int sum_of, bint scaled, const Shift* s, Py_ssize_t n, real* x, Across* tile,
-                          Outcome* outcome) noexcept nogil:
+                          Outcome* outcome, vmask* enough) noexcept nogil:
     if sum_of == SOFTMAX:
         if scaled:
-            conclude_block(SOFTMAX, True, s, n, x, tile, outcome)
+            conclude_block(SOFTMAX, True, s, n, x, tile, outcome, enough)
         else:
-            conclude_block(SOFTMAX, False, s, n, x, tile, outcome)
+            conclude_block(SOFTMAX, False, s, n, x, tile, outcome, enough)
     elif sum_of == ENTROPY:
-        conclude_block(ENTROPY, True, s, n, x, tile, outcome)
+        conclude_block(ENTROPY, True, s, n, x, tile, outcome, enough)
+    elif sum_of == OTHERS:
+        if scaled:
+            conclude_block(OTHERS, True, s, n, x, tile, outcome, enough)
+        else:
+            conclude_block(OTHERS, False, s, n, x, tile, outcome, enough)
     elif scaled:
-        conclude_block(LOGSUMEXP, True, s, n, x, tile, outcome)
+        conclude_block(LOGSUMEXP, True, s, n, x, tile, outcome, enough)
     else:
-        conclude_block(LOGSUMEXP, False, s, n, x, tile, outcome)
+        conclude_block(LOGSUMEXP, False, s, n, x, tile, outcome, enough)
 
-cdef Outcome conclude_across(int sum_of, bint scaled, const Shift* s, int c, const Across* tile, vreal ties,
-                             vmask* enough) noexcept nogil:
+cdef Outcome conclude_across(int sum_of, bint scaled, const Shift* s, Py_ssize_t n, int c, const Across* tile,
+                             vreal ties, vmask* enough) noexcept nogil:
     cdef vwide_sum sum = wide_sum_start(), moments = wide_sum_start()
     cdef vwide weights
-    cdef Outcome outcome
     cdef int part
     for part in range(WIDTH):
         sum.chain[part % 4] = wide_add(sum.chain[part % 4], tile.weights[part * COLS + c])
     weights = wide_sum_end(sum)
     if sum_of == SOFTMAX:
-        return outcome_of(SOFTMAX, s, False, weights, weights, ties)
+        return outcome_of(SOFTMAX, s, False, n, weights, weights, ties, enough)
     if sum_of == ENTROPY:
         for part in range(WIDTH):
             moments.chain[part % 4] = wide_add(moments.chain[part % 4], tile.moments[part * COLS + c])
-        return outcome_of(ENTROPY, s, True, weights, wide_sum_end(moments), ties)
-    if sum_of == ALL:
-        enough[0] = outcome_of_all(s, scaled, weights, &outcome)
-        return outcome
-    return outcome_of(LOGSUMEXP, s, scaled, weights, weights, ties)
+        return outcome_of(ENTROPY, s, True, n, weights, wide_sum_end(moments), ties, enough)
+    if sum_of == OTHERS:
+        return outcome_of(OTHERS, s, scaled, n, weights, weights, ties, enough)
+    return outcome_of(LOGSUMEXP, s, scaled, n, weights, weights, ties, enough)
 
 cdef inline Shift shift_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, bint scaled,
                                vreal top) noexcept nogil:
@@ -560,12 +554,12 @@ cdef void sums_across(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, 
         if (j + BLOCK) % CHUNK == 0 or j + BLOCK >= rows.n:
             end_chunk(sum_of, tile)
     for c in range(COLS):
-        outcome[c] = conclude_across(sum_of, rows.scaled, &s[c], c, tile, ties[c], &enough[c])
+        outcome[c] = conclude_across(sum_of, rows.scaled, &s[c], rows.n, c, tile, ties[c], &enough[c])
 
 cdef void outcomes_across(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Shift* s,
                           bint keep, const Work* work, Outcome* outcome, vmask* enough) noexcept nogil:
     if rows.n <= BLOCK:
-        conclude_single(sum_of, rows.scaled, s, rows.n, work.kept, work.tile, outcome)
+        conclude_single(sum_of, rows.scaled, s, rows.n, work.kept, work.tile, outcome, enough)
     else:
         sums_across(sum_of, rows, o, i, width, s, keep, work.kept, work.tile, outcome, enough)
 
@@ -579,6 +573,13 @@ cdef bint all_enough(const vmask* enough, Py_ssize_t width) noexcept nogil:
         if each[k] == 0:
             return False
     return True
+
+cdef inline void better_outcomes(const vmask* enough, const Outcome* exact, Outcome* outcome) noexcept nogil:
+    """Only where they are needed: what comes out for a row may not depend on its neighbours."""
+    cdef int c
+    for c in range(COLS):
+        outcome[c].hi = choose(enough[c], outcome[c].hi, exact[c].hi)
+        outcome[c].lo = choose(enough[c], outcome[c].lo, exact[c].lo)
 
 cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Work* work) noexcept nogil:
     """The rows in columns i to i + width."""
@@ -606,11 +607,9 @@ cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t w
 
     sum_of = first_sum(rows)
     outcomes_across(sum_of, rows, o, i, width, s, keep, work, outcome, enough)
-    if sum_of == ALL and not all_enough(enough, width):
+    if not all_enough(enough, width):
         outcomes_across(LOGSUMEXP, rows, o, i, width, s, keep, work, exact, enough_)
-        for c in range(COLS):
-            outcome[c].hi = choose(enough[c], outcome[c].hi, exact[c].hi)
-            outcome[c].lo = choose(enough[c], outcome[c].lo, exact[c].lo)
+        better_outcomes(enough, exact, outcome)
     if any_special(rows, width, top, outcome):
         for j in range(i, i + width):
             row_along(rows, o * rows.inner + j, top_of_row(rows, o, j, work), o * rows.inner + j, work)
@@ -668,6 +667,21 @@ cdef inline void narrow_results(int result, const Rows* rows, Py_ssize_t o, Py_s
             empty_column(result, False, &s[c], &outcome[c], tile + c * LANES, y + c * LANES * rows.y_inner,
                          rows.y_inner, rows.n, (WIDTH - c * LANES) * rows.n)
 
+cdef void narrow_exact(const Shift* s, Py_ssize_t n, real* tile, const vmask* enough, Outcome* outcome) noexcept nogil:
+    cdef Narrow sums
+    cdef Outcome[COLS] exact
+    cdef vmask[COLS] enough_
+    narrow_sums(LOGSUMEXP, False, s, n, tile, &sums)
+    narrow_outcomes(LOGSUMEXP, False, s, n, &sums, exact, enough_)
+    better_outcomes(enough, exact, outcome)
+
+cdef inline bint all_lanes(const vmask* mask) noexcept nogil:
+    cdef vreal each = fill(1)
+    cdef int c
+    for c in range(COLS):
+        each = keep_where(mask[c], each)
+    return hmax(-each) == -1
+
 cdef inline void narrow_tiles(int result, const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
                               const Work* work) noexcept nogil:
     cdef real* tile = work.kept
@@ -678,20 +692,24 @@ cdef inline void narrow_tiles(int result, const Rows* rows, Py_ssize_t first_til
     cdef vreal[COLS] top
     cdef Narrow sums
     cdef Outcome[COLS] outcome
+    cdef vmask[COLS] enough
     cdef bint is_filled = False, fills
+    cdef int sum_of = SOFTMAX if result == SOFTMAX else OTHERS
     cdef Place place, next_place
     cdef Py_ssize_t t
     cdef int c
     for t in range(first_tile, end + 1):
         if is_filled:
-            narrow_sums(result, False, s, rows.n, tile, &sums)
+            narrow_sums(sum_of, False, s, rows.n, tile, &sums)
         fills = False
         if t < end:
             next_place = place_of(rows, t)
             fills = is_whole(rows, next_place.i, next_place.width) and narrow_fill(
                 result, rows, next_place.o, next_place.i, next_tile, top)
         if is_filled:
-            narrow_outcomes(result, False, s, &sums, outcome)
+            narrow_outcomes(sum_of, False, s, rows.n, &sums, outcome, enough)
+            if sum_of == OTHERS and not all_lanes(enough):
+                narrow_exact(s, rows.n, tile, enough, outcome)
         if fills:
             for c in range(COLS):
                 next_s[c] = shift_across(rows, next_place.o, next_place.i, WIDTH, False, top[c])

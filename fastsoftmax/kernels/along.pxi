@@ -105,10 +105,9 @@ cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* 
             if result == SOFTMAX:
                 for a in range(4):
                     store(kept + k + (a * COLS + v) * LANES, fma_(p[a], f[a], f[a]))
-            elif result != ALL:
+            else:
                 for a in range(4):
-                    f[a] = keep_where(is_other(&s, e[a]), f[a])
-                    ties[v] = ties[v] + keep_where(equal(e[a], s.top), fill(1))
+                    leave_out(result, &s, e[a], &f[a], &ties[v])
             if result == ENTROPY:
                 moment = fill(0)
                 for a in range(4):
@@ -138,11 +137,11 @@ cdef void weigh_chunk(int result, bint scaled, const Shift* s, const elem* x, Py
             weigh(SOFTMAX, s, False, x, count, n, kept, soon, sums)
     elif result == ENTROPY:
         weigh(ENTROPY, s, True, x, count, n, kept, soon, sums)
-    elif result == ALL:
+    elif result == OTHERS:
         if scaled:
-            weigh(ALL, s, True, x, count, n, kept, soon, sums)
+            weigh(OTHERS, s, True, x, count, n, kept, soon, sums)
         else:
-            weigh(ALL, s, False, x, count, n, kept, soon, sums)
+            weigh(OTHERS, s, False, x, count, n, kept, soon, sums)
     elif scaled:
         weigh(LOGSUMEXP, s, True, x, count, n, kept, soon, sums)
     else:
@@ -274,29 +273,29 @@ cdef inline void write_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ss
     finish_chunk(rows.result, rows.scaled, s, outcome, kept, x, y, rows.y_n, count, rows.streamed)
 
 cdef inline int first_sum(const Rows* rows) noexcept nogil:
-    """What is summed first: for the logarithm of a long row all weights, which is mostly enough. Shorter rows have the
-    other sum at once: among those that go across together there is mostly one that needs it."""
-    if rows.result == SOFTMAX or rows.result == ENTROPY:
-        return rows.result
-    return ALL if rows.n >= LONG else LOGSUMEXP
+    """What is summed first."""
+    return rows.result if rows.result == SOFTMAX or rows.result == ENTROPY else OTHERS
 
 cdef bint conclude(int sum_of, const Rows* rows, Py_ssize_t n, const Shift* s, Sums* sums,
                    Outcome* outcome) noexcept nogil:
-    """The outcome, and whether it is exact enough; if not, the others than the largest are to be summed."""
+    """The outcome, and whether it is exact enough; if not, LOGSUMEXP is to be summed."""
     cdef vwide weights = sums.weights[0] if n <= WIDTH else wide_total(sums.weights)
     cdef vreal ties = sums.ties[0]
+    cdef vmask enough
     cdef int v
     if sum_of == SOFTMAX:
-        outcome[0] = outcome_of(SOFTMAX, s, False, weights, weights, ties)
+        outcome[0] = outcome_of(SOFTMAX, s, False, n, weights, weights, ties, &enough)
         return True
-    if sum_of == ALL:
-        return first(keep_where(outcome_of_all(s, rows.scaled, weights, outcome), fill(1))) != 0
     for v in range(1, COLS):
         ties = ties + sums.ties[v]
+    ties = hsum(ties)
+    if sum_of == OTHERS:
+        outcome[0] = outcome_of(OTHERS, s, rows.scaled, n, weights, weights, ties, &enough)
+        return first(keep_where(enough, fill(1))) != 0
     if sum_of == ENTROPY:
-        outcome[0] = outcome_of(ENTROPY, s, True, weights, wide_total(sums.moments), hsum(ties))
+        outcome[0] = outcome_of(ENTROPY, s, True, n, weights, wide_total(sums.moments), ties, &enough)
     else:
-        outcome[0] = outcome_of(LOGSUMEXP, s, rows.scaled, weights, weights, hsum(ties))
+        outcome[0] = outcome_of(LOGSUMEXP, s, rows.scaled, n, weights, weights, ties, &enough)
     return True
 
 # Rows that hold no finite maximum, or a NaN beside hidden elements: whatever the result, it is made of these.
