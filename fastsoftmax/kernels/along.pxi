@@ -25,21 +25,28 @@ cdef inline const elem* fetch(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_s
         buffer[k] = x[k * rows.x_n] if where[k * rows.where_n] else ELEM_MINUS_INFINITY
     return buffer
 
-cdef inline const elem* full_group(const elem* x, Py_ssize_t count, elem* buffer) noexcept nogil:
-    """The last, incomplete group of a chunk, filled up with elements that weigh nothing."""
-    cdef Py_ssize_t k, whole = count // LANES * LANES
+cdef inline const elem* full_group(const elem* x, Py_ssize_t count, Py_ssize_t before, elem* buffer) noexcept nogil:
+    """The last, incomplete group of a chunk, filled up with elements that weigh nothing. The last register overlaps the one
+    before it, or those `before` the group, so that no element goes alone. buffer: LANES + GROUP elements."""
+    cdef elem* group = buffer + LANES
+    cdef Py_ssize_t k, last = count - LANES
     for k in range(4 * COLS):
-        store_elem(buffer + k * LANES, fill(-INFINITY))
-    for k in range(count // LANES):
-        store_elem(buffer + k * LANES, load_elem(x + k * LANES))
-    for k in range(whole, count):
-        buffer[k] = x[k]
-    return buffer
+        store_elem(group + k * LANES, fill(-INFINITY))
+    if before + count >= LANES:
+        k = 0
+        while k < last:
+            store_elem(group + k, load_elem(x + k))
+            k += LANES
+        store_elem(group + last, load_elem(x + last))
+    else:
+        for k in range(count):
+            group[k] = x[k]
+    return group
 
-cdef real largest(const elem* x, Py_ssize_t count) noexcept nogil:
+cdef inline real largest(const elem* x, Py_ssize_t count) noexcept nogil:
     """NaN is passed over: it is found by its weight."""
     cdef vreal[4] top
-    cdef elem[GROUP] buffer
+    cdef elem[LANES + GROUP] buffer
     cdef Py_ssize_t k = 0
     cdef int a
     for a in range(4):
@@ -55,34 +62,30 @@ cdef real largest(const elem* x, Py_ssize_t count) noexcept nogil:
         if count >= LANES:
             x += count - LANES
         else:
-            x = full_group(x, count, buffer)
+            x = full_group(x, count, 0, buffer)
         top[1] = vmax(load_elem(x), top[1])
     return hmax(vmax(vmax(top[0], top[1]), vmax(top[2], top[3])))
 
 # What will be wanted soon: the next row's elements, and the memory of the results, which stores alone would bring near
-# too late. NULL: nothing.
+# too late. Not for rows beyond a chunk, whose next is far off.
 cdef struct Soon:
     const elem* x
     const elem* y
 
 cdef inline void prefetch_group(const elem* at) noexcept nogil:
     cdef int a
-    if at != NULL:
-        for a in range(GROUP * <int>sizeof(elem) // 64):
-            prefetch(<const char*>at + 64 * a)
-
-cdef inline const elem* later(const elem* at, Py_ssize_t count) noexcept nogil:
-    return NULL if at == NULL else at + count
+    for a in range(GROUP * <int>sizeof(elem) // 64):
+        prefetch(<const char*>at + 64 * a)
 
 cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* x, Py_ssize_t count, Py_ssize_t n,
                        real* kept, const Soon* soon, Sums* sums) noexcept nogil:
-    """Adds a chunk of a row of n elements to `sums`; keeps the weights if they are the result."""
+    """Adds a chunk of a row of n elements to `sums`; keeps the weights if they are the result. soon: may be NULL."""
     cdef vreal[COLS] total, lost, ties
     cdef vreal[4] e, p, f
     cdef vreal moment
     cdef Shift s = shift[0]
     cdef real[WIDTH] few_p, few_f
-    cdef elem[GROUP] buffer
+    cdef elem[LANES + GROUP] buffer
     cdef const elem* group
     cdef Py_ssize_t g, k
     cdef int a, v
@@ -94,10 +97,10 @@ cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* 
         k = g * GROUP
         group = x + k
         if count - k < GROUP:
-            group = full_group(group, count - k, buffer)
-        else:
-            prefetch_group(later(soon.x, k))
-            prefetch_group(later(soon.y, k))
+            group = full_group(group, count - k, k, buffer)
+        elif soon != NULL:
+            prefetch_group(soon.x + k)
+            prefetch_group(soon.y + k)
         for v in range(COLS):
             for a in range(4):
                 e[a] = load_elem(group + (a * COLS + v) * LANES)
@@ -128,24 +131,24 @@ cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* 
             sums.weights[v] = wide_add(sums.weights[v], wide_of(total[v] - start_of(result), lost[v]))
 
 cdef void weigh_chunk(int result, bint scaled, const Shift* s, const elem* x, Py_ssize_t count, Py_ssize_t n,
-                      real* kept, const Soon* soon, Sums* sums) noexcept nogil:
+                      real* kept, Sums* sums) noexcept nogil:
     # one call for each of the cases, so that the compiler makes each its own loop
     if result == SOFTMAX:
         if scaled:
-            weigh(SOFTMAX, s, True, x, count, n, kept, soon, sums)
+            weigh(SOFTMAX, s, True, x, count, n, kept, NULL, sums)
         else:
-            weigh(SOFTMAX, s, False, x, count, n, kept, soon, sums)
+            weigh(SOFTMAX, s, False, x, count, n, kept, NULL, sums)
     elif result == ENTROPY:
-        weigh(ENTROPY, s, True, x, count, n, kept, soon, sums)
+        weigh(ENTROPY, s, True, x, count, n, kept, NULL, sums)
     elif result == OTHERS:
         if scaled:
-            weigh(OTHERS, s, True, x, count, n, kept, soon, sums)
+            weigh(OTHERS, s, True, x, count, n, kept, NULL, sums)
         else:
-            weigh(OTHERS, s, False, x, count, n, kept, soon, sums)
+            weigh(OTHERS, s, False, x, count, n, kept, NULL, sums)
     elif scaled:
-        weigh(LOGSUMEXP, s, True, x, count, n, kept, soon, sums)
+        weigh(LOGSUMEXP, s, True, x, count, n, kept, NULL, sums)
     else:
-        weigh(LOGSUMEXP, s, False, x, count, n, kept, soon, sums)
+        weigh(LOGSUMEXP, s, False, x, count, n, kept, NULL, sums)
 
 # Past the caches go whole cache lines, WIDTH reals each. A line that is written partly this way and partly through the
 # caches takes as long as ten.
@@ -188,7 +191,7 @@ cdef inline vreal source(int result, const real* kept, const elem* x, Py_ssize_t
 cdef inline void finish_few(int result, const Shift* s, const Outcome* outcome, bint scaled, const real* kept,
                             const elem* x, elem* y, Py_ssize_t stride, Py_ssize_t k, Py_ssize_t end) noexcept nogil:
     """Elements k to end of a chunk, through a buffer."""
-    cdef elem[GROUP] buffer
+    cdef elem[LANES] buffer
     cdef Py_ssize_t m
     while k < end:
         m = min(end - k, <Py_ssize_t>LANES)
@@ -203,9 +206,14 @@ cdef inline void finish(int result, const Shift* shift, const Outcome* outcome_,
     """The results of a chunk, from its weights `kept`, or from its elements x. y may be x, unless streamed."""
     cdef Shift s = shift[0]
     cdef Outcome outcome = outcome_[0]
-    cdef Py_ssize_t k = 0
+    cdef Py_ssize_t k = 0, last = count - LANES
+    cdef vreal end
     cdef int a
-    if streamed and stride == 1 and count >= 2 * WIDTH:
+    if stride != 1 or count < LANES:
+        finish_few(result, &s, &outcome, scaled, kept, x, y, stride, 0, count)
+        return
+    end = source(result, kept, x, last)         # overlaps what is before it, so it is read first: y may be x
+    if streamed and count >= 2 * WIDTH:
         k = to_line(y)
         finish_few(result, &s, &outcome, scaled, kept, x, y, 1, 0, k)
         while k + WIDTH <= count:
@@ -213,17 +221,22 @@ cdef inline void finish(int result, const Shift* shift, const Outcome* outcome_,
                 stream(<real*>y + k + a * LANES,
                        result_of(result, &s, &outcome, scaled, source(result, kept, x, k + a * LANES)))
             k += WIDTH
-    elif stride == 1:
-        while k + 4 * LANES <= count:
-            for a in range(4):
-                store_elem(y + k + a * LANES, result_of(
-                    result, &s, &outcome, scaled, source(result, kept, x, k + a * LANES)))
-            k += 4 * LANES
-    if stride == 1:
-        while k + LANES <= count:
+        if k == count:
+            return
+        while k < last:
             store_elem(y + k, result_of(result, &s, &outcome, scaled, source(result, kept, x, k)))
             k += LANES
-    finish_few(result, &s, &outcome, scaled, kept, x, y, stride, k, count)
+        finish_few(result, &s, &outcome, scaled, kept, x, y, 1, k, count)
+        return
+    while k + 4 * LANES <= count:
+        for a in range(4):
+            store_elem(y + k + a * LANES, result_of(
+                result, &s, &outcome, scaled, source(result, kept, x, k + a * LANES)))
+        k += 4 * LANES
+    while k < last:
+        store_elem(y + k, result_of(result, &s, &outcome, scaled, source(result, kept, x, k)))
+        k += LANES
+    store_elem(y + last, result_of(result, &s, &outcome, scaled, end))
 
 cdef void finish_chunk(int result, bint scaled, const Shift* s, const Outcome* outcome, const real* kept,
                        const elem* x, elem* y, Py_ssize_t stride, Py_ssize_t count, bint streamed) noexcept nogil:
@@ -252,10 +265,9 @@ cdef inline real top_of_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_s
     return largest(fetch(rows, o, i, start, count, work.elements), count)
 
 cdef inline void sum_chunk(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start,
-                           Py_ssize_t count, const Shift* s, real* kept, const Soon* soon, const Work* work,
-                           Sums* sums) noexcept nogil:
-    weigh_chunk(sum_of, rows.scaled, s, fetch(rows, o, i, start, count, work.elements), count,
-                row_length(rows, i), kept, soon, sums)
+                           Py_ssize_t count, const Shift* s, real* kept, const Work* work, Sums* sums) noexcept nogil:
+    weigh_chunk(sum_of, rows.scaled, s, fetch(rows, o, i, start, count, work.elements), count, row_length(rows, i),
+                kept, sums)
 
 cdef inline void write_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start, Py_ssize_t count,
                              const Shift* s, const Outcome* outcome, real* kept, bint keep,
@@ -263,13 +275,11 @@ cdef inline void write_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ss
     cdef const elem* x = NULL
     cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner + start * rows.y_n
     cdef Sums unused
-    cdef Soon nothing
     if rows.result != SOFTMAX or not keep:
         x = fetch(rows, o, i, start, count, work.elements)
     if rows.result == SOFTMAX and not keep:
-        nothing.x = nothing.y = NULL
         clear(&unused)
-        weigh_chunk(SOFTMAX, rows.scaled, s, x, count, rows.n, kept, &nothing, &unused)
+        weigh_chunk(SOFTMAX, rows.scaled, s, x, count, rows.n, kept, &unused)
     finish_chunk(rows.result, rows.scaled, s, outcome, kept, x, y, rows.y_n, count, rows.streamed)
 
 cdef inline int first_sum(const Rows* rows) noexcept nogil:
@@ -354,28 +364,14 @@ cdef real top_of_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Work* w
     return top
 
 cdef void sum_row(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t n, const Shift* s,
-                  const Soon* soon, const Work* work, Sums* sums) noexcept nogil:
+                  const Work* work, Sums* sums) noexcept nogil:
     cdef Py_ssize_t chunk, start
     cdef real* kept
-    cdef Soon soon_
     clear(sums)
     for chunk in range(steps(n, CHUNK)):
         start = chunk * CHUNK
         kept = work.kept + start if n <= KEEP else work.kept
-        soon_.x, soon_.y = later(soon.x, start), later(soon.y, start)
-        sum_chunk(sum_of, rows, o, i, start, min(n - start, CHUNK), s, kept, &soon_, work, sums)
-
-cdef inline Soon wanted_soon(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t next_o,
-                             Py_ssize_t next_i) noexcept nogil:
-    """While row i is summed. Rows longer than a chunk would be out of the L1 cache again before they are wanted."""
-    cdef Soon soon
-    soon.x = soon.y = NULL
-    if rows.x_n == 1 and (rows.streamed or rows.n <= CHUNK):
-        soon.x = rows.x + next_o * rows.x_outer + next_i * rows.x_inner
-    if rows.y_n == 1 and not rows.streamed and rows.n <= CHUNK and (
-            rows.result == SOFTMAX or rows.result == LOG_SOFTMAX):
-        soon.y = rows.y + o * rows.y_outer + i * rows.y_inner
-    return soon
+        sum_chunk(sum_of, rows, o, i, start, min(n - start, CHUNK), s, kept, work, sums)
 
 cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_row, const Work* work) noexcept nogil:
     """Row r, whose largest element is `top`. Returns that of next_row: finding it here, before the results of row r
@@ -383,7 +379,6 @@ cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_ro
     cdef Py_ssize_t o = r // rows.inner, i = r % rows.inner
     cdef Py_ssize_t n = row_length(rows, i), chunk, start
     cdef int sum_of
-    cdef Soon soon
     cdef bint keep = n <= KEEP
     cdef real next_top = -INFINITY
     cdef real* kept
@@ -394,12 +389,11 @@ cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_ro
         clear_elements(rows.y + o * rows.y_outer + i * rows.y_inner + n * rows.y_n, rows.y_n, rows.n - n,
                        rows.streamed)
     if n > 0:
-        soon = wanted_soon(rows, o, i, next_row // rows.inner, next_row % rows.inner)
         s = shift_of(rows, o, i, top)
         sum_of = first_sum(rows)
-        sum_row(sum_of, rows, o, i, n, &s, &soon, work, &sums)
+        sum_row(sum_of, rows, o, i, n, &s, work, &sums)
         if not conclude(sum_of, rows, n, &s, &sums, &outcome):
-            sum_row(LOGSUMEXP, rows, o, i, n, &s, &soon, work, &sums)
+            sum_row(LOGSUMEXP, rows, o, i, n, &s, work, &sums)
             conclude(LOGSUMEXP, rows, n, &s, &sums, &outcome)
     if next_row != r:
         next_top = top_of_row(rows, next_row // rows.inner, next_row % rows.inner, work)
@@ -411,8 +405,80 @@ cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_ro
         write_chunk(rows, o, i, start, min(n - start, CHUNK), &s, &outcome, kept, keep, work)
     return next_top
 
+# The usual case: contiguous rows of one chunk, neither masked nor scaled. The same as row_along, in one piece: what is
+# asked only once a row then costs nothing each time, which is a third of the time of 200 elements.
+
+cdef inline bint is_plain(const Rows* rows) noexcept nogil:
+    return rows.x_n == 1 and rows.y_n == 1 and rows.where == NULL and not rows.scaled and rows.n <= CHUNK
+
+cdef inline void plain_rows(int result, const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
+                            const Work* work) noexcept nogil:
+    cdef int sum_of = SOFTMAX if result == SOFTMAX else OTHERS
+    cdef Py_ssize_t o = first_row // rows.inner, i = first_row % rows.inner, r
+    cdef Py_ssize_t n = row_length(rows, i), next_n = n
+    cdef const elem* x = rows.x + o * rows.x_outer + i * rows.x_inner
+    cdef const elem* next_x = x
+    cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner
+    cdef elem* next_y = y
+    cdef real top = largest(x, n), next_top
+    cdef vreal ties
+    cdef vmask enough
+    cdef Soon soon
+    cdef Shift s
+    cdef Sums sums
+    cdef Outcome outcome
+    cdef int v
+    for r in range(first_row, last_row + 1):
+        if r < last_row and (r + 1) % rows.inner:
+            i += 1
+            next_x, next_y, next_n = x + rows.x_inner, y + rows.y_inner, row_length(rows, i)
+        elif r < last_row:
+            o, i = o + 1, 0
+            next_x, next_y, next_n = rows.x + o * rows.x_outer, rows.y + o * rows.y_outer, row_length(rows, 0)
+        else:
+            next_n = 0
+        if n > 0 and (result == SOFTMAX or -INFINITY < top < INFINITY):
+            soon.x, soon.y = next_x, x if result == LOGSUMEXP or rows.streamed else y
+            no_temperature(&s)
+            set_top(&s, fill(top))
+            clear(&sums)
+            weigh(sum_of, &s, False, x, n, n, work.kept, &soon, &sums)
+            ties = sums.ties[0]
+            for v in range(1, COLS):
+                ties = ties + sums.ties[v]
+            outcome = outcome_of(sum_of, &s, False, n, sums.weights[0] if n <= WIDTH else wide_total(sums.weights),
+                                 sums.weights[0], hsum(ties) if sum_of == OTHERS else ties, &enough)
+            next_top = largest(next_x, next_n)
+            if sum_of == OTHERS and first(keep_where(enough, fill(1))) == 0:
+                weigh_again(rows, r, &s, work, &outcome)
+            if result == LOGSUMEXP:
+                y[0] = elem_of(first(outcome.hi + outcome.lo))
+            else:
+                finish(result, &s, &outcome, False, work.kept, x, y, 1, n, rows.streamed)
+        else:
+            next_top = largest(next_x, next_n)
+            row_along(rows, r, top, r, work)
+        if result == SOFTMAX and n < rows.n:
+            clear_elements(y + n, 1, rows.n - n, rows.streamed)
+        x, y, n, top = next_x, next_y, next_n, next_top
+
+cdef void weigh_again(const Rows* rows, Py_ssize_t r, const Shift* s, const Work* work,
+                      Outcome* outcome) noexcept nogil:
+    cdef Sums sums
+    sum_row(LOGSUMEXP, rows, r // rows.inner, r % rows.inner, rows.n, s, work, &sums)
+    conclude(LOGSUMEXP, rows, rows.n, s, &sums, outcome)
+
 cdef void rows_along(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row, const Work* work) noexcept nogil:
     cdef Py_ssize_t r
-    cdef real top = top_of_row(rows, first_row // rows.inner, first_row % rows.inner, work)
+    cdef real top
+    if is_plain(rows) and rows.result != ENTROPY:
+        if rows.result == SOFTMAX:
+            plain_rows(SOFTMAX, rows, first_row, last_row, work)
+        elif rows.result == LOG_SOFTMAX:
+            plain_rows(LOG_SOFTMAX, rows, first_row, last_row, work)
+        else:
+            plain_rows(LOGSUMEXP, rows, first_row, last_row, work)
+        return
+    top = top_of_row(rows, first_row // rows.inner, first_row % rows.inner, work)
     for r in range(first_row, last_row + 1):
         top = row_along(rows, r, top, min(r + 1, last_row), work)

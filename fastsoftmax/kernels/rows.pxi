@@ -15,7 +15,7 @@ cdef enum:
     CHUNK = 4096            # elements: what is summed up before digits are moved to wide sums; in the L1 cache
     BLOCK = GROUP           # elements of each row of a tile
     NARROW = 3 * GROUP      # elements: contiguous rows up to this go across, if there are enough of them
-    CAUSAL_ACROSS = 4 * GROUP   # elements: contiguous causal rows up to this go across
+    CAUSAL_ACROSS = 3 * GROUP   # elements: contiguous causal rows up to this go across
     KEEP = 1 << 20          # reals: up to this, a row's weights are kept; beyond, computed twice
     # results of a row
     SOFTMAX = 0

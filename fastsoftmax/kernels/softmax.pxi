@@ -37,13 +37,11 @@ cdef void long_row_task(int phase, const Rows* rows, const LongRow* row, Py_ssiz
     cdef fp_state state = fp_enter()
     cdef Py_ssize_t start = task * CHUNK, count = min(row.n - start, CHUNK)
     cdef real* kept = work.kept + start if row.keep else work.kept
-    cdef Soon nothing
     if phase == 1:
         row.tops[task] = top_of_chunk(rows, row.o, row.i, start, count, work)
     elif phase == 2:
-        nothing.x = nothing.y = NULL
         clear(&row.sums[task])
-        sum_chunk(row.sum_of, rows, row.o, row.i, start, count, &row.shift, kept, &nothing, work, &row.sums[task])
+        sum_chunk(row.sum_of, rows, row.o, row.i, start, count, &row.shift, kept, work, &row.sums[task])
     else:
         write_chunk(rows, row.o, row.i, start, count, &row.shift, &row.outcome, kept, row.keep, work)
         if rows.streamed:
