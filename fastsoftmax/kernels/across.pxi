@@ -1,8 +1,9 @@
 # WIDTH rows at a time, each in a lane of its own: rows along another axis than the last, and narrow rows.
 #
 # A tile holds a BLOCK of elements of each of its rows, as reals, one line of WIDTH reals for each n. `fill_tile`
-# brings it from any strides, narrow contiguous rows by transposing registers; `empty_tile` takes it back. In
-# between no operation crosses lanes. The rows' sums are added up in the order of along.pxi, bit for bit.
+# brings it from any strides, contiguous rows by transposing registers, and finds the largest elements on the way;
+# `empty_tile` takes the results back. In between no operation crosses lanes. The rows' sums are added up in the order
+# of along.pxi, bit for bit.
 
 # Where a tile stands: its rows are i to i + width of matrix o.
 cdef struct Place:
@@ -19,8 +20,8 @@ cdef inline Place place_of(const Rows* rows, Py_ssize_t tile) noexcept nogil:
     place.width = min((t + 1) * WIDTH - rows.lead, rows.inner) - place.i
     return place
 
-# A column is the rows of one register, `stride` elements apart, each of contiguous elements. It goes in and out by squares
-# of LANES rows and elements. The last square overlaps the one before.
+# A column is the rows of one register, `stride` elements apart, each of contiguous elements. It goes in and out by
+# squares of LANES rows and elements. The last square overlaps the one before.
 
 cdef inline Py_ssize_t next_square(Py_ssize_t start, Py_ssize_t count) noexcept nogil:
     """Where the square after `start` starts; count after the last."""
@@ -198,8 +199,8 @@ cdef void write_tile(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t wi
     else:
         empty_tile(LOG_SOFTMAX, False, rows, o, i, width, j, count, s, outcome, tile)
 
-# What will be wanted soon is brought near while a block is summed: the same block of the next tile, and the memory of the
-# results. No hardware sees what is next, as the lines of a tile are on pages of their own.
+# What will be wanted soon is brought near while a block is summed: the same block of the next tile, and the memory of
+# the results. No hardware sees what is next, as the lines of a tile are on pages of their own.
 
 cdef inline void prefetch_lines(const elem* at, Py_ssize_t n_stride, Py_ssize_t inner_stride,
                                 Py_ssize_t count) noexcept nogil:

@@ -26,8 +26,8 @@ cdef inline const elem* fetch(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_s
     return buffer
 
 cdef inline const elem* full_group(const elem* x, Py_ssize_t count, Py_ssize_t before, elem* buffer) noexcept nogil:
-    """The last, incomplete group of a chunk, filled up with elements that weigh nothing. The last register overlaps the one
-    before it, or those `before` the group, so that no element goes alone. buffer: LANES + GROUP elements."""
+    """The last, incomplete group of a chunk, filled up with elements that weigh nothing. The last register overlaps
+    what is before it, if only elements `before` the group, so that none goes alone. buffer: LANES + GROUP elements."""
     cdef elem* group = buffer + LANES
     cdef Py_ssize_t k, last = count - LANES
     for k in range(4 * COLS):

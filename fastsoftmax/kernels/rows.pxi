@@ -115,8 +115,8 @@ cdef inline vmask is_other(const Shift* s, vreal x) noexcept nogil:
 # The weights come as f + p * f, which is more exact than their rounded sum. The total starts at START, above everything
 # that is added to it, which makes the error cheap to find (Dekker), and leaves in `lost`, as rounded as a real is, what
 # is far below START. A logarithm wants log1p of the sum of the others than the largest, with a relative error: OTHERS
-# is this sum, good where it is above LEAST an element; where it is less, it is summed again, by LOGSUMEXP: from zero, and
-# with the error found the longer way (Knuth).
+# is this sum, good where it is above LEAST an element; where it is less, it is summed again, by LOGSUMEXP: from zero,
+# and with the error found the longer way (Knuth).
 cdef enum:
     START = 8               # times SCALE; above every f, and every sum of four p * f
     LEAST = 18              # 2**-LEAST of the largest weight
@@ -139,8 +139,8 @@ cdef inline void add_weights(int result, vreal* total, vreal* lost, const vreal*
     add_exactly(result, total, lost, fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0]))))
 
 cdef inline void leave_out(int result, const Shift* s, vreal x, vreal* f, vreal* ties) noexcept nogil:
-    """Leaves the largest elements, and those without weight, out of a logarithm's sum, and counts the largest: by their f,
-    all the same power of two, for OTHERS, in which those without weight do no harm."""
+    """Leaves the largest elements, and those without weight, out of a logarithm's sum, and counts the largest: by
+    their f, all the same power of two, for OTHERS, in which those without weight do no harm."""
     cdef vreal all_ = f[0]
     if result == OTHERS:
         f[0] = keep_where(less(x, s.top), all_)

@@ -6,6 +6,7 @@
 
 typedef real vreal __attribute__((vector_size(VECTOR_BYTES)));
 typedef ireal vint __attribute__((vector_size(VECTOR_BYTES)));
+typedef ubits vbits __attribute__((vector_size(VECTOR_BYTES)));
 typedef vint vmask;                         /* all bits of a lane, or none */
 typedef real vreal_anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
@@ -18,6 +19,7 @@ WORD vreal from_bits(vint a) { return (vreal)a; }
 WORD vint fill_bits(ireal a) { return a - (vint){0}; }
 WORD vint shift_left(vint a, int n) { return a << n; }
 WORD vint shift_right(vint a, int n) { return a >> n; }
+WORD vint shift_in_zeros(vint a, int n) { return (vint)((vbits)a >> n); }
 
 WORD vmask less(vreal a, vreal b) { return a < b; }
 WORD vmask equal(vreal a, vreal b) { return a == b; }
