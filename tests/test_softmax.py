@@ -98,6 +98,23 @@ def test_log_softmax_keeps_small_results(kernel):
     check("log_softmax", log_softmax(x), x)
 
 
+@pytest.mark.parametrize("n", [2, 3, 10, 16, 17, 40, 64, 65, 300, 1000, 5000])
+def test_logarithms_of_any_sum_of_the_others(kernel, n):
+    """From far less than the largest element to many times as much: two ways of summing meet in between."""
+    rng = np.random.default_rng(n)
+    x = np.log(2.0 ** np.arange(-30, 5, 2 if n < 300 else 5) / (n - 1))[:, None] - 2 * rng.random((1, n))
+    x[:, rng.integers(n)] = 0
+    x = x.astype(kernel.dtype)
+    y, z = log_softmax(x, -1), logsumexp(x, -1)
+    check("log_softmax", y, x)
+    check("logsumexp", z, x)
+    assert_same_bits(log_softmax(x.T.copy(), 0).T, y)
+    assert_same_bits(logsumexp(x.T.copy(), 0), z)
+    for i in range(0, len(x), 3):               # whichever way its neighbours need
+        assert_same_bits(log_softmax(x[i]), y[i])
+        assert_same_bits(logsumexp(x[i]), z[i])
+
+
 def test_rows_sum_to_one(kernel):
     for n in (1, 2, 7, 64, 1000, 32000, 128256) + ((1_000_003,) if kernel.tag == "f32" else ()):
         for spread in (0.1, 20):
@@ -919,6 +936,21 @@ def test_causal_rows_are_the_softmax_of_what_they_see(kernel):
         check("softmax", y[i, : i + 1], x[i, : i + 1])
     with fastsoftmax.num_threads(2):
         assert_same_bits(causal_softmax(x), y)
+
+
+@pytest.mark.parametrize("shape, offset", [((70, 70), 0), ((67, 90), 21), ((90, 67), -9), ((300, 601), 290)])
+def test_causal_rows_have_the_bits_of_what_they_see(kernel, shape, offset):
+    """One by one, in tiles of any place, and where one of the tile's rows is not finite."""
+    x = sample(kernel.dtype, (3, *shape), 10)
+    x[1, 33, 3], x[1, 35, 0], x[2, 40, :] = NAN, INF, -INF
+    y = causal_softmax(x, offset=offset)
+    for i in [*range(0, shape[0], 7), 33, 34, 35, 40]:
+        seen = min(max(i + offset + 1, 0), shape[1])
+        if seen:
+            for o in range(3):
+                assert_same_bits(y[o, i, :seen], softmax(x[o, i, :seen]))
+        np.testing.assert_array_equal(y[:, i, seen:], 0)
+    assert_same_bits(causal_softmax(x, offset=offset, out=x), y)
 
 
 def test_causal_softmax_of_special_rows(kernel):

@@ -1,33 +1,80 @@
 # WIDTH rows at a time, each in a lane of its own: rows along another axis than the last, and narrow rows.
 #
 # A tile holds a BLOCK of elements of each of its rows, as reals, one line of WIDTH reals for each n. `fill_tile`
-# brings it from any strides, narrow contiguous rows by transposing registers; `empty_tile` takes it back. In
-# between no operation crosses lanes. The rows' sums are added up in the order of along.pxi, bit for bit.
+# brings it from any strides, contiguous rows by transposing registers, and finds the largest elements on the way;
+# `empty_tile` takes the results back. In between no operation crosses lanes. The rows' sums are added up in the order
+# of along.pxi, bit for bit.
+
+# Where a tile stands: its rows are i to i + width of matrix o.
+cdef struct Place:
+    Py_ssize_t o, i, width
+
+cdef inline Py_ssize_t tiles_of(const Rows* rows) noexcept nogil:
+    return steps(rows.inner + rows.lead, WIDTH)
+
+cdef inline Place place_of(const Rows* rows, Py_ssize_t tile) noexcept nogil:
+    cdef Place place
+    cdef Py_ssize_t tiles = tiles_of(rows), t = tile % tiles
+    place.o = tile // tiles
+    place.i = max(t * WIDTH - rows.lead, 0)
+    place.width = min((t + 1) * WIDTH - rows.lead, rows.inner) - place.i
+    return place
+
+# A column is the rows of one register, `stride` elements apart, each of contiguous elements. It goes in and out by
+# squares of LANES rows and elements. The last square overlaps the one before.
+
+cdef inline Py_ssize_t next_square(Py_ssize_t start, Py_ssize_t count) noexcept nogil:
+    """Where the square after `start` starts; count after the last."""
+    return count if start + LANES >= count else min(start + LANES, count - LANES)
+
+cdef inline void fill_square(const elem* x, Py_ssize_t stride, vreal* square) noexcept nogil:
+    cdef Py_ssize_t r
+    for r in range(LANES):
+        square[r] = load_elem(x + r * stride)
+    transpose(square)
+
+cdef inline void fill_column(const elem* x, Py_ssize_t stride, Py_ssize_t count, real* tile, vreal* top) noexcept nogil:
+    """Where rows are narrower than a square, it reads into the rows below."""
+    cdef vreal[LANES] square
+    cdef vreal most = top[0]
+    cdef Py_ssize_t start = 0, r
+    if count >= LANES:
+        while start < count:
+            fill_square(x + start, stride, square)
+            for r in range(LANES):
+                store(tile + (start + r) * WIDTH, square[r])
+                most = vmax(square[r], most)
+            start = next_square(start, count)
+    else:
+        fill_square(x, stride, square)
+        for r in range(LANES):
+            store(tile + r * WIDTH, square[r])
+        for r in range(count):
+            most = vmax(load(tile + r * WIDTH), most)
+    top[0] = most
 
 cdef void fill_tile(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, Py_ssize_t j, Py_ssize_t count,
-                    real* tile) noexcept nogil:
+                    real* tile, vreal* top) noexcept nogil:
+    """Raises top[COLS] to the largest elements on the way; NaN is passed over."""
     cdef const elem* x = rows.x + o * rows.x_outer + i * rows.x_inner + j * rows.x_n
     cdef Py_ssize_t x_n = rows.x_n, x_inner = rows.x_inner
     cdef const unsigned char* where = rows.where
-    cdef vreal[LANES] square
+    cdef vreal[COLS] most
+    cdef vreal one
     cdef elem[WIDTH] line
-    cdef Py_ssize_t k, c, r, b, block
+    cdef Py_ssize_t k, c
+    for c in range(COLS):
+        most[c] = top[c]
     if where == NULL and width == WIDTH and x_inner == 1:
         for k in range(count):
             prefetch(x + k * x_n + 2 * WIDTH)       # each line is on a page of its own: no hardware does this
             for c in range(COLS):
-                store(tile + k * WIDTH + c * LANES, load_elem(x + k * x_n + c * LANES))
-    elif where == NULL and width == WIDTH and x_n == 1 and (
-            count >= LANES or (x_inner > 0 and i + WIDTH + LANES <= rows.inner)):
-        # the last square overlaps the one before; where there is none before, it reads into the rows below
+                one = load_elem(x + k * x_n + c * LANES)
+                store(tile + k * WIDTH + c * LANES, one)
+                most[c] = vmax(one, most[c])
+    elif where == NULL and width == WIDTH and x_n == 1 and (count >= LANES or rows_below(rows, i)):
         for c in range(COLS):
-            for b in range(steps(count, LANES)):
-                block = max(min(b * LANES, count - LANES), 0)
-                for r in range(LANES):
-                    square[r] = load_elem(x + (c * LANES + r) * x_inner + block)
-                transpose(square)
-                for r in range(LANES):
-                    store(tile + (block + r) * WIDTH + c * LANES, square[r])
+            fill_column(x + c * LANES * x_inner, x_inner, count, tile + c * LANES, &most[c])
     else:
         if where != NULL:
             where += o * rows.where_outer + i * rows.where_inner + j * rows.where_n
@@ -40,61 +87,143 @@ cdef void fill_tile(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t wid
                 else:
                     line[c] = ELEM_MINUS_INFINITY
             for c in range(COLS):
-                store(tile + k * WIDTH + c * LANES, load_elem(line + c * LANES))
+                one = load_elem(line + c * LANES)
+                store(tile + k * WIDTH + c * LANES, one)
+                most[c] = vmax(one, most[c])
+    for c in range(COLS):
+        top[c] = most[c]
 
-cdef void empty_tile(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, Py_ssize_t j, Py_ssize_t count,
-                     const real* tile) noexcept nogil:
+cdef void fill_visible(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, Py_ssize_t j, Py_ssize_t count,
+                       real* tile, vreal* top) noexcept nogil:
+    """fill_tile for rows that see each one element more than the one before: what they do not see weighs nothing."""
+    cdef Py_ssize_t visible = row_length(rows, i) - j, k
+    cdef vreal[COLS] length, unused
+    cdef real[WIDTH] lengths
+    cdef vreal line
+    cdef int c
+    if count <= visible:
+        fill_tile(rows, o, i, width, j, count, tile, top)
+        return
+    for c in range(WIDTH):
+        lengths[c] = <real>(row_length(rows, i + c) - j)
+    for c in range(COLS):
+        length[c] = load(lengths + c * LANES)
+        unused[c] = fill(-INFINITY)
+    fill_tile(rows, o, i, width, j, count, tile, unused)
+    for k in range(count):
+        for c in range(COLS):
+            line = load(tile + k * WIDTH + c * LANES)
+            if k >= visible:
+                line = choose(less(fill(<real>k), length[c]), line, fill(-INFINITY))
+                store(tile + k * WIDTH + c * LANES, line)
+            top[c] = vmax(line, top[c])
+
+cdef inline bint rows_below(const Rows* rows, Py_ssize_t i) noexcept nogil:
+    """Whether a register may be read from any element of the tile that starts at i."""
+    return rows.x_inner > 0 and i + WIDTH + LANES <= rows.inner
+
+cdef inline void empty_square(int result, bint scaled, const Shift* s, const Outcome* outcome, const real* tile,
+                              vreal* square) noexcept nogil:
+    cdef Py_ssize_t r
+    for r in range(LANES):
+        square[r] = result_of(result, s, outcome, scaled, load(tile + r * WIDTH))
+    transpose(square)
+
+cdef inline void empty_column(int result, bint scaled, const Shift* shift, const Outcome* outcome_, const real* tile,
+                              elem* y, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t room) noexcept nogil:
+    """The results. `room`: how many elements, from y on, may be written if rows are narrower than a square; then they
+    have no gaps, and what goes beyond a row is overwritten by the next."""
+    cdef Shift s = shift[0]
+    cdef Outcome outcome = outcome_[0]
+    cdef vreal[LANES] square
+    cdef elem[LANES] line
+    cdef Py_ssize_t start = 0, r
+    if count >= LANES:
+        while start < count:
+            empty_square(result, scaled, &s, &outcome, tile + start * WIDTH, square)
+            for r in range(LANES):
+                store_elem(y + start + r * stride, square[r])
+            start = next_square(start, count)
+    else:
+        empty_square(result, scaled, &s, &outcome, tile, square)
+        for r in range(LANES):
+            if r * count + LANES <= room:
+                store_elem(y + r * count, square[r])
+            else:
+                store_elem(line, square[r])
+                put(y + r * count, 1, line, count)
+
+cdef inline void empty_tile(int result, bint scaled, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width,
+                            Py_ssize_t j, Py_ssize_t count, const Shift* shift, const Outcome* outcome_,
+                            const real* tile) noexcept nogil:
+    """The results, from the weights or elements in the tile."""
     cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner + j * rows.y_n
     cdef Py_ssize_t y_n = rows.y_n, y_inner = rows.y_inner
-    cdef vreal[LANES] square
+    cdef Shift[COLS] s
+    cdef Outcome[COLS] outcome
+    cdef vreal one
     cdef elem[WIDTH] line
-    cdef Py_ssize_t k, c, r, b, block
+    cdef Py_ssize_t k, c
     # a whole cache line at a time, or the caches had better gather it
     cdef bint streamed = rows.streamed and (<size_t>y | <size_t>(y_n * <Py_ssize_t>sizeof(elem))) % 64 == 0
+    for c in range(COLS):
+        s[c] = shift[c]
+        outcome[c] = outcome_[c]
     if width == WIDTH and y_inner == 1:
         for k in range(count):
             for c in range(COLS):
+                one = result_of(result, &s[c], &outcome[c], scaled, load(tile + k * WIDTH + c * LANES))
                 if streamed:
-                    stream(<real*>(y + k * y_n + c * LANES), load(tile + k * WIDTH + c * LANES))
+                    stream(<real*>(y + k * y_n + c * LANES), one)
                 else:
-                    store_elem(y + k * y_n + c * LANES, load(tile + k * WIDTH + c * LANES))
-    elif width == WIDTH and y_n == 1 and count >= LANES:
+                    store_elem(y + k * y_n + c * LANES, one)
+    elif width == WIDTH and y_n == 1 and (count >= LANES or y_inner == count):
         for c in range(COLS):
-            for b in range(steps(count, LANES)):
-                block = min(b * LANES, count - LANES)
-                for r in range(LANES):
-                    square[r] = load(tile + (block + r) * WIDTH + c * LANES)
-                transpose(square)
-                for r in range(LANES):
-                    store_elem(y + (c * LANES + r) * y_inner + block, square[r])
-    elif width == WIDTH and y_n == 1 and y_inner == count:
-        # rows narrower than a register, from the first to the last: what goes beyond one is overwritten by the next
-        for c in range(COLS):
-            for r in range(LANES):
-                square[r] = load(tile + r * WIDTH + c * LANES)
-            transpose(square)
-            for r in range(LANES):
-                if (c * LANES + r) * count + LANES <= WIDTH * count:
-                    store_elem(y + (c * LANES + r) * count, square[r])
-                else:
-                    store_elem(line, square[r])
-                    put(y + (c * LANES + r) * count, 1, line, count)
+            empty_column(result, scaled, &s[c], &outcome[c], tile + c * LANES, y + c * LANES * y_inner, y_inner, count,
+                         (WIDTH - c * LANES) * count)
     else:
         for k in range(count):
             for c in range(COLS):
-                store_elem(line + c * LANES, load(tile + k * WIDTH + c * LANES))
+                store_elem(line + c * LANES, result_of(result, &s[c], &outcome[c], scaled,
+                                                       load(tile + k * WIDTH + c * LANES)))
             for c in range(width):
                 y[k * y_n + c * y_inner] = line[c]
 
+cdef void write_tile(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, Py_ssize_t j, Py_ssize_t count,
+                     const Shift* s, const Outcome* outcome, const real* tile) noexcept nogil:
+    # one call for each of the cases, so that the compiler makes each its own loop
+    if rows.result == SOFTMAX:
+        empty_tile(SOFTMAX, False, rows, o, i, width, j, count, s, outcome, tile)
+    elif rows.scaled:
+        empty_tile(LOG_SOFTMAX, True, rows, o, i, width, j, count, s, outcome, tile)
+    else:
+        empty_tile(LOG_SOFTMAX, False, rows, o, i, width, j, count, s, outcome, tile)
+
+# What will be wanted soon is brought near while a block is summed: the same block of the next tile, and the memory of
+# the results. No hardware sees what is next, as the lines of a tile are on pages of their own.
+
+cdef inline void prefetch_lines(const elem* at, Py_ssize_t n_stride, Py_ssize_t inner_stride,
+                                Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t k, c, line = 64 // <Py_ssize_t>sizeof(elem)
+    if inner_stride == 1:
+        for k in range(count):
+            prefetch(at + k * n_stride)
+    elif n_stride == 1:
+        for c in range(WIDTH):
+            for k in range(steps(count, line)):
+                prefetch(at + c * inner_stride + k * line)
+
+cdef void prefetch_block(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t j, Py_ssize_t count) noexcept nogil:
+    if i + 2 * WIDTH <= rows.inner:
+        prefetch_lines(rows.x + o * rows.x_outer + (i + WIDTH) * rows.x_inner + j * rows.x_n, rows.x_n, rows.x_inner,
+                       count)
+    elif o + 1 < rows.outer:
+        prefetch_lines(rows.x + (o + 1) * rows.x_outer + j * rows.x_n, rows.x_n, rows.x_inner, count)
+    if (rows.result == SOFTMAX or rows.result == LOG_SOFTMAX) and not rows.streamed:
+        prefetch_lines(rows.y + o * rows.y_outer + i * rows.y_inner + j * rows.y_n, rows.y_n, rows.y_inner, count)
+
 # Weights and sums. A full block goes at once, four elements of a partial sum together; the last block of a row, which
 # may be nearly empty, in two steps.
-
-cdef inline void weigh_others(int result, const Shift* s, const vreal* x, vreal* f, vreal* ties) noexcept nogil:
-    """Leaves the largest elements and those without weight out of the sum."""
-    cdef int a
-    for a in range(4):
-        f[a] = keep_where(is_other(s, x[a]), f[a])
-        ties[0] = ties[0] + keep_where(equal(x[a], s.top), fill(1))
 
 cdef inline void full_block(int result, bint scaled, const Shift* shift, real* x, Across* tile,
                             vreal* ties) noexcept nogil:
@@ -114,8 +243,9 @@ cdef inline void full_block(int result, bint scaled, const Shift* shift, real* x
             if result == SOFTMAX:
                 for a in range(4):
                     store(x + at + a * WIDTH * WIDTH, fma_(p[a], f[a], f[a]))
-            elif result != ALL:
-                weigh_others(result, &s[c], e, f, &ties[c])
+            else:
+                for a in range(4):
+                    leave_out(result, &s[c], e[a], &f[a], &ties[c])
             if result == ENTROPY:
                 moment = fill(0)
                 for a in range(4):
@@ -136,7 +266,9 @@ cdef inline void weigh_block(int result, bint scaled, const Shift* shift, Py_ssi
     cdef int a, c
     for c in range(COLS):
         s[c] = shift[c]
-    for step in range(steps(count * WIDTH, 4 * LANES)):     # there is room for whole steps
+    for k in range(count * COLS, steps(count * COLS, 4) * 4):   # there is room for whole steps
+        store(x + k * LANES, fill(-INFINITY))
+    for step in range(steps(count * COLS, 4)):
         k = step * (4 * LANES)
         for a in range(4):
             e[a] = load(x + k + a * LANES)
@@ -144,14 +276,10 @@ cdef inline void weigh_block(int result, bint scaled, const Shift* shift, Py_ssi
         for a in range(4):
             if result == SOFTMAX:
                 store(x + k + a * LANES, fma_(p[a], f[a], f[a]))
-            elif result != ALL:
-                f[a] = keep_where(is_other(&s[a % COLS], e[a]), f[a])
+            else:
+                leave_out(result, &s[a % COLS], e[a], &f[a], &ties[a % COLS])
             store(tile.p + k + a * LANES, p[a])
             store(tile.f + k + a * LANES, f[a])
-    if result != SOFTMAX and result != ALL:
-        for k in range(count):
-            for c in range(COLS):
-                ties[c] = ties[c] + keep_where(equal(load(x + k * WIDTH + c * LANES), s[c].top), fill(1))
 
 cdef inline void load_weights(const Across* tile, Py_ssize_t part, int c, Py_ssize_t count, vreal* p,
                               vreal* f) noexcept nogil:
@@ -216,11 +344,11 @@ cdef void add_block_of(int sum_of, bint scaled, const Shift* s, Py_ssize_t count
             add_block(SOFTMAX, False, s, count, x, tile, ties)
     elif sum_of == ENTROPY:
         add_block(ENTROPY, True, s, count, x, tile, ties)
-    elif sum_of == ALL:
+    elif sum_of == OTHERS:
         if scaled:
-            add_block(ALL, True, s, count, x, tile, ties)
+            add_block(OTHERS, True, s, count, x, tile, ties)
         else:
-            add_block(ALL, False, s, count, x, tile, ties)
+            add_block(OTHERS, False, s, count, x, tile, ties)
     elif scaled:
         add_block(LOGSUMEXP, True, s, count, x, tile, ties)
     else:
@@ -238,124 +366,143 @@ cdef void end_chunk(int result, Across* tile) noexcept nogil:
         tile.weights[k] = wide_add(tile.weights[k], wide_of(
             load(tile.total + k * LANES) - start_of(result), load(tile.lost + k * LANES)))
 
-# Rows that are one block need no running totals. If they have no more elements than there are partial sums, as the
-# narrowest have, each element is a partial sum, and all is done at once.
+# Rows that are one block need no chunks. If they have no more elements than there are partial sums, as the narrowest
+# have, they have one sum: see sum_of_few.
 
-cdef inline void narrow_column(int result, bint scaled, const Shift* shift, Py_ssize_t n, real* x, int c, vreal* ties,
-                               vwide_sum* sum, vwide_sum* moments) noexcept nogil:
-    cdef Shift s = shift[0]
+cdef inline void narrow_turn(int result, bint scaled, const Shift* s, real* x, vreal* ties, vreal* total, vreal* lost,
+                             vwide_sum* moments) noexcept nogil:
+    """The next four elements of a column."""
     cdef vreal[4] e, p, f
-    cdef Py_ssize_t turn, at
     cdef int k
-    for turn in range(steps(n, 4)):
-        at = 4 * turn * WIDTH + c * LANES
-        for k in range(4):
-            e[k] = load(x + at + k * WIDTH)
-        weigh4(e, &s, False, scaled, p, f)
-        for k in range(4):
-            if 4 * turn + k >= n:
-                break
-            if result == SOFTMAX:
-                store(x + at + k * WIDTH, fma_(p[k], f[k], f[k]))
-            else:
-                f[k] = keep_where(is_other(&s, e[k]), f[k])
-                ties[0] = ties[0] + keep_where(equal(e[k], s.top), fill(1))
-            sum.chain[k] = wide_add(sum.chain[k], wide_of(f[k], p[k] * f[k]))
-            if result == ENTROPY:
-                moments.chain[k] = wide_add(moments.chain[k], wide_of(
-                    fma_(p[k], f[k], f[k]) * score_below_top(&s, e[k], scaled), fill(0)))
+    for k in range(4):
+        e[k] = load(x + k * WIDTH)
+    weigh4(e, s, False, scaled, p, f)
+    for k in range(4):
+        if result == SOFTMAX:
+            store(x + k * WIDTH, fma_(p[k], f[k], f[k]))
+        else:
+            leave_out(result, s, e[k], &f[k], ties)
+        if result == ENTROPY:
+            moments.chain[k] = wide_add(moments.chain[k], wide_of(
+                fma_(p[k], f[k], f[k]) * score_below_top(s, e[k], scaled), fill(0)))
+    add_weights(result, total, lost, p, f)
+
+# The sums of COLS registers' rows while they are made.
+cdef struct Narrow:
+    vreal[COLS] total
+    vreal[COLS] lost
+    vreal[COLS] ties
+    vwide_sum[COLS] moments
+
+cdef inline void narrow_sums(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x,
+                             Narrow* sums) noexcept nogil:
+    cdef Py_ssize_t turn, k, c
+    for c in range(COLS):
+        sums.moments[c] = wide_sum_start()
+        sums.total[c] = start_of(result)
+        sums.lost[c] = fill(0)
+        sums.ties[c] = fill(0)
+        for k in range(n, steps(n, 4) * 4):     # elements that weigh nothing, as in full_group
+            store(x + k * WIDTH + c * LANES, fill(-INFINITY))
+    # the columns by turns, since each waits for its sums; one loop, since two together have too many registers
+    for turn in range(steps(n, 4) * COLS):
+        c = turn % COLS
+        narrow_turn(result, scaled, &s[c], x + turn // COLS * (4 * WIDTH) + c * LANES, &sums.ties[c], &sums.total[c],
+                    &sums.lost[c], &sums.moments[c])
+
+cdef inline void narrow_outcomes(int result, bint scaled, const Shift* s, Py_ssize_t n, const Narrow* sums,
+                                 Outcome* outcome, vmask* enough) noexcept nogil:
+    cdef int c
+    for c in range(COLS):
+        outcome[c] = outcome_of(result, &s[c], scaled, n, wide_of(sums.total[c] - start_of(result), sums.lost[c]),
+                                wide_sum_end(sums.moments[c]), sums.ties[c], &enough[c])
 
 cdef inline Outcome single_column(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, int c,
-                                  const Across* tile, vreal ties) noexcept nogil:
+                                  const Across* tile, vreal ties, vmask* enough) noexcept nogil:
     cdef vwide_sum sum = wide_sum_start(), moments = wide_sum_start()
     cdef vreal[4] p, f
     cdef Py_ssize_t turn
     cdef int k
-    if n <= WIDTH:
-        narrow_column(result, scaled, s, n, x, c, &ties, &sum, &moments)
-    else:
-        for turn in range(WIDTH // 4):
-            for k in range(4):
-                load_weights(tile, 4 * turn + k, c, n, p, f)
-                sum.chain[k] = wide_add(sum.chain[k], sum_of_group(p, f))
-                if result == ENTROPY:
-                    moments.chain[k] = wide_add(moments.chain[k],
-                                                moment_of(s, scaled, x, tile, 4 * turn + k, c, n))
-    return outcome_of(result, s, scaled, wide_sum_end(sum), wide_sum_end(moments), ties)
+    for turn in range(WIDTH // 4):
+        for k in range(4):
+            load_weights(tile, 4 * turn + k, c, n, p, f)
+            sum.chain[k] = wide_add(sum.chain[k], sum_of_group(p, f))
+            if result == ENTROPY:
+                moments.chain[k] = wide_add(moments.chain[k],
+                                            moment_of(s, scaled, x, tile, 4 * turn + k, c, n))
+    return outcome_of(result, s, scaled, n, wide_sum_end(sum), wide_sum_end(moments), ties, enough)
 
 cdef inline void conclude_block(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, Across* tile,
-                                Outcome* outcome) noexcept nogil:
+                                Outcome* outcome, vmask* enough) noexcept nogil:
     cdef vreal[COLS] ties
+    cdef Narrow sums
     cdef int c
     for c in range(COLS):
         ties[c] = fill(0)
-    if n > WIDTH:
+    if n <= WIDTH:
+        narrow_sums(result, scaled, s, n, x, &sums)
+        narrow_outcomes(result, scaled, s, n, &sums, outcome, enough)
+    else:
         weigh_block(result, scaled, s, n, x, tile, ties)
-    for c in range(COLS):
-        outcome[c] = single_column(result, scaled, &s[c], n, x, c, tile, ties[c])
+        for c in range(COLS):
+            outcome[c] = single_column(result, scaled, &s[c], n, x, c, tile, ties[c], &enough[c])
 
 cdef void conclude_single(int sum_of, bint scaled, const Shift* s, Py_ssize_t n, real* x, Across* tile,
-                          Outcome* outcome) noexcept nogil:
+                          Outcome* outcome, vmask* enough) noexcept nogil:
     if sum_of == SOFTMAX:
         if scaled:
-            conclude_block(SOFTMAX, True, s, n, x, tile, outcome)
+            conclude_block(SOFTMAX, True, s, n, x, tile, outcome, enough)
         else:
-            conclude_block(SOFTMAX, False, s, n, x, tile, outcome)
+            conclude_block(SOFTMAX, False, s, n, x, tile, outcome, enough)
     elif sum_of == ENTROPY:
-        conclude_block(ENTROPY, True, s, n, x, tile, outcome)
+        conclude_block(ENTROPY, True, s, n, x, tile, outcome, enough)
+    elif sum_of == OTHERS:
+        if scaled:
+            conclude_block(OTHERS, True, s, n, x, tile, outcome, enough)
+        else:
+            conclude_block(OTHERS, False, s, n, x, tile, outcome, enough)
     elif scaled:
-        conclude_block(LOGSUMEXP, True, s, n, x, tile, outcome)
+        conclude_block(LOGSUMEXP, True, s, n, x, tile, outcome, enough)
     else:
-        conclude_block(LOGSUMEXP, False, s, n, x, tile, outcome)
+        conclude_block(LOGSUMEXP, False, s, n, x, tile, outcome, enough)
 
-cdef Outcome conclude_across(int sum_of, bint scaled, const Shift* s, int c, const Across* tile, vreal ties,
-                             vmask* enough) noexcept nogil:
+cdef Outcome conclude_across(int sum_of, bint scaled, const Shift* s, Py_ssize_t n, int c, const Across* tile,
+                             vreal ties, vmask* enough) noexcept nogil:
     cdef vwide_sum sum = wide_sum_start(), moments = wide_sum_start()
     cdef vwide weights
-    cdef Outcome outcome
     cdef int part
     for part in range(WIDTH):
         sum.chain[part % 4] = wide_add(sum.chain[part % 4], tile.weights[part * COLS + c])
-        moments.chain[part % 4] = wide_add(moments.chain[part % 4], tile.moments[part * COLS + c])
     weights = wide_sum_end(sum)
     if sum_of == SOFTMAX:
-        return outcome_of(SOFTMAX, s, False, weights, weights, ties)
+        return outcome_of(SOFTMAX, s, False, n, weights, weights, ties, enough)
     if sum_of == ENTROPY:
-        return outcome_of(ENTROPY, s, True, weights, wide_sum_end(moments), ties)
-    if sum_of == ALL:
-        enough[0] = outcome_of_all(s, scaled, weights, &outcome)
-        return outcome
-    return outcome_of(LOGSUMEXP, s, scaled, weights, weights, ties)
+        for part in range(WIDTH):
+            moments.chain[part % 4] = wide_add(moments.chain[part % 4], tile.moments[part * COLS + c])
+        return outcome_of(ENTROPY, s, True, n, weights, wide_sum_end(moments), ties, enough)
+    if sum_of == OTHERS:
+        return outcome_of(OTHERS, s, scaled, n, weights, weights, ties, enough)
+    return outcome_of(LOGSUMEXP, s, scaled, n, weights, weights, ties, enough)
 
-cdef inline void top_of_tile(const real* x, Py_ssize_t count, vreal* top) noexcept nogil:
-    cdef vreal[COLS] most
-    cdef Py_ssize_t k
-    cdef int c
-    for c in range(COLS):
-        most[c] = top[c]
-    for k in range(count):
-        for c in range(COLS):
-            most[c] = vmax(load(x + k * WIDTH + c * LANES), most[c])
-    for c in range(COLS):
-        top[c] = most[c]
-
-cdef void shifts_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const vreal* top,
-                        Shift* s) noexcept nogil:
-    cdef real[WIDTH] temperature, temperature_lo
+cdef inline Shift shift_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, bint scaled,
+                               vreal top) noexcept nogil:
+    """That of one register's rows, from i on."""
+    cdef Shift s
+    cdef real[LANES] temperature, temperature_lo
     cdef double t
-    cdef int c
-    for c in range(WIDTH if rows.scaled else 0):
-        t = 1
-        if c < width:
-            t = rows.temperature[o * rows.temperature_outer + (i + c) * rows.temperature_inner]
-        temperature[c] = <real>t
-        temperature_lo[c] = <real>(t - temperature[c])
-    for c in range(COLS):
-        if rows.scaled:
-            set_temperature(&s[c], load(temperature + c * LANES), load(temperature_lo + c * LANES))
-        else:
-            no_temperature(&s[c])
-        set_top(&s[c], top[c])
+    cdef Py_ssize_t k
+    if scaled:
+        for k in range(LANES):
+            t = 1
+            if k < width:
+                t = rows.temperature[o * rows.temperature_outer + (i + k) * rows.temperature_inner]
+            temperature[k] = <real>t
+            temperature_lo[k] = <real>(t - temperature[k])
+        set_temperature(&s, load(temperature), load(temperature_lo))
+    else:
+        no_temperature(&s)
+    set_top(&s, top)
+    return s
 
 cdef bint any_special(const Rows* rows, Py_ssize_t width, const vreal* top, const Outcome* outcome) noexcept nogil:
     cdef real[WIDTH] tops, his
@@ -379,59 +526,41 @@ cdef void write_scalars(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t
     for c in range(width):
         rows.y[o * rows.y_outer + (i + c) * rows.y_inner] = line[c]
 
-cdef inline void finish_columns(int result, bint scaled, const Shift* shift, const Outcome* outcome_, Py_ssize_t count,
-                                real* x) noexcept nogil:
-    cdef Shift[COLS] s
-    cdef Outcome[COLS] outcome
-    cdef Py_ssize_t k
-    cdef int c
-    for c in range(COLS):
-        s[c] = shift[c]
-        outcome[c] = outcome_[c]
-    for k in range(count):
-        for c in range(COLS):
-            store(x + k * WIDTH + c * LANES, result_of(result, &s[c], &outcome[c], scaled,
-                                                       load(x + k * WIDTH + c * LANES)))
-
-cdef void finish_tile(const Rows* rows, const Shift* s, const Outcome* outcome, Py_ssize_t count,
-                      real* x) noexcept nogil:
-    if rows.result == SOFTMAX:
-        finish_columns(SOFTMAX, False, s, outcome, count, x)
-    elif rows.scaled:
-        finish_columns(LOG_SOFTMAX, True, s, outcome, count, x)
-    else:
-        finish_columns(LOG_SOFTMAX, False, s, outcome, count, x)
-
 cdef void sums_across(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Shift* s,
                       bint keep, real* kept, Across* tile, Outcome* outcome, vmask* enough) noexcept nogil:
     """Rows longer than a block."""
-    cdef vreal[COLS] ties
+    cdef vreal[COLS] ties, top
     cdef Py_ssize_t b, j, k, count
     cdef real* x
     cdef int c
     for c in range(COLS):
         ties[c] = fill(0)
+        top[c] = s[c].top
     for k in range(WIDTH * COLS):
         tile.weights[k] = wide_zero()
-        tile.moments[k] = wide_zero()
+    if sum_of == ENTROPY:
+        for k in range(WIDTH * COLS):
+            tile.moments[k] = wide_zero()
     for b in range(steps(rows.n, BLOCK)):
         j = b * BLOCK
         count = min(rows.n - j, <Py_ssize_t>BLOCK)
         x = kept + j * WIDTH if keep else kept
         if not keep:
-            fill_tile(rows, o, i, width, j, count, x)
+            fill_tile(rows, o, i, width, j, count, x, top)
+        else:
+            prefetch_block(rows, o, i, j, count)
         if j % CHUNK == 0:
             start_chunk(sum_of, tile)
         add_block_of(sum_of, rows.scaled, s, count, x, tile, ties)
         if (j + BLOCK) % CHUNK == 0 or j + BLOCK >= rows.n:
             end_chunk(sum_of, tile)
     for c in range(COLS):
-        outcome[c] = conclude_across(sum_of, rows.scaled, &s[c], c, tile, ties[c], &enough[c])
+        outcome[c] = conclude_across(sum_of, rows.scaled, &s[c], rows.n, c, tile, ties[c], &enough[c])
 
 cdef void outcomes_across(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Shift* s,
                           bint keep, const Work* work, Outcome* outcome, vmask* enough) noexcept nogil:
     if rows.n <= BLOCK:
-        conclude_single(sum_of, rows.scaled, s, rows.n, work.kept, work.tile, outcome)
+        conclude_single(sum_of, rows.scaled, s, rows.n, work.kept, work.tile, outcome, enough)
     else:
         sums_across(sum_of, rows, o, i, width, s, keep, work.kept, work.tile, outcome, enough)
 
@@ -445,6 +574,13 @@ cdef bint all_enough(const vmask* enough, Py_ssize_t width) noexcept nogil:
         if each[k] == 0:
             return False
     return True
+
+cdef inline void better_outcomes(const vmask* enough, const Outcome* exact, Outcome* outcome) noexcept nogil:
+    """Only where they are needed: what comes out for a row may not depend on its neighbours."""
+    cdef int c
+    for c in range(COLS):
+        outcome[c].hi = choose(enough[c], outcome[c].hi, exact[c].hi)
+        outcome[c].lo = choose(enough[c], outcome[c].lo, exact[c].lo)
 
 cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Work* work) noexcept nogil:
     """The rows in columns i to i + width."""
@@ -463,17 +599,18 @@ cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t w
         j = b * BLOCK
         count = min(rows.n - j, <Py_ssize_t>BLOCK)
         x = work.kept + j * WIDTH if keep else work.kept
-        fill_tile(rows, o, i, width, j, count, x)
-        top_of_tile(x, count, top)
-    shifts_across(rows, o, i, width, top, s)
+        if rows.causal:
+            fill_visible(rows, o, i, width, j, count, x, top)
+        else:
+            fill_tile(rows, o, i, width, j, count, x, top)
+    for c in range(COLS):
+        s[c] = shift_across(rows, o, i + c * LANES, width - c * LANES, rows.scaled, top[c])
 
     sum_of = first_sum(rows)
     outcomes_across(sum_of, rows, o, i, width, s, keep, work, outcome, enough)
-    if sum_of == ALL and not all_enough(enough, width):
+    if not all_enough(enough, width):
         outcomes_across(LOGSUMEXP, rows, o, i, width, s, keep, work, exact, enough_)
-        for c in range(COLS):
-            outcome[c].hi = choose(enough[c], outcome[c].hi, exact[c].hi)
-            outcome[c].lo = choose(enough[c], outcome[c].lo, exact[c].lo)
+        better_outcomes(enough, exact, outcome)
     if any_special(rows, width, top, outcome):
         for j in range(i, i + width):
             row_along(rows, o * rows.inner + j, top_of_row(rows, o, j, work), o * rows.inner + j, work)
@@ -487,9 +624,138 @@ cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t w
         count = min(rows.n - j, <Py_ssize_t>BLOCK)
         x = work.kept + j * WIDTH if keep else work.kept
         if not keep:
-            fill_tile(rows, o, i, width, j, count, x)
+            fill_tile(rows, o, i, width, j, count, x, top)
             if rows.result == SOFTMAX:
                 # for the weights: the sums are known
                 add_block_of(SOFTMAX, rows.scaled, s, count, x, work.tile, ties)
-        finish_tile(rows, s, outcome, count, x)
-        empty_tile(rows, o, i, width, j, count, x)
+        write_tile(rows, o, i, width, j, count, s, outcome, x)
+
+# The narrowest rows, if they are contiguous, and neither masked nor scaled. Most of a tile's time would be spent in
+# waiting for its maxima and sums, so the next tile is filled in between.
+
+cdef inline bint is_narrow(const Rows* rows) noexcept nogil:
+    return (rows.n <= WIDTH and rows.where == NULL and not rows.scaled and rows.result != ENTROPY
+            and rows.x_n == 1 and rows.y_n == 1)
+
+cdef inline bint is_whole(const Rows* rows, Py_ssize_t i, Py_ssize_t width) noexcept nogil:
+    """Whether a tile can be read and written by whole registers."""
+    return width == WIDTH and (rows.n >= LANES or (rows_below(rows, i) and rows.y_inner == rows.n))
+
+cdef inline bint narrow_fill(int result, const Rows* rows, Py_ssize_t o, Py_ssize_t i, real* tile,
+                             vreal* top) noexcept nogil:
+    """False if the rows hold something special."""
+    cdef const elem* x = rows.x + o * rows.x_outer + i * rows.x_inner
+    cdef vreal finite = fill(1)
+    cdef int c
+    for c in range(COLS):
+        top[c] = fill(-INFINITY)
+        fill_column(x + c * LANES * rows.x_inner, rows.x_inner, rows.n, tile + c * LANES, &top[c])
+        finite = keep_where(less(vabs(top[c]), fill(INFINITY)), finite)
+    return result == SOFTMAX or hmax(-finite) == -1
+
+cdef inline void narrow_results(int result, const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Shift* s,
+                                const Outcome* outcome, const real* tile) noexcept nogil:
+    cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner
+    cdef elem[LANES] line
+    cdef Py_ssize_t k
+    cdef int c
+    for c in range(COLS):
+        if result == LOGSUMEXP:
+            store_elem(line, outcome[c].hi + outcome[c].lo)
+            for k in range(LANES):
+                y[(c * LANES + k) * rows.y_inner] = line[k]
+        else:
+            empty_column(result, False, &s[c], &outcome[c], tile + c * LANES, y + c * LANES * rows.y_inner,
+                         rows.y_inner, rows.n, (WIDTH - c * LANES) * rows.n)
+
+cdef void narrow_exact(const Shift* s, Py_ssize_t n, real* tile, const vmask* enough, Outcome* outcome) noexcept nogil:
+    cdef Narrow sums
+    cdef Outcome[COLS] exact
+    cdef vmask[COLS] enough_
+    narrow_sums(LOGSUMEXP, False, s, n, tile, &sums)
+    narrow_outcomes(LOGSUMEXP, False, s, n, &sums, exact, enough_)
+    better_outcomes(enough, exact, outcome)
+
+cdef inline bint all_lanes(const vmask* mask) noexcept nogil:
+    cdef vreal each = fill(1)
+    cdef int c
+    for c in range(COLS):
+        each = keep_where(mask[c], each)
+    return hmax(-each) == -1
+
+cdef inline void narrow_tiles(int result, const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+                              const Work* work) noexcept nogil:
+    cdef real* tile = work.kept
+    cdef real* next_tile = work.tile.p
+    cdef Shift[2 * COLS] shifts
+    cdef Shift* s = shifts
+    cdef Shift* next_s = shifts + COLS
+    cdef vreal[COLS] top
+    cdef Narrow sums
+    cdef Outcome[COLS] outcome
+    cdef vmask[COLS] enough
+    cdef bint is_filled = False, fills
+    cdef int sum_of = SOFTMAX if result == SOFTMAX else OTHERS
+    cdef Place place, next_place
+    cdef Py_ssize_t t
+    cdef int c
+    for t in range(first_tile, end + 1):
+        if is_filled:
+            narrow_sums(sum_of, False, s, rows.n, tile, &sums)
+        fills = False
+        if t < end:
+            next_place = place_of(rows, t)
+            fills = is_whole(rows, next_place.i, next_place.width) and narrow_fill(
+                result, rows, next_place.o, next_place.i, next_tile, top)
+        if is_filled:
+            narrow_outcomes(sum_of, False, s, rows.n, &sums, outcome, enough)
+            if sum_of == OTHERS and not all_lanes(enough):
+                narrow_exact(s, rows.n, tile, enough, outcome)
+        if fills:
+            for c in range(COLS):
+                next_s[c] = shift_across(rows, next_place.o, next_place.i, WIDTH, False, top[c])
+        if is_filled:
+            narrow_results(result, rows, place.o, place.i, s, outcome, tile)
+        if t < end and not fills:
+            rows_across(rows, next_place.o, next_place.i, next_place.width, work)
+        is_filled, place = fills, next_place
+        tile, next_tile = next_tile, tile
+        s, next_s = next_s, s
+
+# Causal rows. Tiles are laid so that the longest row of each, if it does not see all, is a multiple of WIDTH: then all
+# its rows are summed in the same way (see the limits WIDTH, GROUP and CHUNK), and what one of them does not see of the
+# longest adds nothing to its sum.
+
+cdef inline Py_ssize_t causal_lead(const Rows* rows) noexcept nogil:
+    return (rows.offset % WIDTH + WIDTH) % WIDTH
+
+cdef void causal_tile(const Rows* rows, const Place* place, const Work* work) noexcept nogil:
+    cdef Py_ssize_t o = place.o, i = place.i, first_row = o * rows.inner + i, end = i + place.width, k, n
+    cdef Rows seen = rows[0]
+    seen.n = row_length(rows, end - 1)
+    if seen.n > CAUSAL_ACROSS or place.width < WIDTH:
+        rows_along(rows, first_row, first_row + place.width - 1, work)
+        return
+    if seen.n > 0:
+        rows_across(&seen, o, i, place.width, work)
+    for k in range(i, end):
+        n = row_length(rows, k)
+        clear_elements(rows.y + o * rows.y_outer + k * rows.y_inner + n * rows.y_n, rows.y_n, rows.n - n, rows.streamed)
+
+cdef void tiles_across(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end, const Work* work) noexcept nogil:
+    cdef Place place
+    cdef Py_ssize_t t
+    if rows.causal:
+        for t in range(first_tile, end):
+            place = place_of(rows, t)
+            causal_tile(rows, &place, work)
+    elif not is_narrow(rows):
+        for t in range(first_tile, end):
+            place = place_of(rows, t)
+            rows_across(rows, place.o, place.i, place.width, work)
+    elif rows.result == SOFTMAX:
+        narrow_tiles(SOFTMAX, rows, first_tile, end, work)
+    elif rows.result == LOG_SOFTMAX:
+        narrow_tiles(LOG_SOFTMAX, rows, first_tile, end, work)
+    else:
+        narrow_tiles(LOGSUMEXP, rows, first_tile, end, work)

@@ -12,7 +12,10 @@ WORD void store_16(elem *p, vint a) { *p = (elem)a; }
 #else
 typedef elem vhalf __attribute__((vector_size(2 * LANES)));
 typedef elem vhalf_anywhere __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-WORD vint load_16(const elem *p) { return __builtin_convertvector(*(const vhalf_anywhere *)p, vint); }
+#if !defined NATIVE_UNPACK                  /* 16 bits for each lane, and zeros above them */
+WORD vint unpack(const elem *p) { return __builtin_convertvector(*(const vhalf_anywhere *)p, vint); }
+#endif
+WORD vint load_16(const elem *p) { return unpack(p); }
 #if defined NATIVE_PACK                     /* 16 bits of each lane, side by side */
 WORD void store_16(elem *p, vint a) { pack(p, a); }
 #else
@@ -22,11 +25,11 @@ WORD void store_16(elem *p, vint a) { *(vhalf_anywhere *)p = __builtin_convertve
 
 #if defined DTYPE_bf16
 WORD vreal load_elem(const elem *p) { return from_bits(shift_left(load_16(p), 16)); }
+/* A NaN here is an element's or the processor's own: its lower half is zero, and nothing is carried into the sign. */
 WORD void store_elem(elem *p, vreal a)
 {
-    vint b = bits(a), top = shift_right(b, 16);
-    vint rounded = shift_right(b + 0x7fff + (top & 1), 16);
-    store_16(p, choose_bits(equal(a, a), rounded, top | 0x40) & 0xffff);
+    vint b = bits(a);
+    store_16(p, shift_in_zeros(b + 0x7fff + (shift_right(b, 16) & 1), 16));
 }
 
 #elif !defined NATIVE_HALF

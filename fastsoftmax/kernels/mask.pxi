@@ -19,7 +19,7 @@ cdef void mask_row(elem[:, :, :] scores, Py_ssize_t r, Py_ssize_t offset, elem v
 
 def causal_mask(elem[:, :, :] scores, Py_ssize_t offset, double value, int threads):
     """Overwrites scores (outer, S, L) with value where key j is after query i: j > i + offset."""
-    cdef elem with_ = elem_of(<real>value)
+    cdef elem with_ = elem_of(NAN if isnan(value) else <real>value)     # see store_elem of bfloat16
     cdef Py_ssize_t r, turn, start, stop, tasks = scores.shape[0] * scores.shape[2]
     cdef Py_ssize_t slice_ = max(1, SLICE // scores.shape[1])
     for turn in range(steps(tasks, slice_)):

@@ -12,18 +12,18 @@ cdef enum:
     TASK = 1 << 14          # elements: what one thread takes at a time, some microseconds of work
     SLICE = WIDTH << 18     # elements: what is computed between two looks for an interrupt
     SPLIT = 1 << 15         # elements: rows from here on may be shared by threads
-    LONG = 2048             # elements: where the sum of all weights is tried for a logarithm
     CHUNK = 4096            # elements: what is summed up before digits are moved to wide sums; in the L1 cache
     BLOCK = GROUP           # elements of each row of a tile
     NARROW = 3 * GROUP      # elements: contiguous rows up to this go across, if there are enough of them
+    CAUSAL_ACROSS = 3 * GROUP   # elements: contiguous causal rows up to this go across
     KEEP = 1 << 20          # reals: up to this, a row's weights are kept; beyond, computed twice
     # results of a row
     SOFTMAX = 0
     LOG_SOFTMAX = 1
     LOGSUMEXP = 2
     ENTROPY = 3
-    # and a sum that is not a result: of all weights, for a logarithm
-    ALL = 4
+    # and a sum that is not a result: for a logarithm, in fewer instructions, where it is exact enough
+    OTHERS = 4
 
 cdef struct Rows:
     int result
@@ -112,21 +112,22 @@ cdef inline vmask is_other(const Shift* s, vreal x) noexcept nogil:
     return both(less(x, s.top), less(s.limit, x - s.center))
 
 # A running sum that loses nothing: what rounding an addition loses is found exactly, and added up in `lost`.
-# The weights come as f + p * f, which is more exact than their rounded sum. Of all weights, the total starts at START,
-# above everything that is added to it, which makes the error cheap to find (Dekker). A logarithm wants log1p of the
-# sum of the others than the largest. Where that is at least the largest itself, it is the difference; where it is
-# less, it may be tiny, and must then be as exact: it is summed by itself, from zero, with the error found the longer
-# way (Knuth).
+# The weights come as f + p * f, which is more exact than their rounded sum. The total starts at START, above everything
+# that is added to it, which makes the error cheap to find (Dekker), and leaves in `lost`, as rounded as a real is, what
+# is far below START. A logarithm wants log1p of the sum of the others than the largest, with a relative error: OTHERS
+# is this sum, good where it is above LEAST an element; where it is less, it is summed again, by LOGSUMEXP: from zero,
+# and with the error found the longer way (Knuth).
 cdef enum:
     START = 8               # times SCALE; above every f, and every sum of four p * f
+    LEAST = 18              # 2**-LEAST of the largest weight
 
 cdef inline vreal start_of(int result) noexcept nogil:
-    return fill(START * SCALE) if result == SOFTMAX or result == ALL else fill(0)
+    return fill(START * SCALE) if result == SOFTMAX or result == OTHERS else fill(0)
 
 cdef inline void add_exactly(int result, vreal* total, vreal* lost, vreal term) noexcept nogil:
     cdef vreal before = total[0]
     total[0] = before + term
-    if result == SOFTMAX or result == ALL:
+    if result == SOFTMAX or result == OTHERS:
         lost[0] = lost[0] + fast_sum_error(before, term, total[0])
     else:
         lost[0] = lost[0] + sum_error(before, term, total[0])
@@ -137,10 +138,35 @@ cdef inline void add_weights(int result, vreal* total, vreal* lost, const vreal*
         add_exactly(result, total, lost, f[a])
     add_exactly(result, total, lost, fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0]))))
 
+cdef inline void leave_out(int result, const Shift* s, vreal x, vreal* f, vreal* ties) noexcept nogil:
+    """Leaves the largest elements, and those without weight, out of a logarithm's sum, and counts the largest: by
+    their f, all the same power of two, for OTHERS, in which those without weight do no harm."""
+    cdef vreal all_ = f[0]
+    if result == OTHERS:
+        f[0] = keep_where(less(x, s.top), all_)
+        ties[0] = ties[0] + (all_ - f[0])
+    elif result != SOFTMAX:
+        f[0] = keep_where(is_other(s, x), all_)
+        ties[0] = ties[0] + keep_where(equal(x, s.top), fill(1))
+
 cdef inline vwide sum_of_group(const vreal* p, const vreal* f) noexcept nogil:
     """The sum of a row that is one group."""
     cdef vreal pf = fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0])))
     return wide_add(wide_add(wide_of(f[0], f[1]), wide_of(f[2], f[3])), wide_of(pf, fill(0)))
+
+cdef inline vwide sum_of_few(int result, const real* p, const real* f, Py_ssize_t n) noexcept nogil:
+    """The sum of a row of at most WIDTH elements, in every lane: that of narrow_sums. Up to the next multiple of four,
+    elements that weigh nothing follow."""
+    cdef vreal total = start_of(result), lost = fill(0)
+    cdef vreal[4] p_, f_
+    cdef Py_ssize_t turn
+    cdef int k
+    for turn in range(steps(n, 4)):
+        for k in range(4):
+            p_[k] = fill(p[4 * turn + k])
+            f_[k] = fill(f[4 * turn + k])
+        add_weights(result, &total, &lost, p_, f_)
+    return wide_of(total - start_of(result), lost)
 
 cdef inline vreal score_below_top(const Shift* s, vreal x, bint scaled) noexcept nogil:
     cdef vreal score, score_lo, top, top_lo
@@ -152,7 +178,7 @@ cdef inline vreal score_below_top(const Shift* s, vreal x, bint scaled) noexcept
 cdef struct Sums:
     vwide[COLS] weights
     vwide[COLS] moments     # weight * (score - top), for the entropy
-    vreal[COLS] ties        # how many elements are as large as the largest
+    vreal[COLS] ties        # how many elements are as large as the largest: see leave_out
 
 cdef inline void clear(Sums* sums) noexcept nogil:
     cdef int v
@@ -161,12 +187,13 @@ cdef inline void clear(Sums* sums) noexcept nogil:
         sums.moments[v] = wide_zero()
         sums.ties[v] = fill(0)
 
-cdef inline vwide weight_of_top(const Shift* s, bint scaled) noexcept nogil:
+cdef inline vwide weight_of_top(const Shift* s, bint scaled, vreal* f_of_top) noexcept nogil:
     cdef vreal[4] x, p, f
     cdef int a
     for a in range(4):
         x[a] = s.top
     weigh4(x, s, False, scaled, p, f)
+    f_of_top[0] = f[0]
     return wide_of(f[0], p[0] * f[0])
 
 # What a row's results are made from: weights * (hi + lo), or scores - (hi + lo).
@@ -182,30 +209,28 @@ cdef inline Outcome logarithm_of(const Shift* s, bint scaled, vwide others) noex
     wide_split_sum(score, score_lo, wide_log1p(others), &outcome.hi, &outcome.lo)
     return outcome
 
-cdef inline Outcome outcome_of(int result, const Shift* s, bint scaled, vwide weights, vwide moments,
-                               vreal ties) noexcept nogil:
-    """`weights`, `moments` and `ties` are the whole row's, in every lane that has this row."""
+cdef inline Outcome outcome_of(int result, const Shift* s, bint scaled, Py_ssize_t n, vwide weights, vwide moments,
+                               vreal ties, vmask* enough) noexcept nogil:
+    """`weights`, `moments` and `ties` are the whole row's, in every lane that has this row. enough: where OTHERS is."""
     cdef Outcome outcome
     cdef vwide of_top, others
-    cdef vreal zero = fill(0)
+    cdef vreal zero = fill(0), f, hi, lo
+    enough[0] = equal(zero, zero)
     if result == SOFTMAX:
         wide_split(wide_divide(wide_of(fill(1), zero), weights), &outcome.hi, &outcome.lo)
         return outcome
-    of_top = weight_of_top(s, scaled)
+    of_top = weight_of_top(s, scaled, &f)
+    if result == OTHERS:
+        ties = ties / f
     others = wide_add(wide_of(ties, fill(-1)), wide_divide(weights, of_top))
     if result == ENTROPY:
         moments = wide_divide(wide_divide(moments, of_top), wide_add(wide_of(fill(1), zero), others))
         wide_split_sum(zero, zero, wide_subtract(wide_log1p(others), moments), &outcome.hi, &outcome.lo)
         return outcome
+    if result == OTHERS:
+        wide_split(others, &hi, &lo)
+        enough[0] = less(fill(<real>n / <real>(1 << LEAST)), hi)
     return logarithm_of(s, scaled, others)
-
-cdef inline vmask outcome_of_all(const Shift* s, bint scaled, vwide weights, Outcome* outcome) noexcept nogil:
-    """The outcome for a logarithm from the sum of all weights, and where it is exact enough."""
-    cdef vreal hi, lo
-    cdef vwide others = wide_subtract(wide_divide(weights, weight_of_top(s, scaled)), wide_of(fill(1), fill(0)))
-    wide_split(others, &hi, &lo)
-    outcome[0] = logarithm_of(s, scaled, others)
-    return less(fill(1), hi)
 
 cdef inline vreal result_of(int result, const Shift* s, const Outcome* outcome, bint scaled, vreal x) noexcept nogil:
     """x: the weight for SOFTMAX, the element itself for LOG_SOFTMAX."""

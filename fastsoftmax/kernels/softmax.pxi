@@ -2,28 +2,19 @@
 
 cdef void along_task(const Rows* rows, Py_ssize_t task, Py_ssize_t rows_a_task, const Work* work) noexcept nogil:
     cdef fp_state state = fp_enter()
-    cdef Py_ssize_t first_row = task * rows_a_task, r
-    cdef Py_ssize_t last_row = min(first_row + rows_a_task, rows.outer * rows.inner) - 1
-    cdef real top = top_of_row(rows, first_row // rows.inner, first_row % rows.inner, work)
-    for r in range(first_row, last_row + 1):
-        top = row_along(rows, r, top, min(r + 1, last_row), work)
+    cdef Py_ssize_t first_row = task * rows_a_task
+    rows_along(rows, first_row, min(first_row + rows_a_task, rows.outer * rows.inner) - 1, work)
     if rows.streamed:
         stream_end()
     fp_leave(state)
 
 cdef void across_task(const Rows* rows, Py_ssize_t task, Py_ssize_t tiles_a_task, const Work* work) noexcept nogil:
     cdef fp_state state = fp_enter()
-    cdef Py_ssize_t t, start, stop, first_tile = task * tiles_a_task, tiles = tiles_of(rows)
-    for t in range(first_tile, min(first_tile + tiles_a_task, rows.outer * tiles)):
-        start = max(t % tiles * WIDTH - rows.lead, 0)
-        stop = min((t % tiles + 1) * WIDTH - rows.lead, rows.inner)
-        rows_across(rows, t // tiles, start, stop - start, work)
+    cdef Py_ssize_t first_tile = task * tiles_a_task
+    tiles_across(rows, first_tile, min(first_tile + tiles_a_task, rows.outer * tiles_of(rows)), work)
     if rows.streamed:
         stream_end()
     fp_leave(state)
-
-cdef inline Py_ssize_t tiles_of(const Rows* rows) noexcept nogil:
-    return steps(rows.inner + rows.lead, WIDTH)
 
 cdef void some_rows(const Rows* rows, bint across, Py_ssize_t task, Py_ssize_t size, const Work* work) noexcept nogil:
     if across:
@@ -50,7 +41,7 @@ cdef void long_row_task(int phase, const Rows* rows, const LongRow* row, Py_ssiz
         row.tops[task] = top_of_chunk(rows, row.o, row.i, start, count, work)
     elif phase == 2:
         clear(&row.sums[task])
-        sum_chunk(row.sum_of, rows, row.o, row.i, start, count, &row.shift, kept, NULL, work, &row.sums[task])
+        sum_chunk(row.sum_of, rows, row.o, row.i, start, count, &row.shift, kept, work, &row.sums[task])
     else:
         write_chunk(rows, row.o, row.i, start, count, &row.shift, &row.outcome, kept, row.keep, work)
         if rows.streamed:
@@ -76,7 +67,7 @@ cdef int long_row_between(int phase, const Rows* rows, LongRow* row) noexcept no
                 sums.weights[v] = wide_add(sums.weights[v], row.sums[task].weights[v])
                 sums.moments[v] = wide_add(sums.moments[v], row.sums[task].moments[v])
                 sums.ties[v] = sums.ties[v] + row.sums[task].ties[v]
-        if not conclude(row.sum_of, rows, &row.shift, &sums, &row.outcome):
+        if not conclude(row.sum_of, rows, row.n, &row.shift, &sums, &row.outcome):
             row.sum_of = LOGSUMEXP
             next_phase = 2
         elif write_if_scalar(rows, row.o, row.i, top, &row.outcome):
@@ -160,8 +151,9 @@ cdef void outer_to_inner(Rows* rows) noexcept nogil:
     rows.temperature_inner = rows.temperature_outer
 
 cdef inline bint goes_across(const Rows* rows) noexcept nogil:
-    return (not rows.causal and 2 * rows.inner >= WIDTH
-            and (rows.n <= NARROW or (rows.x_inner == 1 and rows.x_n != 1)))
+    if rows.causal:
+        return rows.where == NULL and rows.x_n == 1 and rows.y_n == 1 and rows.inner >= WIDTH and rows.n < SPLIT
+    return 2 * rows.inner >= WIDTH and (rows.n <= NARROW or (rows.x_inner == 1 and rows.x_n != 1))
 
 cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) except -1:
     cdef LongRow row
@@ -208,10 +200,14 @@ cdef int compute(Rows* rows, int threads) except -1:
     cdef Scratch scratch
     cdef Work* works
     if across:
-        if rows.streamed and rows.y_inner == 1:
+        if rows.causal:
+            rows.lead = causal_lead(rows)
+        elif rows.streamed and rows.y_inner == 1:
             rows.lead = <Py_ssize_t>(<size_t>rows.y // sizeof(elem)) % WIDTH
         row_size, row_count = rows.n * WIDTH, rows.outer * tiles_of(rows)
         size = row_size if row_size <= KEEP else max(min(rows.n, <Py_ssize_t>KEEP), CHUNK)
+        if rows.causal:
+            size = max(rows.n, min(row_size, <Py_ssize_t>(CAUSAL_ACROSS * WIDTH)))
         scratch = Scratch(threads, size, False, True)
     else:
         row_size, row_count = rows.n, rows.outer * rows.inner

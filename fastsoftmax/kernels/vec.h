@@ -26,10 +26,12 @@
 #if defined DTYPE_f64
 typedef double real;
 typedef int64_t ireal;                      /* as many bits as a real */
+typedef uint64_t ubits;
 #define REAL_BITS 64
 #elif defined DTYPE_f32 || defined DTYPE_f16 || defined DTYPE_bf16
 typedef float real;
 typedef int32_t ireal;
+typedef uint32_t ubits;
 #define REAL_BITS 32
 #else
 #error "no DTYPE_... is defined"

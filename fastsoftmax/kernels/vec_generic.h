@@ -19,12 +19,9 @@ WORD vreal fill(real a) { return a; }
 WORD vint bits(vreal a) { vint b; memcpy(&b, &a, sizeof b); return b; }
 WORD vreal from_bits(vint b) { vreal a; memcpy(&a, &b, sizeof a); return a; }
 WORD vint fill_bits(ireal a) { return a; }
-#if REAL_BITS == 32
-WORD vint shift_left(vint a, int n) { return (vint)((uint32_t)a << n); }
-#else
-WORD vint shift_left(vint a, int n) { return (vint)((uint64_t)a << n); }
-#endif
+WORD vint shift_left(vint a, int n) { return (vint)((ubits)a << n); }
 WORD vint shift_right(vint a, int n) { return a >> n; }
+WORD vint shift_in_zeros(vint a, int n) { return (vint)((ubits)a >> n); }
 
 WORD vmask less(vreal a, vreal b) { return a < b; }
 WORD vmask equal(vreal a, vreal b) { return a == b; }

@@ -6,6 +6,7 @@
 
 typedef real vreal __attribute__((vector_size(VECTOR_BYTES)));
 typedef ireal vint __attribute__((vector_size(VECTOR_BYTES)));
+typedef ubits vbits __attribute__((vector_size(VECTOR_BYTES)));
 typedef vint vmask;                         /* all bits of a lane, or none */
 typedef real vreal_anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
@@ -18,6 +19,7 @@ WORD vreal from_bits(vint a) { return (vreal)a; }
 WORD vint fill_bits(ireal a) { return a - (vint){0}; }
 WORD vint shift_left(vint a, int n) { return a << n; }
 WORD vint shift_right(vint a, int n) { return a >> n; }
+WORD vint shift_in_zeros(vint a, int n) { return (vint)((vbits)a >> n); }
 
 WORD vmask less(vreal a, vreal b) { return a < b; }
 WORD vmask equal(vreal a, vreal b) { return a == b; }
@@ -84,12 +86,36 @@ WORD void exchange_blocks(vreal *rows, const int s)
         }
 }
 
+#if REAL_BITS == 32
+/* The first two steps at once, in squares of four: rows a to d become columns. x86 has an instruction for each of
+ * these orders, and none for those of exchange_blocks(rows, 1). */
+WORD void transpose_fours(vreal *rows)
+{
+    const vint lane = LANE_NUMBERS, of_b = (lane & 1) * LANES, of_c = (lane & 2) / 2 * LANES;
+    const vint interleaved = (lane & ~3) + (lane & 2) / 2 + of_b, halves = (lane & ~2) + of_c;
+    for (int i = 0; i < LANES; i += 4) {
+        vreal ab01 = shuffle_pair(rows[i], rows[i + 1], interleaved);
+        vreal ab23 = shuffle_pair(rows[i], rows[i + 1], interleaved + 2);
+        vreal cd01 = shuffle_pair(rows[i + 2], rows[i + 3], interleaved);
+        vreal cd23 = shuffle_pair(rows[i + 2], rows[i + 3], interleaved + 2);
+        rows[i] = shuffle_pair(ab01, cd01, halves);
+        rows[i + 1] = shuffle_pair(ab01, cd01, halves + 2);
+        rows[i + 2] = shuffle_pair(ab23, cd23, halves);
+        rows[i + 3] = shuffle_pair(ab23, cd23, halves + 2);
+    }
+}
+#endif
+
 /* rows: LANES registers, the rows of a square; afterwards its columns. */
 WORD void transpose(vreal *rows)
 {
+#if REAL_BITS == 32
+    transpose_fours(rows);
+#else
     exchange_blocks(rows, 1);
 #if LANES > 2
     exchange_blocks(rows, 2);
+#endif
 #endif
 #if LANES > 4
     exchange_blocks(rows, 4);

@@ -33,6 +33,8 @@ WORD void store_elem(elem *p, vreal a)
 #endif
 
 #if defined DTYPE_bf16
+#define NATIVE_UNPACK
+WORD vint unpack(const elem *p) { return (vint)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
 #define NATIVE_PACK
 WORD void pack(elem *p, vint a)
 {
