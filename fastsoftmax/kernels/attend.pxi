@@ -257,9 +257,9 @@ cdef inline void weigh_scores(int columns, Py_ssize_t count, bint binary, bint m
             store(score, weight)
             total[c] = total[c] + weight
             if moments:
-                moment[c] = fma_(weight, vmax(fill(LEAST), y), moment[c])
+                moment[c] = fma_(weight, vmax(fill(LEAST_EXPONENT), y), moment[c])
     for c in range(columns):
-        fall = vmax(fill(LEAST), binary_fall(binary, g.top[c], shift[c]))
+        fall = vmax(fill(LEAST_EXPONENT), binary_fall(binary, g.top[c], shift[c]))
         g.factor[c] = exp2_(fall)
         g.moment[c] = fma_(g.factor[c], fma_(g.total[c], fall, g.moment[c]), moment[c])
         g.total[c] = fma_(g.total[c], g.factor[c], total[c])
@@ -334,7 +334,7 @@ cdef inline void meet(int rows, int columns, const Attention* a, Py_ssize_t b, P
         desk.value_known = True
         desk.value_finite = is_finite(value, a.value_stride[2], stop - start, a.value_width)
         if not desk.value_finite:
-            leave_out(value, a.value_stride[2], stop - start, a.value_width, desk.clean)
+            clear_nonfinite(value, a.value_stride[2], stop - start, a.value_width, desk.clean)
             if sizeof(elem) != sizeof(real):
                 convert(desk.clean, a.value_width, stop - start, a.value_width, desk.value)
     careful = desk.value_known and not desk.value_finite

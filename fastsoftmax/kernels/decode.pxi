@@ -147,8 +147,8 @@ cdef inline void weigh_row(Py_ssize_t count, bint moments, real* scores, Found* 
         store(scores + i * LANES, weight)
         total = total + weight
         if moments:
-            moment = fma_(weight, vmax(fill(LEAST), y), moment)
-    fall = vmax(fill(LEAST), binary_fall(False, fill(found.top), shift))
+            moment = fma_(weight, vmax(fill(LEAST_EXPONENT), y), moment)
+    fall = vmax(fill(LEAST_EXPONENT), binary_fall(False, fill(found.top), shift))
     factor[0] = first(exp2_(fall))
     found.moment = factor[0] * (found.moment + found.total * first(fall)) + first(hsum(moment))
     found.total = found.total * factor[0] + first(hsum(total))
@@ -263,7 +263,7 @@ cdef void read_block(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Py_s
             scores[j] = -INFINITY
         weigh_row(count, a.entropy != NULL, scores, found_of(a, found, row), &reader.factor[row])
     if hidden and not is_finite(value, value_stride, count, a.value_width):
-        leave_out(value, value_stride, count, a.value_width, reader.clean)
+        clear_nonfinite(value, value_stride, count, a.value_width, reader.clean)
         finite, value_stride = reader.clean, a.value_width
     row = 0
     while row < rows:
@@ -342,8 +342,8 @@ cdef void merge_parts(const Attention* a, Py_ssize_t pair, Py_ssize_t parts, rea
             x = out_of(a, found, part * (rows + 1) + row)
             top = max(whole.top, one.top)
             shift = fill(0 if top == -INFINITY else top)
-            fall = vmax(fill(LEAST), binary_fall(False, fill(whole.top), shift))
-            own_fall = vmax(fill(LEAST), binary_fall(False, fill(one.top), shift))
+            fall = vmax(fill(LEAST_EXPONENT), binary_fall(False, fill(whole.top), shift))
+            own_fall = vmax(fill(LEAST_EXPONENT), binary_fall(False, fill(one.top), shift))
             factor, own_factor = exp2_(fall), exp2_(own_fall)
             whole.moment = (first(factor) * (whole.moment + whole.total * first(fall))
                             + first(own_factor) * (one.moment + one.total * first(own_fall)))

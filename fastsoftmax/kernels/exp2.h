@@ -6,10 +6,10 @@
  *
  * Error: exp2_ at most 1.1e-7 relative for float, which is 0.9 ULP, and 2**-54 for double before the last rounding.
  * tanh_ subtracts 1 from it: it takes one power more for float, and p then has an error of 2 ULP of p.
- * Valid for every y <= 1: below LEAST, -inf included, the result is 0. NaN gives NaN.
+ * Valid for every y <= 1: below LEAST_EXPONENT, -inf included, the result is 0. NaN gives NaN.
  */
 #if REAL_BITS == 32
-#define LEAST (-127.0f)
+#define LEAST_EXPONENT (-127.0f)
 #define LN2 0.693147180559945309417f
 #define LN2_REST (-1.904654299957768e-09f)
 static const real EXP2_Q[] = {
@@ -20,7 +20,7 @@ static const real EXP2_EXACT_Q[] = {
     0.001340957924390788f, 0.000154659847459772f,
 };
 #else
-#define LEAST (-1023.0)
+#define LEAST_EXPONENT (-1023.0)
 #define LN2 0.693147180559945309417
 #define LN2_REST 2.3190468138462996e-17
 static const real EXP2_Q[] = {
@@ -36,7 +36,7 @@ WORD void exp2_parts(vreal y, const real *q_, const int degree, vreal *p, vreal 
 {
     const vreal magic = fill(ROUNDER + EXPONENT_BIAS);
     vreal t, r, q;
-    y = vmax(fill(LEAST), y);
+    y = vmax(fill(LEAST_EXPONENT), y);
     t = y + magic;
     r = y - (t - magic);
     q = fill(q_[degree]);

@@ -151,8 +151,8 @@ cdef bint is_finite(const elem* value, Py_ssize_t stride, Py_ssize_t count, Py_s
             e += 1
     return first(hsum(sums)) + rest == 0
 
-cdef void leave_out(const elem* value, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t width,
-                    elem* clean) noexcept nogil:
+cdef void clear_nonfinite(const elem* value, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t width,
+                          elem* clean) noexcept nogil:
     """A copy with zeros for what is not finite."""
     cdef Py_ssize_t j, e
     cdef real x

@@ -70,7 +70,7 @@ cdef extern from "exp.h" nogil:
 cdef extern from "exp2.h" nogil:
     vreal exp2_(vreal) noexcept                 # of at most 1
     vreal tanh_(vreal) noexcept
-    const real LEAST, LN2, LN2_REST
+    const real LEAST_EXPONENT, LN2, LN2_REST
 
 cdef extern from "math.h" nogil:
     real INFINITY, NAN
