@@ -261,7 +261,8 @@ def softmax_entropy(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike =
     if y is not None:
         return y
     y = np.empty([1 if i in axes else size for i, size in enumerate(x.shape)], final)
-    _compute(ENTROPY, x, y, compute, axes, temperature, where)
+    if x.size:
+        _compute(ENTROPY, x, y, compute, axes, temperature, where)
     return y.reshape([size for i, size in enumerate(x.shape) if i not in axes])[()]
 
 

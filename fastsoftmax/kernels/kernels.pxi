@@ -3,10 +3,10 @@
 from cpython.exc cimport PyErr_CheckSignals
 from fastsoftmax import _team
 
-# share(task, work, start, stop, threads, in_order) calls task(work, t, thread) for each t, on so many threads: ../team.h
+# share(task, work, start, stop, threads, in_order) calls task(work, t, thread) for each t: see ../team.h
 ctypedef void (*Task)(const void* work, Py_ssize_t task, int thread) noexcept nogil
-ctypedef void (*Share)(Task, const void* work, Py_ssize_t start, Py_ssize_t stop, int threads,
-                      bint in_order) noexcept nogil
+ctypedef void (*Share)(
+    Task, const void* work, Py_ssize_t start, Py_ssize_t stop, int threads, bint in_order) noexcept nogil
 cdef Share share = <Share><size_t>_team.share_address
 
 include "vec.pxi"           # the words
