@@ -168,7 +168,8 @@ def state():
     env = ctypes.create_string_buffer(64)
     if libm: libm.fegetenv(env)
     return dict(
-        modes=env.raw[:4] + env.raw[28:32], errstate=np.geterr(), errcall=np.geterrcall(), filters=list(warnings.filters),
+        modes=env.raw[:4] + env.raw[28:32], errstate=np.geterr(), errcall=np.geterrcall(),
+        filters=list(warnings.filters),
         signals=[signal.getsignal(s) for s in range(1, 32)], recursion=sys.getrecursionlimit(),
         switch=sys.getswitchinterval(), locale=locale.setlocale(locale.LC_ALL), environ=dict(os.environ),
         cwd=os.getcwd(), printing=np.get_printoptions(), gc=(gc.isenabled(), gc.get_threshold()),
