@@ -1,6 +1,6 @@
 """``python -m fastsoftmax``: what is installed, whether it is right, what it is for, and how fast it is.
 
-1. The configuration: version, compiler, instruction sets, threads and why that many.
+1. The configuration: version, compiler, instruction sets, threads and why that many, OpenMP runtime.
 2. A self-check: every kernel of every (dtype, ISA) this CPU can run, against `fastsoftmax.reference` in a wider type.
 3. Softmax on real text: what the function is for, and what the temperature does.
 4. Speed against NumPy, and against SciPy, PyTorch and ONNX Runtime where they are installed.
@@ -34,12 +34,14 @@ from fastsoftmax import _dispatch, _front, _threads, reference
 def print_configuration():
     """What `fastsoftmax.show_config` knows, a line each."""
     config = fastsoftmax.show_config(mode="dicts")
+    openmp = config["openmp"] or {}
     lines = {
         "fastsoftmax": f"{config['version']}, NumPy {np.__version__}, Python {sys.version.split()[0]}",
         "compiler": config["compiler"],
         "instruction sets": f"in use {config['isa']}; supported by this CPU {', '.join(config['isa_available'])}; "
         f"built {', '.join(config['isa_built'])}",
         "threads": f"{config['threads']}: {config['threads_why']}",
+        "OpenMP": " ".join(str(openmp[key]) for key in ("runtime", "path") if openmp.get(key)) or "none",
     }
     for name, text in lines.items():
         print(f"{name:<17} {text}")

@@ -1,8 +1,8 @@
-"""What is running here: version, compiler, instruction sets, threads."""
+"""What is running here: version, compiler, instruction sets, threads, OpenMP runtime."""
 
 from typing import Any, Literal, overload
 
-from fastsoftmax import _cpu, _dispatch, _team, _threads
+from fastsoftmax import _cpu, _dispatch, _threads
 from fastsoftmax._version import __version__
 
 
@@ -23,8 +23,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     dict or None
         Keys: ``version``; ``compiler``; ``isa``, the instruction set in use; ``isa_available``, those this CPU
         runs, from the plainest to the best; ``isa_built``, those of this build; ``threads``, how many a call from
-        this thread may use; ``threads_why``; ``workers``, how many threads have been started so far; ``openmp``, which
-        is not used: other libraries' runtimes and settings are of no concern here.
+        this thread may use; ``threads_why``; ``openmp``, the version and path of the OpenMP runtime.
 
     Raises
     ------
@@ -40,6 +39,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     """
     if mode not in ("stdout", "dicts"):
         raise ValueError(f'mode must be "stdout" or "dicts", got {mode!r}')
+    openmp = _cpu.openmp()
     config = {
         "version": __version__,
         "compiler": _cpu.compiler,
@@ -48,8 +48,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "isa_built": list(_dispatch.built()),
         "threads": _threads.get_num_threads(),
         "threads_why": _threads.why(),
-        "workers": _team.workers(),
-        "openmp": {"runtime": "not used", "path": ""},
+        "openmp": {"runtime": _runtime(openmp), "path": openmp["path"]},
     }
     if mode == "dicts":
         return config
@@ -60,3 +59,12 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
             value = ", ".join(str(part) for part in value.values() if part)
         print(f"{key:13} {value}")
     return None
+
+
+def _runtime(openmp):
+    if not openmp["version"]:
+        return "none: built without OpenMP"
+    for name in ("gomp", "iomp", "omp"):
+        if f"lib{name}" in openmp["path"]:
+            return f"lib{name} (OpenMP {openmp['version']})"
+    return f"OpenMP {openmp['version']}"

@@ -27,13 +27,41 @@ cdef extern from *:
         return supports_v3() && SUPPORTS("avx512f") && SUPPORTS("avx512bw") && SUPPORTS("avx512cd")
             && SUPPORTS("avx512dq") && SUPPORTS("avx512vl");
     }
+
+    #if defined(_OPENMP)
+    #include <omp.h>
+    #endif
+    #if defined(_OPENMP) && !defined(_WIN32)
+    #include <dlfcn.h>
+    #include <pthread.h>
+    static const char *openmp_path(void) {
+        Dl_info info;
+        return dladdr((void *)&omp_get_max_threads, &info) && info.dli_fname ? info.dli_fname : "";
+    }
+    /* libgomp's threads do not live on in a forked child, but its record of them does, and a parallel region there
+       would wait for them forever. So the forking thread's idle team is dismissed before every fork; parent
+       and child each make a new one when they next need it. */
+    static void dismiss_team(void) { if (!omp_in_parallel()) omp_pause_resource_all(omp_pause_hard); }
+    static int prepare_forks(void) { return pthread_atfork(dismiss_team, NULL, NULL); }
+    #else
+    static const char *openmp_path(void) { return ""; }
+    static int prepare_forks(void) { return 0; }
+    #endif
+    #if defined(_OPENMP)
+    #define OPENMP_VERSION _OPENMP
+    #else
+    #define OPENMP_VERSION 0
+    #endif
     """
     const char* COMPILER
     const char* DTYPES "FASTSOFTMAX_DTYPES"
     const char* ISAS "FASTSOFTMAX_ISAS"
+    int OPENMP_VERSION
     bint supports_v2() nogil
     bint supports_v3() nogil
     bint supports_v4() nogil
+    const char* openmp_path() nogil
+    int prepare_forks() nogil
 
 cdef extern from "<fenv.h>" nogil:
     ctypedef struct fenv_t:
@@ -68,3 +96,12 @@ cdef class usual_modes:
 
     def __exit__(self, *exc_info):
         fesetenv(&self.before)
+
+
+def openmp():
+    """Version (a date, yyyymm) and path of the OpenMP runtime in this process."""
+    return {"version": OPENMP_VERSION, "path": openmp_path().decode()}
+
+
+if prepare_forks() != 0:
+    raise MemoryError("fastsoftmax: no memory to prepare for forks")

@@ -5,45 +5,31 @@ cdef inline void fill_elements(elem* y, elem value, Py_ssize_t count) noexcept n
     for j in range(count):
         y[j] = value
 
-cdef struct Masked:
-    elem* y                                     # (outer, S, L)
-    Py_ssize_t keys, queries
-    Py_ssize_t y_outer, y_n, y_inner            # strides in elements
-    Py_ssize_t offset
-    elem value
-    Py_ssize_t rows, size                       # of all; a task
-
-cdef void mask_row(const Masked* m, Py_ssize_t r) noexcept nogil:
-    """Element j of row i is overwritten where j > i + offset."""
-    cdef Py_ssize_t o = r // m.queries, i = r % m.queries, j
-    cdef Py_ssize_t visible = min(max(i + m.offset + 1, 0), m.keys)
-    cdef elem* y = m.y + o * m.y_outer + i * m.y_inner + visible * m.y_n
-    if m.y_n == 1:
-        fill_elements(y, m.value, m.keys - visible)
+cdef void mask_row(elem[:, :, :] scores, Py_ssize_t r, Py_ssize_t offset, elem value) noexcept nogil:
+    """One row of scores (outer, S, L): element j of row i is overwritten where j > i + offset."""
+    cdef Py_ssize_t o = r // scores.shape[2], i = r % scores.shape[2], j
+    cdef Py_ssize_t stride = scores.strides[1] // <Py_ssize_t>sizeof(elem)
+    cdef Py_ssize_t visible = min(max(i + offset + 1, 0), scores.shape[1])
+    cdef elem* y = &scores[o, 0, i] + visible * stride
+    if stride == 1:
+        fill_elements(y, value, scores.shape[1] - visible)
     else:
-        for j in range(m.keys - visible):
-            y[j * m.y_n] = m.value
-
-cdef void mask_rows(const void* asked, Py_ssize_t task, int thread) noexcept nogil:
-    cdef const Masked* m = <const Masked*>asked
-    cdef Py_ssize_t r
-    for r in range(task * m.size, min((task + 1) * m.size, m.rows)):
-        mask_row(m, r)
+        for j in range(scores.shape[1] - visible):
+            y[j * stride] = value
 
 def causal_mask(elem[:, :, :] scores, Py_ssize_t offset, double value, int threads):
     """Overwrites scores (outer, S, L) with value where key j is after query i: j > i + offset."""
-    cdef Masked m
-    cdef Py_ssize_t turn, start, stop, tasks, slice_
-    m.y, m.keys, m.queries = &scores[0, 0, 0], scores.shape[1], scores.shape[2]
-    m.y_outer, m.y_n, m.y_inner = (
-        scores.strides[0] // <Py_ssize_t>sizeof(elem), scores.strides[1] // <Py_ssize_t>sizeof(elem),
-        scores.strides[2] // <Py_ssize_t>sizeof(elem))
-    m.offset, m.value = offset, elem_of(<real>value)
-    m.rows, m.size = scores.shape[0] * m.queries, max(1, TASK // m.keys)
-    tasks, slice_ = steps(m.rows, m.size), SLICE // TASK
+    cdef elem with_ = elem_of(<real>value)
+    cdef Py_ssize_t r, turn, start, stop, tasks = scores.shape[0] * scores.shape[2]
+    cdef Py_ssize_t slice_ = max(1, SLICE // scores.shape[1])
     for turn in range(steps(tasks, slice_)):
         start = turn * slice_
         stop = min(start + slice_, tasks)
         with nogil:
-            share(mask_rows, &m, start, stop, threads, False)
+            if threads == 1:
+                for r in range(start, stop):
+                    mask_row(scores, r, offset, with_)
+            else:
+                for r in prange(start, stop, num_threads=threads, schedule="dynamic", chunksize=16):
+                    mask_row(scores, r, offset, with_)
         PyErr_CheckSignals()

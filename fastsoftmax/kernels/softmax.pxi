@@ -25,24 +25,14 @@ cdef void across_task(const Rows* rows, Py_ssize_t task, Py_ssize_t tiles_a_task
 cdef inline Py_ssize_t tiles_of(const Rows* rows) noexcept nogil:
     return steps(rows.inner + rows.lead, WIDTH)
 
-cdef struct SomeRows:
-    const Rows* rows
-    bint across
-    Py_ssize_t size                             # rows or tiles a task
-    const Work* works                           # a thread
-
-cdef void some_rows(const void* asked, Py_ssize_t task, int thread) noexcept nogil:
-    cdef const SomeRows* some = <const SomeRows*>asked
-    if some.across:
-        across_task(some.rows, task, some.size, &some.works[thread])
+cdef void some_rows(const Rows* rows, bint across, Py_ssize_t task, Py_ssize_t size, const Work* work) noexcept nogil:
+    if across:
+        across_task(rows, task, size, work)
     else:
-        along_task(some.rows, task, some.size, &some.works[thread])
+        along_task(rows, task, size, work)
 
 # One long row, shared by threads: the passes of row_along, a task a chunk.
 cdef struct LongRow:
-    int phase
-    const Rows* rows
-    const Work* works                           # a thread
     Py_ssize_t o, i, n
     bint keep
     int sum_of
@@ -51,16 +41,14 @@ cdef struct LongRow:
     Shift shift
     Outcome outcome
 
-cdef void long_row_task(const void* asked, Py_ssize_t task, int thread) noexcept nogil:
+cdef void long_row_task(int phase, const Rows* rows, const LongRow* row, Py_ssize_t task,
+                        const Work* work) noexcept nogil:
     cdef fp_state state = fp_enter()
-    cdef const LongRow* row = <const LongRow*>asked
-    cdef const Rows* rows = row.rows
-    cdef const Work* work = &row.works[thread]
     cdef Py_ssize_t start = task * CHUNK, count = min(row.n - start, CHUNK)
     cdef real* kept = work.kept + start if row.keep else work.kept
-    if row.phase == 1:
+    if phase == 1:
         row.tops[task] = top_of_chunk(rows, row.o, row.i, start, count, work)
-    elif row.phase == 2:
+    elif phase == 2:
         clear(&row.sums[task])
         sum_chunk(row.sum_of, rows, row.o, row.i, start, count, &row.shift, kept, NULL, work, &row.sums[task])
     else:
@@ -69,10 +57,8 @@ cdef void long_row_task(const void* asked, Py_ssize_t task, int thread) noexcept
             stream_end()
     fp_leave(state)
 
-cdef int long_row_between(LongRow* row) noexcept nogil:
+cdef int long_row_between(int phase, const Rows* rows, LongRow* row) noexcept nogil:
     """What follows from all chunks together; the next phase, or 0."""
-    cdef const Rows* rows = row.rows
-    cdef int phase = row.phase
     cdef fp_state state = fp_enter()
     cdef Py_ssize_t task, tasks = steps(row.n, CHUNK)
     cdef real top = -INFINITY
@@ -179,10 +165,11 @@ cdef inline bint goes_across(const Rows* rows) noexcept nogil:
 
 cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) except -1:
     cdef LongRow row
-    cdef Py_ssize_t tasks, turn, start, stop
+    cdef Py_ssize_t tasks, t, turn, start, stop
+    cdef int phase = 1
     cdef Scratch scratch
+    cdef Work* works
     cdef void* chunks
-    row.rows, row.phase = rows, 1
     row.o, row.i, row.n = o, i, row_length(rows, i)
     if row.n < rows.n:
         clear_elements(rows.y + o * rows.y_outer + i * rows.y_inner + row.n * rows.y_n, rows.y_n, rows.n - row.n,
@@ -192,19 +179,24 @@ cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) exc
     row.keep = row.n <= KEEP
     tasks = steps(row.n, CHUNK)
     scratch = Scratch(threads, row.n if row.keep else CHUNK, row.keep, False)
-    row.works = scratch.works
+    works = scratch.works
     chunks = allocate(tasks * <Py_ssize_t>(sizeof(Sums) + sizeof(real)))
     try:
         row.sums = <Sums*>chunks
         row.tops = <real*>(row.sums + tasks)
-        while row.phase:
+        while phase:
             for turn in range(steps(tasks, SLICE // CHUNK)):
                 start = turn * (SLICE // CHUNK)
                 stop = min(start + SLICE // CHUNK, tasks)
                 with nogil:
-                    share(long_row_task, &row, start, stop, threads, False)
+                    if threads == 1:
+                        for t in range(start, stop):
+                            long_row_task(phase, rows, &row, t, works)
+                    else:
+                        for t in prange(start, stop, num_threads=threads, schedule="static"):
+                            long_row_task(phase, rows, &row, t, &works[threadid()])
                 PyErr_CheckSignals()
-            row.phase = long_row_between(&row)
+            phase = long_row_between(phase, rows, &row)
     finally:
         free(chunks)
     return 0
@@ -214,7 +206,7 @@ cdef int compute(Rows* rows, int threads) except -1:
     cdef Py_ssize_t row_size, row_count, size, tasks, slice_, t, turn, start, stop
     cdef bint across = goes_across(rows)
     cdef Scratch scratch
-    cdef SomeRows some
+    cdef Work* works
     if across:
         if rows.streamed and rows.y_inner == 1:
             rows.lead = <Py_ssize_t>(<size_t>rows.y // sizeof(elem)) % WIDTH
@@ -231,12 +223,17 @@ cdef int compute(Rows* rows, int threads) except -1:
     size = max(1, TASK // row_size)
     tasks = steps(row_count, size)
     slice_ = max(1, SLICE // (size * row_size))
-    some.rows, some.across, some.size, some.works = rows, across, size, scratch.works
+    works = scratch.works
     for turn in range(steps(tasks, slice_)):
         start = turn * slice_
         stop = min(start + slice_, tasks)
         with nogil:
-            share(some_rows, &some, start, stop, threads, False)
+            if threads == 1:
+                for t in range(start, stop):
+                    some_rows(rows, across, t, size, works)
+            else:
+                for t in prange(start, stop, num_threads=threads, schedule="dynamic"):
+                    some_rows(rows, across, t, size, &works[threadid()])
         PyErr_CheckSignals()
     return 0
 
