@@ -28,6 +28,7 @@ MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": 
 
 DEBUG = os.environ.get("FASTSOFTMAX_DEBUG") == "1"          # bounds checks, no optimisation
 ANNOTATE = os.environ.get("FASTSOFTMAX_ANNOTATE") == "1"    # Cython's annotated HTML, in build/stubs
+SANITIZE = os.environ.get("FASTSOFTMAX_SANITIZE", "")       # address,undefined for instance: see tests/sanitize.py
 MSVC = sys.platform == "win32"
 
 DIRECTIVES = {
@@ -48,11 +49,13 @@ def compile_flags():
     if MSVC:
         return ["/O2", "/openmp", "/fp:precise"]
     openmp = ["-Xpreprocessor", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
-    speed = ["-O1", "-g"] if DEBUG else ["-O3", "-g0"]
+    speed = ["-O1", "-g"] if DEBUG or SANITIZE else ["-O3", "-g0"]
+    if SANITIZE:
+        speed += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     if "clang" not in os.environ.get("CC", "") and sys.platform != "darwin":
         speed += ["-fschedule-insns", "-fsched-pressure"]   # exp of four registers at once: 8 % fewer cycles
     # what a kernel declares inline is one loop in each of its uses, and must become part of it
-    inline = [] if DEBUG else ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]
+    inline = [] if DEBUG or SANITIZE else ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]
     return openmp + speed + inline + ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
                                       "-fvisibility=hidden", "-Wno-unused-function", "-Wno-psabi"]
 
@@ -60,6 +63,8 @@ def compile_flags():
 def link_flags():
     if MSVC:
         return []
+    if SANITIZE:
+        return ["-fopenmp", f"-fsanitize={SANITIZE}"]
     if sys.platform == "darwin":
         return ["-lomp"]
     return ["-fopenmp"] if DEBUG else ["-fopenmp", "-Wl,-s"]

@@ -1,14 +1,21 @@
-"""The largest errors seen on random rows, in ULP, beside SciPy's and PyTorch's where they are installed.
+"""The largest errors, in ULP, beside SciPy's and PyTorch's where they are installed.
 
-    python bench/accuracy.py [--rows 400] [--longest 20]
+    python bench/accuracy.py [--rows 400] [--longest 20]    # random rows
+    python bench/accuracy.py --sweep [1]                    # every float32 (or every k-th) in the domain of exp
+    python bench/accuracy.py --hard [400]                   # rows of float64 that are hard for exp, against mpmath
 
-Rows have 1 to 2**longest elements, spreads from 0.1 to 104 (float32) or 700 (float64), offsets from 0 to a million.
-The exact value is computed in long double. Where logsumexp comes out near 0, its unit is that of
+Random rows have 1 to 2**longest elements, spreads from 0.1 to 104 (float32) or 700 (float64), offsets from 0 to a
+million. The exact value is computed in long double. Where logsumexp comes out near 0, its unit is that of
 log(sum(exp(a - max(a)))).
+
+The sweep takes the pairs (x, 0) or (0, x), by turns, of all x from -104 to 0, beyond which weights are 0. float64
+is exact enough there: 2**-28 ULP of float32. It takes some minutes; other libraries get every 64th x.
 """
 
 import argparse
+import functools
 import importlib.util
+import sys
 
 import numpy as np
 
@@ -44,8 +51,9 @@ def ulp(got, true, unit_of):
     return float(np.max(np.abs(got.astype(np.longdouble) - true) / unit))
 
 
-def libraries():
-    """name -> {function name: callable}."""
+@functools.cache
+def libraries(dim=0):
+    """name -> (instruction set or None, {function name: callable}); PyTorch's along dimension `dim`."""
     ours = {name: getattr(fastsoftmax, name) for name in ("softmax", "log_softmax", "logsumexp")}
     found = {f"fastsoftmax {isa}": (isa, ours) for isa in _dispatch.supported()}
     if importlib.util.find_spec("scipy"):
@@ -56,7 +64,7 @@ def libraries():
         import torch
 
         def through_torch(function):
-            return lambda x: function(torch.from_numpy(x), dim=0).numpy()
+            return lambda x, axis=None: function(torch.from_numpy(np.ascontiguousarray(x)), dim=dim).numpy()
 
         found["PyTorch"] = (None, {
             "softmax": through_torch(torch.softmax), "log_softmax": through_torch(torch.log_softmax),
@@ -83,11 +91,108 @@ def measure(dtype, count, longest):
     return worst
 
 
+def pairs_of(start, stop, step):
+    """Pairs (x, 0) or (0, x) by turns, and what is exact for them: the x by their bits, from -start upwards in size."""
+    x = np.arange(start, stop, step, dtype=np.uint32).view(np.float32)
+    np.negative(x, x)
+    e = np.exp(x.astype(np.float64))
+    log = np.log1p(e)
+    scores, softmax, log_softmax = (np.zeros((x.size, 2), t) for t in (np.float32, np.float64, np.float64))
+    scores[:, 0], softmax[:, 0], softmax[:, 1] = x, e / (1 + e), 1 / (1 + e)
+    log_softmax[:, 0], log_softmax[:, 1] = x - log, -log
+    for a in (scores, softmax, log_softmax):
+        a[1::2] = a[1::2, ::-1].copy()
+    return scores, {"softmax": softmax, "log_softmax": log_softmax, "logsumexp": log}
+
+
+def sweep(step):
+    """library, function -> (largest error, the x where it is)."""
+    worst = {}
+    last, chunk = int(np.float32(104).view(np.uint32)), step << 20
+    for number, start in enumerate(range(0, last + 1, chunk)):
+        scores, true = pairs_of(start, min(start + chunk, last + 1), step)
+        units = {name: np.spacing(np.abs(values).astype(np.float32)) for name, values in true.items()}
+        few = slice(None, None, max(1, 64 // step))
+        for library, (isa, functions) in libraries(dim=1).items():
+            part = slice(None) if isa else few
+            with np.errstate(all="ignore"), _dispatch.using(isa or _dispatch.isa()):
+                for name, function in functions.items():
+                    error = np.abs(np.asarray(function(scores[part], axis=1)) - true[name][part])
+                    error /= units[name][part]
+                    at = error.argmax()
+                    if error.flat[at] > worst.get((library, name), (-1,))[0]:
+                        row = scores[part][at // 2 if error.ndim == 2 else at]
+                        worst[library, name] = float(error.flat[at]), row.tolist()
+        if number % 50 == 0:
+            print(f"\r{start / last:.0%}", end="", file=sys.stderr, flush=True)
+    print("\r", end="", file=sys.stderr)
+    return worst
+
+
+def hard_rows(count, rng):
+    """Rows of float64 where exp is hardest: next to multiples of ln 2 / 2, at the ends of its domain, far from 0."""
+    near = np.log(2) / 2
+    for i in range(count):
+        n = int(rng.integers(2, 24))
+        k = rng.integers(-2040, 1, n)
+        x = k * near
+        x += rng.integers(-3, 4, n) * np.spacing(x)                     # on either side of where n changes
+        if i % 4 == 1:
+            x = -10.0 ** rng.uniform(-18, 0, n)                         # results next to 1
+        elif i % 4 == 2:
+            x = rng.uniform(-745.2, -690, n)                            # subnormal weights
+        elif i % 4 == 3:
+            x += rng.normal() * 10 ** rng.uniform(0, 6)                 # offsets
+        x[rng.integers(n)] = max(x.max(), 0.0) if i % 4 != 3 else x.max()
+        yield x
+
+
+def hard(count):
+    """library, function -> largest error of float64, against 40 digits."""
+    import mpmath
+
+    worst = {}
+    with mpmath.workdps(40):
+        for x in hard_rows(count, np.random.default_rng(0)):
+            exact = [mpmath.mpf(float(v)) for v in x]
+            top = max(exact)
+            others = mpmath.fsum(mpmath.exp(v - top) for k, v in enumerate(exact) if k != x.argmax())
+            log = mpmath.log1p(others)
+            true = {
+                "softmax": [mpmath.exp(v - top) / (1 + others) for v in exact],
+                "log_softmax": [v - top - log for v in exact], "logsumexp": [top + log]}
+            for library, (isa, functions) in libraries().items():
+                with np.errstate(all="ignore"), _dispatch.using(isa or _dispatch.isa()):
+                    for name, function in functions.items():
+                        for value, right in zip(np.ravel(function(x)), true[name], strict=True):
+                            size = max(abs(right), log) if name == "logsumexp" else abs(right)
+                            error = abs(mpmath.mpf(float(value)) - right) / mpmath.mpf(float(np.spacing(float(size))))
+                            worst[library, name] = max(worst.get((library, name), 0.0), float(error))
+    return worst
+
+
+def print_by_function(dtype, worst, note):
+    print(f"| {dtype}, {note} | softmax | log_softmax | logsumexp |\n| --- | --- | --- | --- |")
+    for library in dict.fromkeys(key[0] for key in worst):
+        found = [worst[library, name] for name in ("softmax", "log_softmax", "logsumexp")]
+        figures = [f"{f:.4g}" if isinstance(f, float) else f"{f[0]:.4g} at {f[1][0]:.9g}, {f[1][1]:.9g}" for f in found]
+        print(f"| {library} | {' | '.join(figures)} |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--longest", type=int, default=20, help="longest row: 2 to this power")
+    parser.add_argument("--sweep", type=int, nargs="?", const=1, metavar="K", help="every K-th float32")
+    parser.add_argument("--hard", type=int, nargs="?", const=400, metavar="ROWS")
     options = parser.parse_args()
+    if options.sweep:
+        kind = "every x" if options.sweep == 1 else f"every {options.sweep}th x"
+        print_by_function("float32", sweep(options.sweep), f"{kind} from -104 to 0")
+    if options.hard:
+        print_by_function("float64", hard(options.hard), f"{options.hard} hard rows")
+    if options.sweep or options.hard:
+        return
     print("| dtype | library | softmax | log_softmax | logsumexp | row sum - 1 |")
     print("| --- | --- | --- | --- | --- | --- |")
     for dtype in SPREAD:

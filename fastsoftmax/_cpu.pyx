@@ -63,6 +63,13 @@ cdef extern from *:
     const char* openmp_path() nogil
     int prepare_forks() nogil
 
+cdef extern from "<fenv.h>" nogil:
+    ctypedef struct fenv_t:
+        pass
+    int fegetenv(fenv_t* environment)
+    int fesetenv(const fenv_t* environment)
+    const fenv_t* FE_DFL_ENV
+
 compiler = COMPILER.decode()
 dtypes = tuple(DTYPES.decode().split())             # what this build has kernels for
 isas_built = tuple(ISAS.decode().split())           # from the plainest to the best
@@ -74,6 +81,21 @@ def supports(isa):
         "generic": True, "arm64": True,
         "x86_64_v2": supports_v2(), "x86_64_v3": supports_v3(), "x86_64_v4": supports_v4(),
     }[isa]
+
+
+cdef class usual_modes:
+    """Context manager: C's usual floating-point environment for the calling thread; afterwards its own, flags included.
+
+    Kernels see to themselves. This is for what NumPy computes before and after them.
+    """
+    cdef fenv_t before
+
+    def __enter__(self):
+        fegetenv(&self.before)
+        fesetenv(FE_DFL_ENV)
+
+    def __exit__(self, *exc_info):
+        fesetenv(&self.before)
 
 
 def openmp():

@@ -21,11 +21,11 @@ class _Local(threading.local):
 _local = _Local()
 
 
-def _container_limit():
-    """CPUs that the cgroup's quota allows, rounded up; None without a quota."""
+def _container_limit(root="/"):
+    """CPUs that the cgroup's quota allows, rounded up; None without a quota. `root` is another one in tests."""
     try:
         paths = {}
-        with open("/proc/self/cgroup") as lines:
+        with open(os.path.join(root, "proc/self/cgroup")) as lines:
             for line in lines:
                 _, controllers, path = line.rstrip("\n").split(":", 2)
                 for controller in controllers.split(","):
@@ -33,10 +33,10 @@ def _container_limit():
     except (OSError, ValueError):
         return None
     limits = []
-    for root, controller, read in (("/sys/fs/cgroup", "", _quota_v2), ("/sys/fs/cgroup/cpu", "cpu", _quota_v1)):
+    for folder, controller, read in (("sys/fs/cgroup", "", _quota_v2), ("sys/fs/cgroup/cpu", "cpu", _quota_v1)):
         path = paths.get(controller)
         while path is not None:                     # a quota may stand at any level above
-            quota = read(root + path)
+            quota = read(os.path.join(root, folder) + path)
             if quota is not None:
                 limits.append(quota)
             path = os.path.dirname(path) if path not in ("", "/") else None
@@ -48,7 +48,7 @@ def _quota_v2(folder):
         with open(os.path.join(folder, "cpu.max")) as file:
             quota, period = file.read().split()
         return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         return None
 
 

@@ -1,5 +1,6 @@
 """The softmax family: softmax, log_softmax, logsumexp, causal_softmax, causal_mask_, softmax_entropy."""
 
+import functools
 import math
 import operator
 from typing import Any, Literal, SupportsIndex, TypeVar, overload
@@ -7,7 +8,7 @@ from typing import Any, Literal, SupportsIndex, TypeVar, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastsoftmax import _arrays, _dispatch, _front, _threads, reference
+from fastsoftmax import _arrays, _cpu, _dispatch, _front, _threads, reference
 
 # For type checkers a result is an array, though a 0-d one is a scalar; that of a reduction is Any, as in NumPy's stubs.
 Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
@@ -31,6 +32,17 @@ def _stream_from():
 _STREAM_FROM = _stream_from()
 FEW = 1 << 12               # elements that are copied in less time than it takes to describe how they lie
 _front.configure(_threads.threads_for, _STREAM_FROM)
+
+
+def _undisturbed(function):
+    """For what computes with NumPy, too: the caller's floating-point modes and flags are neither used nor changed."""
+
+    @functools.wraps(function)
+    def undisturbed(*args):
+        with _cpu.usual_modes():
+            return function(*args)
+
+    return undisturbed
 
 
 def softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, where: ArrayLike | None = None,
@@ -252,17 +264,7 @@ def softmax_entropy(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike =
         y = _front.contiguous(ENTROPY, x, axis, temperature, None)
         if y is not None:
             return y
-    x, axes, compute, final = _asked(x, axis, None)
-    temperature, where = _modifiers(x, axes, temperature, where)
-    _refuse_empty(x, axes)
-    if _needs_reference(compute, temperature):
-        return _REFERENCE[ENTROPY](x, axes, temperature=temperature, where=where)[()]
-    y = _few(ENTROPY, x, compute, axes, temperature, where)
-    if y is not None:
-        return y
-    y = np.empty([1 if i in axes else size for i, size in enumerate(x.shape)], final)
-    _compute(ENTROPY, x, y, compute, axes, temperature, where)
-    return y.reshape([size for i, size in enumerate(x.shape) if i not in axes])[()]
+    return _entropy(x, axis, temperature, where)
 
 
 def causal_softmax(scores: ArrayLike, *, offset: SupportsIndex = 0, temperature: ArrayLike = 1.0,
@@ -307,17 +309,7 @@ def causal_softmax(scores: ArrayLike, *, offset: SupportsIndex = 0, temperature:
     array([[1. , 0. ],
            [0.5, 0.5]])
     """
-    x = _as_matrices(scores)
-    offset = _as_offset(offset)
-    compute, final = _arrays.result_dtype(x.dtype, dtype, integers_to_float64=False)
-    axes = (x.ndim - 1,)
-    temperature, _ = _modifiers(x, axes, temperature, None)
-    if _needs_reference(compute, temperature) and x.size:
-        return _deliver(reference.causal_softmax(x, offset=offset, temperature=temperature, dtype=compute), final, out)
-    y, x, temperature, _ = _outputs(x, final, out, temperature, None)
-    if x.size:
-        _compute_causal(x, y, compute, offset, temperature)
-    return y
+    return _causal_softmax(scores, offset, temperature, dtype, out)
 
 
 def causal_mask_(scores: Scores, *, offset: SupportsIndex = 0, fill_value: float = -math.inf) -> Scores:
@@ -352,31 +344,11 @@ def causal_mask_(scores: Scores, *, offset: SupportsIndex = 0, fill_value: float
     array([[  0.,   0., -inf],
            [  0.,   0.,   0.]])
     """
-    if isinstance(scores, np.ma.MaskedArray):
-        raise TypeError("scores is a masked array; pass scores.data, which is then changed in place")
-    if not isinstance(scores, np.ndarray):
-        raise TypeError(f"scores must be an ndarray, since it is changed in place; got {type(scores).__name__}")
-    x = _as_matrices(scores)
-    if x.dtype.kind not in "fc" and _arrays.tag(x.dtype) is None:
-        raise TypeError(f"scores must be floating, got dtype {x.dtype}")
-    if not x.flags.writeable:
-        raise ValueError("scores is read-only; it is changed in place")
-    offset, value = _as_offset(offset), float(fill_value)
-    if x.size == 0:
-        return scores
-    tag = _arrays.tag(x.dtype)
-    if tag is None or not _arrays.takes(x):
-        with np.errstate(all="ignore"):
-            reference.causal_mask_(x, offset=offset, fill_value=value)
-        return scores
-    kernel = _dispatch.kernels(tag).causal_mask
-    elements = _arrays.elements(x)
-    threads = _threads.threads_for(x.size // 2)
-    for (view,) in _arrays.Layout.of_matrices(elements.shape, [elements.strides]).views(elements):
-        kernel(view, offset, value, threads)
+    _causal_mask(scores, offset, fill_value)
     return scores
 
 
+@_undisturbed
 def _elementwise(result, x, axis, temperature, where, dtype, out):
     """softmax and log_softmax, whatever their arguments."""
     x, axes, compute, final = _asked(x, axis, dtype)
@@ -394,6 +366,7 @@ def _elementwise(result, x, axis, temperature, where, dtype, out):
     return y[()] if out is None else y
 
 
+@_undisturbed
 def _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out):
     x = _arrays.as_array(a, "a")
     natural = x.dtype
@@ -431,6 +404,63 @@ def _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out):
             with np.errstate(all="ignore"):
                 sign = np.where(np.isnan(y), y, (y != -math.inf)).astype(final)[()]
     return (y, sign) if return_sign else y
+
+
+@_undisturbed
+def _entropy(x, axis, temperature, where):
+    x, axes, compute, final = _asked(x, axis, None)
+    temperature, where = _modifiers(x, axes, temperature, where)
+    _refuse_empty(x, axes)
+    if _needs_reference(compute, temperature):
+        return _REFERENCE[ENTROPY](x, axes, temperature=temperature, where=where)[()]
+    y = _few(ENTROPY, x, compute, axes, temperature, where)
+    if y is not None:
+        return y
+    y = np.empty([1 if i in axes else size for i, size in enumerate(x.shape)], final)
+    if x.size:
+        _compute(ENTROPY, x, y, compute, axes, temperature, where)
+    return y.reshape([size for i, size in enumerate(x.shape) if i not in axes])[()]
+
+
+@_undisturbed
+def _causal_softmax(scores, offset, temperature, dtype, out):
+    x = _as_matrices(scores)
+    offset = _as_offset(offset)
+    compute, final = _arrays.result_dtype(x.dtype, dtype, integers_to_float64=False)
+    axes = (x.ndim - 1,)
+    temperature, _ = _modifiers(x, axes, temperature, None)
+    if _needs_reference(compute, temperature) and x.size:
+        return _deliver(reference.causal_softmax(x, offset=offset, temperature=temperature, dtype=compute), final, out)
+    y, x, temperature, _ = _outputs(x, final, out, temperature, None)
+    if x.size:
+        _compute_causal(x, y, compute, offset, temperature)
+    return y
+
+
+@_undisturbed
+def _causal_mask(scores, offset, fill_value):
+    if isinstance(scores, np.ma.MaskedArray):
+        raise TypeError("scores is a masked array; pass scores.data, which is then changed in place")
+    if not isinstance(scores, np.ndarray):
+        raise TypeError(f"scores must be an ndarray, since it is changed in place; got {type(scores).__name__}")
+    x = _as_matrices(scores)
+    if x.dtype.kind not in "fc" and _arrays.tag(x.dtype) is None:
+        raise TypeError(f"scores must be floating, got dtype {x.dtype}")
+    if not x.flags.writeable:
+        raise ValueError("scores is read-only; it is changed in place")
+    offset, value = _as_offset(offset), float(fill_value)
+    if x.size == 0:
+        return
+    tag = _arrays.tag(x.dtype)
+    if tag is None or not _arrays.takes(x):
+        with np.errstate(all="ignore"):
+            reference.causal_mask_(x, offset=offset, fill_value=value)
+        return
+    kernel = _dispatch.kernels(tag).causal_mask
+    elements = _arrays.elements(x)
+    threads = _threads.threads_for(x.size // 2)
+    for (view,) in _arrays.Layout.of_matrices(elements.shape, [elements.strides]).views(elements):
+        kernel(view, offset, value, threads)
 
 
 def _asked(x, axis, dtype):

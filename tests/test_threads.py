@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 import fastsoftmax
-from fastsoftmax import _dispatch, get_num_threads, logsumexp, num_threads, set_num_threads, show_config, softmax
+from fastsoftmax import (
+    _dispatch,
+    _threads,
+    get_num_threads,
+    logsumexp,
+    num_threads,
+    set_num_threads,
+    show_config,
+    softmax,
+)
 
 VARIABLES = ("FASTSOFTMAX_NUM_THREADS", "OMP_NUM_THREADS", "FASTSOFTMAX_ISA")
 BIG = np.random.default_rng(0).normal(size=(300, 4000)).astype(np.float32)
@@ -112,6 +121,56 @@ def test_impossible_counts(function):
 def test_default_is_what_affinity_allows():
     assert 1 <= int(printed(THREADS)) <= len(os.sched_getaffinity(0))
     assert printed("import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});" + THREADS) == "1"
+
+
+CGROUPS = {  # /proc/self/cgroup, files under /sys/fs/cgroup, and what they allow
+    "v2, 2.5 CPUs": ("0::/box\n", {"box/cpu.max": "250000 100000\n"}, 3),
+    "v2, half a CPU": ("0::/box\n", {"box/cpu.max": "50000 100000\n"}, 1),
+    "v2, no quota": ("0::/box\n", {"box/cpu.max": "max 100000\n", "cpu.max": "max 100000\n"}, None),
+    "v2, a parent's quota": ("0::/a/b/c\n", {"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "max 100000\n"}, 3),
+    "v2, the smallest counts": ("0::/a/b\n", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "600000 100000"}, 2),
+    "v2, the host's path in a container": ("0::/host/only\n", {"cpu.max": "400000 100000\n"}, 4),
+    "v2, outside of the namespace": ("0::/../other\n", {"cpu.max": "400000 100000\n"}, 4),
+    "v1": (
+        "5:cpu,cpuacct:/box\n4:memory:/box\n",
+        {"cpu/box/cpu.cfs_quota_us": "150000\n", "cpu/box/cpu.cfs_period_us": "100000\n"},
+        2,
+    ),
+    "v1, no quota": (
+        "5:cpuacct,cpu:/box\n",
+        {"cpu/box/cpu.cfs_quota_us": "-1\n", "cpu/box/cpu.cfs_period_us": "100000\n"},
+        None,
+    ),
+    "v1, a path with colons": (
+        "5:cpu:/box:1:2\n",
+        {"cpu/box:1:2/cpu.cfs_quota_us": "50000\n", "cpu/box:1:2/cpu.cfs_period_us": "50000\n"},
+        1,
+    ),
+    "both": (
+        "5:cpu:/box\n0::/box\n",
+        {"cpu/box/cpu.cfs_quota_us": "500000", "cpu/box/cpu.cfs_period_us": "100000", "box/cpu.max": "200000 100000"},
+        2,
+    ),
+    "no files": ("0::/box\n", {}, None),
+    "nonsense": ("cpu\n", {"cpu.max": "1 1"}, None),
+    "nonsense quotas": ("0::/\n1:cpu:/\n", {"cpu.max": "many", "cpu/cpu.cfs_quota_us": ""}, None),
+    "a period of 0": ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "5", "cpu/cpu.cfs_period_us": "0"}, None),
+    "v2, a period of 0": ("0::/\n", {"cpu.max": "100000 0\n"}, None),
+    "no cgroups": (None, {}, None),
+}
+
+
+@pytest.mark.parametrize("case", CGROUPS)
+def test_the_containers_quota(tmp_path, case):
+    cgroup, files, allowed = CGROUPS[case]
+    if cgroup is not None:
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/self/cgroup").write_text(cgroup)
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert _threads._container_limit(str(tmp_path)) == allowed
 
 
 def test_variables_set_the_default():

@@ -1,0 +1,75 @@
+"""Calls while other programs have the cores: two threads against one.
+
+    python bench/busy.py [--busy 1] [--seconds 1]
+
+Each of `--busy` cores runs an endless loop, as another program might. Calls by one thread and by all threads take
+turns; the ratio of their times must not be above 1.3. Median, mean, 99th percentile and maximum, since what another
+program costs shows in the tail.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+import fastsoftmax
+
+SHAPES = ((66, 1000), (256, 1000), (1024, 1000), (1, 128256), (4096, 1000), (1, 2_000_000))
+
+
+def durations(call, seconds):
+    """Microseconds of one call after the other."""
+    call()
+    found, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end or len(found) < 5:
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return np.array(found) * 1e6
+
+
+def measure(shape, threads, seconds):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    out = np.empty_like(x)
+    found = {1: [], threads: []}
+    for _ in range(4):
+        for number in found:
+            with fastsoftmax.num_threads(number):
+                found[number].append(durations(lambda: fastsoftmax.softmax(x, -1, out=out), seconds / 8))
+    return [np.concatenate(found[number]) for number in found]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--busy", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each shape")
+    options = parser.parse_args()
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        sys.exit("this needs two cores")
+    others = [
+        subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{cpu}}})\nwhile True: pass"])
+        for cpu in cpus[:options.busy]
+    ]
+    try:
+        time.sleep(0.5)
+        print(f"{options.busy} of {len(cpus)} cores busy; microseconds by 1 thread and by {len(cpus)}, and their ratio")
+        print("| shape | " + " | ".join(("median", "mean", "p99", "max")) + " |\n| --- | --- | --- | --- | --- |")
+        for shape in SHAPES:
+            one, all_ = measure(shape, len(cpus), options.seconds)
+            cells = [
+                f"{f(one):.0f}, {f(all_):.0f}: {f(all_) / f(one):.2f}"
+                for f in (np.median, np.mean, lambda t: np.percentile(t, 99), np.max)
+            ]
+            print(f"| {shape} | {' | '.join(cells)} |", flush=True)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+if __name__ == "__main__":
+    main()

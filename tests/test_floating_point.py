@@ -1,0 +1,214 @@
+"""The caller's floating-point environment: it changes no result, and no call changes it.
+
+Some libraries leave a thread with another rounding mode, or with subnormals flushed to zero; some programs let
+exceptions trap. Every way through the package is called so: kernels, what NumPy does round them, the reference.
+"""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from fastsoftmax import causal_mask_, causal_softmax, log_softmax, logsumexp, num_threads, softmax, softmax_entropy
+
+glibc_x86 = pytest.mark.skipif(
+    platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc", reason="reads MXCSR by glibc's fenv_t")
+
+# bits of MXCSR
+FLAGS, MASKS, DOWN, UP, TO_ZERO, FTZ, DAZ = 0x3F, 0x1F80, 0x2000, 0x4000, 0x6000, 0x8000, 0x0040
+MODES = {"downward": DOWN, "upward": UP, "to zero": TO_ZERO, "flush subnormals": FTZ | DAZ}
+
+RNG = np.random.default_rng(0)
+X = {t: (RNG.normal(size=(7, 40)) * 20).astype(t) for t in ("f2", "f4", "f8", "g", "c8", "c16", ">f4", "i8")}
+X["f4"][0, 0] = X["f8"][0, 0] = -90             # a weight that is subnormal in float32
+LONG = (RNG.normal(size=70_000) * 30).astype("f4")
+ONES = np.ones((7, 40), bool)
+T = RNG.uniform(0.3, 3, (7, 1))
+T_NARROW, WIDE, LARGE = T.astype("f4"), np.tile(X["f8"], (40, 30)), X["i8"] * (2**55 + 1)
+LENGTHY = np.broadcast_to(X["f4"][:1, None], (1, 7000, 40))
+SWAPPED = np.zeros((7, 40), ">f4")
+MASKED = {t: X[t].copy() for t in ("f2", "f4", "f8", "g")}
+
+
+CALLS = {                                       # others join by a line
+    "short way": lambda: [f(X[t]) for t in ("f2", "f4", "f8") for f in (softmax, log_softmax, logsumexp)],
+    "rows": lambda: [f(X[t], -1) for t in ("f2", "f4", "f8") for f in (softmax, log_softmax, softmax_entropy)],
+    "columns": lambda: [f(X[t], 0, temperature=0.7) for t in ("f2", "f4", "f8") for f in (softmax, log_softmax)],
+    "temperatures": lambda: [softmax(X[t], -1, temperature=T, where=ONES) for t in ("f2", "f4", "f8")],
+    "temperatures in float32": lambda: [softmax(X["f4"], -1, temperature=T_NARROW)],
+    "odd temperatures": lambda: [softmax(X["f8"], -1, temperature=1e-31), log_softmax(X["f4"], temperature=1e35)],
+    "threads": lambda: [softmax(LONG), log_softmax(LONG), softmax(WIDE, -1)],
+    "narrowing": lambda: [softmax(X["f8"], -1, dtype=t) for t in ("f4", "f2")] + [logsumexp(X["f8"], 0, dtype="f4")],
+    "widening": lambda: [softmax(X[t], -1, dtype="f8") for t in ("f2", "f4", "i8")],
+    "other byte order": lambda: [softmax(X[">f4"], -1), softmax(X["f4"], -1, out=SWAPPED)],
+    "integers": lambda: [softmax(LARGE, -1), logsumexp(X["i8"], 0)],
+    "in pieces": lambda: [f(LENGTHY) for f in (logsumexp, softmax_entropy)],
+    "factors": lambda: [logsumexp(X["f4"], 1, X["f8"]), *logsumexp(X["f8"], 0, X["f8"], return_sign=True)],
+    "reference": lambda: [f(X[t], -1) for t in ("g", "c8", "c16") for f in (softmax, log_softmax, logsumexp)],
+    "causal": lambda: [causal_softmax(X[t], dtype=d) for t in ("f4", "f8") for d in ("f4", "f8")],
+    "mask": lambda: [causal_mask_(x, fill_value=0.1) for x in MASKED.values()],
+}
+
+
+class Environment:
+    """glibc's fenv_t, as bytes; MXCSR is its last word."""
+
+    libm = ctypes.CDLL("libm.so.6") if platform.libc_ver()[0] == "glibc" else None
+
+    @classmethod
+    def get(cls):
+        buffer = ctypes.create_string_buffer(32)
+        cls.libm.fegetenv(buffer)
+        return buffer.raw[:32]
+
+    @classmethod
+    def set(cls, raw):
+        cls.libm.fesetenv(ctypes.create_string_buffer(raw, 32))
+
+    @staticmethod
+    def mxcsr(raw):
+        return int.from_bytes(raw[28:], "little")
+
+    @classmethod
+    def with_mxcsr(cls, raw, value):
+        return raw[:28] + value.to_bytes(4, "little")
+
+
+def results(call):
+    return [np.asarray(y) for y in call()]
+
+
+def under(mxcsr, call):
+    """The results with MXCSR so, and what it was after the call."""
+    usual = Environment.get()
+    try:
+        Environment.set(Environment.with_mxcsr(usual, mxcsr))
+        got = call()
+        after = Environment.get()
+    finally:
+        Environment.set(usual)
+    return [np.asarray(y) for y in got], Environment.mxcsr(after)
+
+
+@glibc_x86
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", CALLS)
+def test_modes_change_no_result_and_stay(name, mode):
+    with num_threads(2):
+        expected = results(CALLS[name])
+        wanted = MASKS | MODES[mode]
+        got, after = under(wanted, CALLS[name])
+    assert after & ~FLAGS == wanted
+    for a, b in zip(got, expected, strict=True):
+        if a.dtype.char == "g":                 # has bytes that mean nothing
+            np.testing.assert_array_equal(a, b)
+        else:
+            assert a.tobytes() == b.tobytes()
+
+
+@glibc_x86
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("flags", [0, FLAGS])
+def test_exception_flags_stay(name, flags):
+    with num_threads(2):
+        _, after = under(MASKS | flags, CALLS[name])
+    assert after == MASKS | flags
+
+
+@glibc_x86
+@pytest.mark.parametrize("name", CALLS)
+def test_nothing_traps(name):
+    """With every exception of C unmasked: the process would end by SIGFPE."""
+    code = f"""
+import ctypes, sys
+import numpy as np
+sys.path[:0] = {[os.path.dirname(__file__), *sys.path]!r}
+from test_floating_point import CALLS, Environment, results
+libm = ctypes.CDLL('libm.so.6')
+expected = results(CALLS[{name!r}])
+usual = Environment.get()
+libm.feenableexcept(0x1d)                       # all but inexact and denormal, which nobody can compute without
+got = CALLS[{name!r}]()
+trapping = libm.fegetexcept()
+Environment.set(usual)
+assert trapping == 0x1d, trapping
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_neither_errstate_nor_warnings_as_errors_matter(name):
+    """Data that overflows, vanishes or is no number at all gives results, whatever is asked of NumPy."""
+    with np.errstate(all="raise"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = results(CALLS[name])
+    handler = []
+    before = np.seterrcall(lambda *args: handler.append(args))
+    try:
+        with np.errstate(all="call"):
+            again = results(CALLS[name])
+    finally:
+        np.seterrcall(before)
+    assert handler == []
+    for a, b in zip(got, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+STATE = """
+import ctypes, gc, locale, os, signal, sys, threading, warnings
+import numpy as np
+libm = ctypes.CDLL('libm.so.6') if sys.platform == 'linux' else None
+def state():
+    env = ctypes.create_string_buffer(64)
+    if libm: libm.fegetenv(env)
+    return dict(
+        modes=env.raw[:4] + env.raw[28:32], errstate=np.geterr(), errcall=np.geterrcall(),
+        filters=list(warnings.filters),
+        signals=[signal.getsignal(s) for s in range(1, 32)], recursion=sys.getrecursionlimit(),
+        switch=sys.getswitchinterval(), locale=locale.setlocale(locale.LC_ALL), environ=dict(os.environ),
+        cwd=os.getcwd(), printing=np.get_printoptions(), gc=(gc.isenabled(), gc.get_threshold()),
+        threads=threading.active_count(), tasks=os.listdir('/proc/self/task') if libm else None,
+        affinity=os.sched_getaffinity(0) if libm else None, trace=sys.gettrace(), hook=sys.excepthook,
+        finders=sys.meta_path[:], path=sys.path[:], files=len(os.listdir('/proc/self/fd')) if libm else None)
+"""
+
+
+def test_import_changes_nothing_of_the_process():
+    code = STATE + """
+before = state()
+import fastsoftmax
+after = state()
+for key in before:
+    assert before[key] == after[key], (key, before[key], after[key])
+new = {name.partition('.')[0] for name in sys.modules} - {'fastsoftmax'}
+print('scipy' in new, 'torch' in new, 'ml_dtypes' in new)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "False False False\n"
+
+
+def test_calls_change_nothing_of_the_process():
+    code = STATE + f"""
+sys.path[:0] = {[os.path.dirname(__file__), *sys.path]!r}
+import fastsoftmax, test_floating_point
+from test_floating_point import CALLS
+with fastsoftmax.num_threads(2):
+    for call in CALLS.values(): call()          # threads and modules that are wanted are there
+    before = state()
+    for call in CALLS.values(): call()
+after = state()
+for key in before:
+    assert before[key] == after[key], (key, before[key], after[key])
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+

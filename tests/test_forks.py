@@ -1,0 +1,170 @@
+"""Threads: right in forked children of every kind, and for however many threads that call at once."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import fastsoftmax
+from fastsoftmax import causal_softmax, log_softmax, logsumexp, num_threads, set_num_threads, softmax
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")       # that is what is tested
+can_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+
+X = np.random.default_rng(0).normal(size=(300, 1000)).astype(np.float32)
+CALLS = {                                       # each on several threads: rows, columns, one long row; others join here
+    "rows": lambda x: softmax(x, -1),
+    "columns": lambda x: log_softmax(x, 0),
+    "one long row": lambda x: logsumexp(x),
+    "causal": lambda x: causal_softmax(x),
+}
+
+
+@pytest.fixture(autouse=True)
+def _restore():
+    before = fastsoftmax.get_num_threads()
+    yield
+    set_num_threads(before)
+
+
+def results():
+    return [np.asarray(call(X)) for call in CALLS.values()]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with num_threads(1):
+        return results()
+
+
+def right(expected, threads=3):
+    """Whether all calls on several threads give what they should."""
+    with num_threads(threads):
+        return all(map(np.array_equal, results(), expected))
+
+
+def in_child(work, seconds=60):
+    """work() in a forked child: its truth. A child that hangs is ended, and fails the test."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(0 if work() else 1)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(2)
+    deadline, pause = time.monotonic() + seconds, 0.001
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status) == 0
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    pytest.fail("the forked child hangs")
+
+
+@can_fork
+@pytest.mark.parametrize("forks", [50, pytest.param(1000, marks=pytest.mark.slow)])
+def test_forked_children_compute(expected, forks):
+    for _ in range(forks):
+        assert right(expected)
+        assert in_child(lambda: right(expected))
+
+
+@can_fork
+def test_children_of_children_compute(expected):
+    assert right(expected)
+    assert in_child(lambda: right(expected) and in_child(lambda: right(expected) and in_child(lambda: right(expected))))
+    assert in_child(lambda: in_child(lambda: right(expected)) and right(expected))      # with a team made in between
+
+
+@can_fork
+def test_a_fork_in_a_thread_while_others_call(expected):
+    """At the moment of the fork other threads are in calls, and workers in tasks; the child has none of them."""
+    stop = threading.Event()
+
+    def call_on():
+        while not stop.is_set():
+            if not right(expected):
+                return False
+        return True
+
+    def fork_on(_):
+        return all(in_child(lambda: right(expected)) for _ in range(5))
+
+    with ThreadPoolExecutor(2) as callers, ThreadPoolExecutor(3) as forkers:
+        calling = [callers.submit(call_on) for _ in range(2)]
+        try:
+            assert all(forkers.map(fork_on, range(3), timeout=120))
+        finally:
+            stop.set()
+        assert all(c.result(60) for c in calling)
+
+
+def _in_pool(k):
+    with num_threads(1 + k % 3):
+        return [np.asarray(y).sum(dtype=np.float64) for y in results()]
+
+
+@can_fork
+def test_a_pool_of_forked_processes(expected):
+    assert right(expected)
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        sums = pool.map_async(_in_pool, range(12)).get(120)
+    assert sums == [[y.sum(dtype=np.float64) for y in expected]] * 12
+
+
+def threads():
+    """Ids of this process's threads."""
+    return set(os.listdir("/proc/self/task"))
+
+
+@linux
+def test_many_callers_at_once(expected):
+    """64 threads at once, each asking for 3: right, no more threads than they asked for, no more memory with time."""
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    peak, memory = [], []
+    ready = threading.Barrier(64)
+
+    def caller(k):
+        ready.wait(60)
+        for turn in range(6):
+            if not right(expected, 3):
+                return False
+            if k == 0:
+                peak.append(len(threads()))
+                if turn >= 1:
+                    memory.append(resident())
+        return True
+
+    others = len(threads())
+    with ThreadPoolExecutor(64) as pool:
+        assert all(pool.map(caller, range(64), timeout=300))
+    assert max(peak) <= others + 64 * 3
+    # results and scratch of 64 calls come and go; what must not be is growth turn by turn
+    assert max(memory) - memory[0] < 64 * (X.nbytes + (4 << 20))
+
+
+def test_tasks_are_done_once():
+    """In place, a task done twice or never shows."""
+    rows = np.random.default_rng(1).normal(size=(3000, 60))
+    with num_threads(1):
+        once = softmax(softmax(rows, -1), -1)
+    with num_threads(5):
+        for _ in range(30):
+            y = rows.copy()
+            softmax(y, -1, out=y)
+            softmax(y, -1, out=y)
+            np.testing.assert_array_equal(y, once)

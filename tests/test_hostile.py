@@ -1,0 +1,395 @@
+"""Whatever array comes in: the right answer or the documented error, never a crash, a warning or a changed input.
+
+Arrays are drawn as no sane program lays them out: any dtype and byte order, strides negative, zero or odd, elements on
+odd addresses, read-only, overlapping, of size 0 and 1. Known bytes round every buffer show what was written.
+"""
+
+import ctypes
+import math
+import threading
+import warnings
+
+import ml_dtypes
+import numpy as np
+import pytest
+from helpers import assert_accurate
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+import fastsoftmax
+from fastsoftmax import causal_mask_, causal_softmax, log_softmax, logsumexp, reference, softmax, softmax_entropy
+
+hostile = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+# dtype -> what the functions do with it
+NUMBERS = [*"?bBhHiIlLqQefdgFDG", ">f2", ">f4", ">f8", ">i2", ">i4", ">i8", ">u2", ">c8", ml_dtypes.bfloat16]
+REFUSED = ["O", "U3", "S3", "V5", "M8[s]", "m8[ns]", [("a", "f4"), ("b", "f8")], [("a", "f8", (2,))],
+           ml_dtypes.float8_e4m3fn, ml_dtypes.int4]
+FUNCTIONS = {                                   # others join by a line: name -> call(x, axis)
+    "softmax": lambda x, axis: softmax(x, axis),
+    "log_softmax": lambda x, axis: log_softmax(x, axis),
+    "logsumexp": lambda x, axis: logsumexp(x, axis),
+    "softmax_entropy": lambda x, axis: softmax_entropy(x, axis),
+    "causal_softmax": lambda x, axis: causal_softmax(x),
+}
+DOCUMENTED = (TypeError, ValueError)            # AxisError is a ValueError
+MARGIN = 64
+
+
+@st.composite
+def arrays(draw, dtypes, min_dims=0, max_dims=4, writeable=False):
+    """A view of a buffer, laid out by chance; and the buffer's bytes."""
+    dtype = np.dtype(draw(st.sampled_from(dtypes)))
+    shape = draw(st.lists(st.sampled_from([0, 1, 1, 2, 3, 4, 5, 7, 17, 33]), min_size=min_dims, max_size=max_dims))
+    while math.prod(shape) > 2000:
+        shape[shape.index(max(shape))] = 2
+    # from the innermost outwards: a step of whole elements or of any number of bytes, none, or backwards
+    order, strides, extent = draw(st.permutations(range(len(shape)))), [0] * len(shape), dtype.itemsize
+    start = 0
+    for i in order:
+        kind = draw(st.sampled_from(["close", "close", "gap", "odd gap", "zero"] if not writeable else
+                                    ["close", "close", "gap", "odd gap"]))
+        step = {"close": extent, "gap": extent + 3 * dtype.itemsize, "odd gap": extent + 1, "zero": 0}[kind]
+        if shape[i] > 1:
+            strides[i] = step
+            extent += step * (shape[i] - 1)
+    buffer = np.full(extent + 2 * MARGIN, 0xA5, np.uint8)
+    for i in range(len(shape)):
+        if shape[i] > 1 and draw(st.booleans()):
+            start += strides[i] * (shape[i] - 1)
+            strides[i] = -strides[i]
+    offset = MARGIN + draw(st.sampled_from([0, 0, 1, 2, 4, 8, 31])) - 31
+    view = np.ndarray(tuple(shape), dtype, buffer, max(offset, 0) + start, tuple(strides))
+    if dtype.kind in "fciub" or dtype.name == "bfloat16":
+        scale = draw(st.sampled_from([1, 30, 1000]))
+        rng = np.random.default_rng(draw(st.integers(0, 99)))
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            view[...] = (rng.normal(0, 1, shape) * scale).astype(dtype)
+            if dtype.kind in "fc" and view.size and draw(st.booleans()):
+                view[...] = np.where(rng.random(shape) < 0.2, draw(st.sampled_from([np.inf, -np.inf, np.nan])), view)
+    elif dtype.kind != "O":
+        buffer[:] = 1
+    if not writeable and draw(st.booleans()):
+        view.flags.writeable = False
+    return view, buffer
+
+
+def expected_of(name, x, axis):
+    """The reference, in the widest type, for finite and infinite scores alike."""
+    kind = x.dtype.kind
+    wide = np.clongdouble if kind == "c" else np.longdouble if x.dtype.itemsize >= 8 or kind in "iu" else np.float64
+    function = getattr(reference, name)
+    x = np.ascontiguousarray(x).reshape(x.shape).astype(wide)
+    return np.asarray(function(x) if name == "causal_softmax" else function(x, axis))
+
+
+def quiet(call, *args, **kwargs):
+    """call(), where every warning and every floating-point condition would raise."""
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("error")
+        return call(*args, **kwargs)
+
+
+def assert_close(name, got, x, axis):
+    if x.dtype.kind in "iu" and x.dtype.itemsize == 8:
+        x = x.astype(np.float64)                # the functions' first step, and it rounds
+    got, exact = np.asarray(got), expected_of(name, x, axis)
+    if got.dtype.kind == "c" or got.dtype.itemsize > 8:
+        # the reference itself, in a narrower type: its own tests say how good it is
+        with np.errstate(all="ignore"):
+            tolerance = 1e-4 if got.dtype == np.complex64 else 1e-9
+            fine = np.isclose(got, exact, rtol=tolerance, atol=tolerance, equal_nan=True)
+        assert np.all(fine | ~np.isfinite(exact) | ~np.isfinite(got))
+        return
+    if name in ("logsumexp", "softmax_entropy"):
+        with np.errstate(all="ignore"):
+            scale = np.nan_to_num(np.abs(exact), posinf=0) + 1
+        assert_accurate(got, exact, 4, units=scale)
+    else:
+        assert_accurate(got, exact, 2.01)
+
+
+@hostile
+@given(drawn=arrays(NUMBERS), name=st.sampled_from(sorted(FUNCTIONS)), data=st.data())
+def test_any_array_of_numbers(drawn, name, data):
+    x, buffer = drawn
+    axis = data.draw(st.one_of(st.none(), st.integers(-5, 5), st.lists(st.integers(-4, 4), max_size=3).map(tuple)))
+    before = buffer.copy()
+    try:
+        got = quiet(FUNCTIONS[name], x, axis)
+    except DOCUMENTED as error:
+        event(f"{name} of {x.dtype}: {error}")
+        if name == "causal_softmax":
+            assert x.ndim < 2
+        elif not (x.size == 0 and name != "logsumexp") and "real scores" not in str(error):
+            with pytest.raises((ValueError, TypeError)):
+                np.lib.array_utils.normalize_axis_tuple(range(x.ndim) if axis is None else axis, x.ndim)
+        return
+    np.testing.assert_array_equal(buffer, before)
+    assert type(got) is np.ndarray or np.ndim(got) == 0
+    if got.size:
+        assert_close(name, got, x, axis)
+
+
+@hostile
+@given(drawn=arrays(REFUSED), name=st.sampled_from(sorted(FUNCTIONS)), axis=st.one_of(st.none(), st.just(-1)))
+def test_any_array_of_anything_else(drawn, name, axis):
+    x, _ = drawn
+    with pytest.raises(TypeError, match="dtype"):
+        quiet(FUNCTIONS[name], x, axis)
+
+
+OUT = ["e", "f", "d", ml_dtypes.bfloat16, ">f4", ">f8"]
+
+
+@hostile
+@given(drawn=arrays(OUT, min_dims=2, writeable=True), data=st.data(),
+       name=st.sampled_from(["softmax", "log_softmax", "causal_softmax"]))
+def test_any_out(drawn, name, data):
+    """Written where it should be, and nowhere else: in place, beside, or overlapping."""
+    out, buffer = drawn
+    if out.size == 0:
+        return
+    way = data.draw(st.sampled_from(["in place", "apart", "overlapping", "reversed"]))
+    axis = data.draw(st.integers(0, out.ndim - 1))
+    values = out.copy()
+    x = {"in place": out, "apart": values, "reversed": out[::-1], "overlapping": out}[way]
+    if way == "overlapping":                    # x begins an element later than out
+        if out.shape[-1] < 2:
+            return
+        x, out = out[..., 1:], out[..., :-1]
+    expected_x = x.copy()
+    untouched = np.ones(buffer.shape, bool)
+    np.lib.stride_tricks.as_strided(
+        untouched[abs(out.__array_interface__["data"][0] - buffer.ctypes.data):].view(np.bool_)[:1],
+        (*out.shape, out.itemsize), (*out.strides, 1))[...] = False
+    before = buffer.copy()
+    if name == "causal_softmax":
+        got, expected = quiet(causal_softmax, x, out=out), causal_softmax(expected_x)
+    else:
+        function = getattr(fastsoftmax, name)
+        got, expected = quiet(function, x, axis, out=out), function(expected_x, axis)
+    assert got is out
+    np.testing.assert_array_equal(out.astype(np.float64), expected.astype(np.float64))
+    np.testing.assert_array_equal(buffer[untouched], before[untouched])
+
+
+@hostile
+@given(drawn=arrays(OUT + ["g", "F"], writeable=True), offset=st.integers(-40, 40),
+       fill=st.sampled_from([-math.inf, 0.5]))
+def test_any_array_is_masked_in_place(drawn, offset, fill):
+    x, _ = drawn
+    if x.ndim < 2:
+        with pytest.raises(ValueError, match="dimension"):
+            causal_mask_(x, offset=offset)
+        return
+    expected = x.copy()
+    expected[..., ~np.tri(*x.shape[-2:], offset, dtype=bool)] = fill
+    assert quiet(causal_mask_, x, offset=offset, fill_value=fill) is x
+    np.testing.assert_array_equal(x, expected)
+
+
+@hostile
+@given(drawn=arrays(["f", "d", "e"], min_dims=1), data=st.data())
+def test_any_where_and_temperature(drawn, data):
+    x, _ = drawn
+    where, _ = data.draw(arrays(["?"], max_dims=x.ndim))
+    temperature, _ = data.draw(arrays(["f", "d", "i", ">f8"], max_dims=x.ndim))
+    name = data.draw(st.sampled_from(["softmax", "log_softmax", "softmax_entropy"]))
+    axis = data.draw(st.integers(0, x.ndim - 1))
+    try:
+        fits = np.broadcast_shapes(where.shape, x.shape) == x.shape
+        kept = tuple(1 if i == axis else size for i, size in enumerate(x.shape))
+        fits = fits and np.broadcast_shapes(temperature.shape, kept) == kept
+    except ValueError:
+        fits = False
+    positive = bool(np.all((temperature > 0) & np.isfinite(temperature)))
+    function = getattr(fastsoftmax, name)
+    if not fits or not positive or x.shape[axis] == 0:
+        with pytest.raises(ValueError):
+            quiet(function, x, axis, where=where, temperature=temperature)
+        return
+    got = quiet(function, x, axis, where=where, temperature=temperature)
+    if not np.size(got):
+        return
+    plain = np.ascontiguousarray(x).reshape(x.shape)
+    expected = function(plain, axis, where=where.copy(), temperature=temperature.astype(np.float64))
+    np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name, dtype, count", [
+    ("softmax_entropy", np.float32, 2**31 + 9),
+    *(pytest.param(name, dtype, count, marks=SLOW) for name in ("logsumexp", "softmax_entropy")
+      for dtype, count in ((np.float32, 2**32 + 9), (np.float64, 2**31 + 9), (np.float16, 2**32 + 9)))])
+def test_more_elements_than_an_int_counts(name, dtype, count):
+    """By zero strides, in a few bytes of memory: as one row, and as many rows."""
+    line = np.broadcast_to(dtype(0), (count,))
+    with np.errstate(all="ignore"):
+        exact = np.asarray(np.log(np.longdouble(count))).astype(dtype)
+    function = getattr(fastsoftmax, name)
+    assert function(line) == exact
+    if name == "logsumexp":
+        rows = np.broadcast_to(np.array([[0], [0]], dtype), (2, count // 2))
+        assert (function(rows, 1) == np.log(np.longdouble(count // 2)).astype(dtype)).all()
+
+
+@pytest.mark.parametrize("function", [softmax, log_softmax, logsumexp, softmax_entropy, causal_softmax])
+def test_giants_without_elements(function):
+    """Entropies of no rows were once computed from what lies beside, and written there."""
+    for shape in ((1 << 40, 0), (0, 1 << 40)):
+        x = np.lib.stride_tricks.as_strided(np.zeros(0, np.float32), shape, (0, 0))
+        if function is causal_softmax:
+            assert function(x).shape == shape
+        elif shape[1]:
+            assert function(x, 1).shape == (shape if function in (softmax, log_softmax) else (0,))
+        elif function is not logsumexp:
+            with pytest.raises(ValueError, match="nothing"):
+                function(x, 1)
+
+
+class Angry(np.ndarray):
+    """A subclass that lets nobody do anything with it."""
+
+    def __array_ufunc__(self, *args, **kwargs):
+        raise AssertionError("asked for a ufunc")
+
+    def __array_function__(self, *args, **kwargs):
+        raise AssertionError("asked for a function")
+
+    def __array_wrap__(self, *args, **kwargs):
+        raise AssertionError("asked to wrap")
+
+
+class Lying:
+    """Has an __array__ that gives what it is told to."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __array__(self, dtype=None, copy=None):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+class NoInterface:
+    """An array interface with a pointer to nothing, but no elements either."""
+
+    __array_interface__ = {"shape": (0, 3), "typestr": "<f4", "data": (0, True), "version": 3}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_other_things_that_are_arrays_in_some_way(name):
+    f, x = FUNCTIONS[name], np.arange(6.0).reshape(2, 3)
+    expected = f(x, 1)
+    for same in (x.view(Angry), x.view(np.recarray), Lying(x), memoryview(x), x.tolist(), tuple(map(tuple, x)),
+                 np.lib.stride_tricks.as_strided(x, subok=False)):
+        got = f(same, 1)
+        assert type(got) is np.ndarray
+        np.testing.assert_array_equal(got, expected)
+    for error in (KeyError("mine"), MemoryError("mine")):
+        with pytest.raises(type(error), match="mine"):
+            f(Lying(error), 1)
+    for nonsense in (Lying("no array"), object(), {1: 2.0}, {1.0}, [[1.0], [2.0, 3.0]], b"bytes", "text", None, [None],
+                     lambda: 0, Ellipsis, slice(3), type, iter([1.0])):
+        with pytest.raises((TypeError, ValueError)):
+            f(nonsense, 1)
+    if name == "causal_softmax":
+        assert f(NoInterface(), 1).shape == (0, 3)
+
+
+def test_tensors_of_torch():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        base = torch.arange(24, dtype=dtype).reshape(4, 6)
+        for tensor in (base, base.t(), base[::2, 1::2], base[0], base.expand(3, 4, 6), torch.tensor(3.0, dtype=dtype)):
+            for name in ("softmax", "log_softmax", "logsumexp"):
+                got = getattr(fastsoftmax, name)(tensor, None)
+                np.testing.assert_array_equal(got, getattr(fastsoftmax, name)(tensor.numpy(), None))
+    with pytest.raises((TypeError, RuntimeError)):              # torch's own words: NumPy has no such dtype
+        softmax(torch.zeros(3, dtype=torch.bfloat16), -1)
+    with pytest.raises(RuntimeError, match="grad"):
+        softmax(torch.zeros(3, requires_grad=True), -1)
+    with pytest.raises((TypeError, RuntimeError)):
+        softmax(torch.zeros(3).to_sparse(), -1)
+    with pytest.raises(TypeError, match="ndarray"):
+        softmax(np.zeros(3, np.float32), out=torch.zeros(3))
+
+
+def test_an_array_whose_memory_is_given_back_while_it_is_in_use():
+    """A resize behind our back cannot happen: the call holds the buffer."""
+    x = np.zeros(100)
+    y = softmax(x)
+    with pytest.raises(ValueError):
+        view = memoryview(x)
+        x.resize(200)
+    del view
+    assert y.shape == (100,)
+
+
+def test_axes_and_offsets_of_any_size():
+    x = np.zeros((3, 4), np.float32)
+    for axis in (2**31, -(2**31), 2**63, -(2**63), 2**64, 10**30):
+        with pytest.raises((ValueError, OverflowError)):
+            softmax(x, axis)
+        with pytest.raises((ValueError, OverflowError)):
+            logsumexp(x, (0, axis))
+    for offset in (2**31, 2**63, 2**64, 10**30):
+        np.testing.assert_array_equal(causal_softmax(x, offset=offset), softmax(x, -1))
+        np.testing.assert_array_equal(causal_softmax(x, offset=-offset), np.zeros_like(x))
+        np.testing.assert_array_equal(causal_mask_(x.copy(), offset=offset), x)
+        assert np.all(causal_mask_(x.copy(), offset=-offset) == -np.inf)
+
+
+def test_an_array_of_many_dimensions():
+    x = np.zeros((1,) * 64, np.float32)
+    assert softmax(x).shape == softmax(x, tuple(range(64))).shape == x.shape
+    assert logsumexp(x, 63).shape == (1,) * 63
+    x = np.random.default_rng(0).normal(size=(2,) * 15)
+    np.testing.assert_array_equal(logsumexp(x.transpose(), 0), logsumexp(np.ascontiguousarray(x.transpose()), 0))
+
+
+def test_bools_that_are_neither_0_nor_1():
+    """A mask made from bytes: any but zero is True, as in NumPy."""
+    mask = np.array([0, 1, 2, 255], np.uint8).view(np.bool_)
+    for shape in ((4,), (1, 4)):
+        x = np.zeros(shape)
+        np.testing.assert_array_equal(softmax(x, -1, where=mask), np.broadcast_to([0, 1 / 3, 1 / 3, 1 / 3], shape))
+    x = np.zeros((4, 5), np.float32)
+    np.testing.assert_allclose(softmax(x, 0, where=mask[:, None])[:, 0], [0, 1 / 3, 1 / 3, 1 / 3], rtol=1e-6)
+
+
+def test_calls_survive_a_small_stack():
+    """Threads with 128 KiB of stack, as some servers have: what small calls keep there must fit."""
+    results = []
+
+    def call():
+        for dtype in (np.float16, np.float32, np.float64):
+            results.extend(softmax(np.zeros((63, 63), dtype), axis) for axis in (None, 0, 1))
+
+    before = threading.stack_size(128 << 10)
+    try:
+        thread = threading.Thread(target=call)
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    assert len(results) == 9
+
+
+def test_the_short_way_in_needs_no_more_than_it_says():
+    """_front takes what it can and answers None for the rest, also if called with nonsense."""
+    from fastsoftmax import _front
+    for x in (None, 1.0, [1.0], np.zeros(3, int), np.zeros((3, 3))[:, ::2], np.zeros(0), np.float64(1), np.zeros(())):
+        assert _front.contiguous(0, x, None, 1.0, None) is None
+    x = np.zeros(3)
+    for axis in (1, -2, 2**70, -(2**70), (0,), 0.0, True, "0"):
+        assert _front.contiguous(0, x, axis, 1.0, None) is None
+    for temperature in (0, -1, math.nan, math.inf, 10**400, "1", np.ones(1), np.float64(2)):
+        assert _front.contiguous(0, x, None, temperature, None) is None
+    for out in (1.0, np.zeros(4), np.zeros((3, 1)), np.zeros(3, np.float32), x[::-1], ctypes.c_double(0)):
+        assert _front.contiguous(0, x, None, 1.0, out) is None
