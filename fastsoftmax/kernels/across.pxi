@@ -119,8 +119,8 @@ cdef void fill_visible(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t 
             top[c] = vmax(line, top[c])
 
 cdef inline bint rows_below(const Rows* rows, Py_ssize_t i) noexcept nogil:
-    """Whether a register may be read from any element of the tile that starts at i."""
-    return rows.x_inner > 0 and i + WIDTH + LANES <= rows.inner
+    """Whether a register may be read from any element of the tile that starts at i: no gap, and rows enough."""
+    return rows.x_inner == rows.n and i + WIDTH + LANES <= rows.inner
 
 cdef inline void empty_square(int result, bint scaled, const Shift* s, const Outcome* outcome, const real* tile,
                               vreal* square) noexcept nogil:
