@@ -184,7 +184,24 @@ def separate(x, out):
 def takes(array):
     """Whether a kernel's memoryview can take it: native, aligned, whole elements between elements."""
     return (array.dtype.isnative and array.flags.aligned
-            and all(stride % array.dtype.itemsize == 0 for stride in array.strides))
+            and math.gcd(*array.strides) % array.itemsize == 0)
+
+
+def spread(array, shape):
+    """np.broadcast_to(array, shape), at less cost for small arrays: most are contiguous, or lack only ones."""
+    if array.shape == shape:
+        return array
+    new = len(shape) - array.ndim
+    if new > 0 and shape == (1,) * new + array.shape:
+        return array[(None,) * new]
+    if new < 0 or not array.flags.c_contiguous:
+        return np.broadcast_to(array, shape)
+    strides = [0] * new
+    for size, wanted, stride in zip(array.shape, shape[new:], array.strides, strict=True):
+        if size not in (1, wanted):
+            return np.broadcast_to(array, shape)
+        strides.append(stride if size > 1 else 0)
+    return np.ndarray(shape, array.dtype, array, 0, strides)
 
 
 def elements(array):

@@ -34,7 +34,7 @@ class _Options(TypedDict, total=False):
 
 
 FAR = 1 << 40               # positions and distances beyond any array's length
-SMALL_BATCH = 1 << 10       # entries of the arrays that are kept from call to call
+SMALL = 1 << 10             # entries of the arrays that are kept from call to call
 WORK = 1 << 6               # multiplications that take about as long as an element of softmax; see _threads.PARALLEL
 
 
@@ -212,14 +212,61 @@ def scaled_dot_product_attention(
     >>> scaled_dot_product_attention(query, key, value, enable_gqa=True).shape
     (1, 8, 5, 16)
     """
-    if (attn_mask is None and dropout_p == 0 and bias is None and window is None and softcap is None
-            and alibi_slopes is None and sinks is None and key_lengths is None and out is None
-            and return_lse is False and return_entropy is False):
-        y = _plain(query, key, value, is_causal, scale, enable_gqa, causal_offset)
-        if y is not None:
-            return y
-    return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, bias, causal_offset,
-                      window, softcap, alibi_slopes, sinks, key_lengths, return_lse, return_entropy, out)
+    if dropout_p != 0:
+        raise NotImplementedError(f"dropout is not implemented: dropout_p must be 0, got {dropout_p}")
+    fit = _as_they_are(query, key, value, enable_gqa)
+    q, k, v, tag, batch, heads, keys, width, y_shape, added = fit or _made_to_fit(query, key, value, enable_gqa)
+    dtype = q.dtype
+    if (attn_mask is bias is scale is window is softcap is alibi_slopes is sinks is key_lengths is out is None and fit
+            and type(causal_offset) is int and -FAR <= causal_offset <= FAR and not (return_lse or return_entropy)):
+        # Decoding makes very many such calls, most of them small: they are not asked for what they do not have.
+        y = np.empty(y_shape, dtype)
+        _call(tag, q, k, v, y, (), _default_scale(width, heads), _kept(causal_offset, batch, np.int64), -1,
+              0 if is_causal else -1, None, 0.0, None, None, None, None)
+        return y if added == 0 else y[0] if added == 1 else y[0, 0]
+
+    # All is checked before anything is written.
+    if out is not None:
+        _arrays.check_out(out, y_shape[added:], dtype)
+    scale = None if scale is None or width == 0 else _as_reals(scale, "scale", (heads,))
+    bias = None if bias is None else _as_term(bias, "bias", (*y_shape[:-1], keys), added, dtype)
+    attn_mask = None if attn_mask is None else _as_term(attn_mask, "attn_mask", (*y_shape[:-1], keys), added, dtype)
+    causal_offset = _as_offset(causal_offset, batch)
+    left, right = window = (None, None) if window is None else _as_window(window)
+    softcap = None if softcap is None else _as_softcap(softcap)
+    alibi_slopes = None if alibi_slopes is None else _as_reals(alibi_slopes, "alibi_slopes", (*batch, heads))
+    sinks = None if sinks is None else _as_reals(sinks, "sinks", (heads,))
+    key_lengths = None if key_lengths is None else _as_lengths(key_lengths, batch, keys)
+    is_causal = bool(is_causal)
+
+    in_place = False
+    if tag is None or not (softcap is None or 1e-30 < softcap < 1e30):
+        y, lse, entropy = reference.scaled_dot_product_attention(
+            q, k, v, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa, bias=bias,
+            causal_offset=causal_offset, window=window, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks,
+            key_lengths=key_lengths, return_lse=True, return_entropy=True)
+    else:
+        in_place = out is not None and _is_ready(out) and _is_apart(out, q, k, v, bias, attn_mask)
+        y = np.asarray(out)[(None,) * added] if in_place else np.empty(y_shape, dtype)
+        lse = np.empty(y_shape[:-1], _statistics(dtype)) if return_lse else None
+        entropy = np.empty(y_shape[:-1], _statistics(dtype)) if return_entropy else None
+        terms = () if bias is None else (bias,)
+        terms = terms if attn_mask is None else (*terms, attn_mask)
+        scale = _default_scale(width, heads) if scale is None else scale
+        left = -1 if left is None else min(left, FAR)
+        right = 0 if is_causal else -1 if right is None else min(right, FAR)
+        run = _call if fit else _compute
+        run(tag, q, k, v, y, terms, scale, causal_offset, left, right, key_lengths, softcap or 0.0, alibi_slopes, sinks,
+            lse, entropy)
+    if added:
+        y, lse, entropy = [None if x is None else x[(0,) * added] for x in (y, lse, entropy)]
+    if out is not None:
+        if not in_place:
+            np.copyto(out, y)
+        y = out
+    if return_lse:
+        return (y, lse, entropy) if return_entropy else (y, lse)
+    return (y, entropy) if return_entropy else y
 
 
 def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLike]) -> tuple[Array, Array]:
@@ -285,19 +332,14 @@ def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLik
         return out.astype(dtype, copy=False), np.asarray(logsumexp(stacked, 0))
 
 
-def _plain(query, key, value, is_causal, scale, enable_gqa, causal_offset):
-    """The result for arrays that a kernel takes as they are, of four dimensions or fewer; None if these are not.
-
-    Decoding makes very many small calls: this way costs no Python that is not needed, and explains no mistakes.
-    """
+def _as_they_are(query, key, value, enable_gqa):
+    """What `_made_to_fit` returns, where kernels take the arrays as they are and nothing is empty; else None."""
     if type(query) is not np.ndarray or type(key) is not np.ndarray or type(value) is not np.ndarray:
         return None
-    dtype = query.dtype
-    if key.dtype is not dtype or value.dtype is not dtype or not dtype.isnative:
-        return None
+    dtype, ndim = query.dtype, query.ndim
     tag = _arrays.tag(dtype)
-    ndim = query.ndim
-    if tag is None or not (query.flags.aligned and key.flags.aligned and value.flags.aligned):
+    if (key.dtype is not dtype or value.dtype is not dtype or tag is None or not dtype.isnative
+            or not (query.flags.aligned and key.flags.aligned and value.flags.aligned)):
         return None
     if ndim == 3:
         query, key, value = query[None], key[None], value[None]
@@ -313,139 +355,77 @@ def _plain(query, key, value, is_causal, scale, enable_gqa, causal_offset):
     except ValueError:
         return None
     size = dtype.itemsize
-    if not (key_batch == value_batch == batch <= SMALL_BATCH and key_heads == value_heads and keys == value_keys
-            and key_width == width and q3 == k3 == v3 == size
-            and not (q0 | q1 | q2 | k0 | k1 | k2 | v0 | v1 | v2) & (size - 1)):
-        return None
-    work = batch * heads * queries * keys * (width + value_width)
-    if work == 0 or width == 0 or value_width == 0 or heads > SMALL_BATCH:
-        return None
-    if key_heads != heads and key_heads != 1 and (not enable_gqa or heads % key_heads):
-        return None
-    if type(causal_offset) is not int or not -FAR <= causal_offset <= FAR:
-        return None
-    if scale is None:
-        scale = 1 / math.sqrt(width)
-    elif type(scale) is not float:
-        return None
-    out = np.empty((batch, heads, queries, value_width), dtype)
-    q, k, v, y = query, key, value, out
-    if size == 2:
-        q, k, v, y = q.view(np.uint16), k.view(np.uint16), v.view(np.uint16), y.view(np.uint16)
+    if (key_batch == value_batch == batch and key_heads == value_heads and keys == value_keys and key_width == width
+            and q3 == k3 == v3 == size and not (q0 | q1 | q2 | k0 | k1 | k2 | v0 | v1 | v2) & (size - 1)
+            and batch <= SMALL and query.size and key.size and value.size
+            and (key_heads == heads or key_heads == 1 or (enable_gqa and heads % key_heads == 0))):
+        return (query, key, value, tag, (batch,), heads, keys, width, (batch, heads, queries, value_width), 4 - ndim)
+    return None
+
+
+def _made_to_fit(query, key, value, enable_gqa):
+    """(q, k, v, tag, batch, heads, keys, width, shape of the result, added), or an error that says what does not fit.
+
+    q, k and v are ready for a kernel and have all dimensions of the batch, one at least, and heads; `added` is how many
+    of their dimensions the caller's have not, and the results lose again.
+    """
+    q, k, v = _as_floats(query, "query"), _as_floats(key, "key"), _as_floats(value, "value")
+    dtype = _common_dtype({"query": q, "key": k, "value": v})
+    lead, heads, key_heads = _fitted(q, k, v, enable_gqa)
+    added = 0 if lead else 2 if q.ndim == k.ndim == v.ndim == 2 else 1
+    q, k, v = (_arrays.spread(x if _is_ready(x) else _copied(x, dtype), (*(lead or (1,)), n, *x.shape[-2:]))
+               for x, n in ((q, heads), (k, key_heads), (v, key_heads)))
+    return (q, k, v, _arrays.tag(dtype), q.shape[:-3], heads, k.shape[-2], q.shape[-1],
+            (*q.shape[:-1], v.shape[-1]), added)
+
+
+def _call(tag, q, k, v, y, terms, scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy):
+    """y, lse and entropy by one call of a kernel."""
+    threads = _threads.threads_for((q.size + y.size) * k.shape[2] // WORK)
+    if y.itemsize == 2:
+        q, k, v, y = _bits(q), _bits(k), _bits(v), _bits(y)
+    if terms:
+        terms = tuple([_bits(x) for x in terms])
     _dispatch.kernels(tag).attention(
-        q, k, v, y, (), _repeated_float(scale, heads), _repeated_int(causal_offset, batch), -1,
-        0 if is_causal else -1, None, 0.0, None, None, None, None, _threads.threads_for(work // WORK))
-    return out if ndim == 4 else out[0] if ndim == 3 else out[0, 0]
+        q, k, v, y, terms, scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy, threads)
 
 
-@functools.lru_cache(maxsize=64)
-def _repeated_float(x, n):
-    return np.full(n, x)
-
-
-@functools.lru_cache(maxsize=64)
-def _repeated_int(x, n):
-    return np.full(n, x, np.int64)
-
-
-def _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, bias, causal_offset, window,
-               softcap, alibi_slopes, sinks, key_lengths, return_lse, return_entropy, out):
-    """Whatever the arguments: checked first, all of them, so that `out` is not touched if one is wrong."""
-    if dropout_p != 0:
-        raise NotImplementedError(f"dropout is not implemented: dropout_p must be 0, got {dropout_p}")
-    named = {"query": _as_floats(query, "query"), "key": _as_floats(key, "key"), "value": _as_floats(value, "value")}
-    dtype = _common_dtype(named)
-    lead, heads, key_heads = _fitted(named, enable_gqa)
-    one_head = all(x.ndim == 2 for x in named.values())
-    q, k, v = (x[None] if x.ndim == 2 else x for x in named.values())
-    (queries, width), (keys, value_width) = q.shape[-2:], v.shape[-2:]
-    rows = (*lead, heads, queries)
-    if out is not None:
-        _arrays.check_out(out, (*rows[one_head:], value_width), dtype)
-
-    batch = lead or (1,)
-    options = {
-        "scale": None if scale is None or width == 0 else _as_reals(scale, "scale", (heads,)),
-        "bias": _as_term(bias, "bias", (*rows, keys), dtype),
-        "attn_mask": _as_term(attn_mask, "attn_mask", (*rows, keys), dtype),
-        "causal_offset": _as_ints(causal_offset, "causal_offset", batch, FAR),
-        "window": _as_window(window),
-        "softcap": _as_softcap(softcap),
-        "alibi_slopes": _as_reals(alibi_slopes, "alibi_slopes", (*batch, heads)),
-        "sinks": _as_reals(sinks, "sinks", (heads,)),
-        "key_lengths": _as_lengths(key_lengths, batch, keys),
-        "is_causal": bool(is_causal),
-    }
-    if _arrays.tag(dtype) is None or not 1e-30 < (options["softcap"] or 1) < 1e30:
-        in_place = False
-        y, lse, entropy = _by_reference(q, k, v, lead, heads, enable_gqa, options)
-    else:
-        in_place = out is not None and _is_ready(out) and _is_apart(
-            out, (q, k, v, options["bias"], options["attn_mask"]))
-        y = out.reshape((*rows, value_width)) if in_place else np.empty((*rows, value_width), dtype)
-        lse = np.empty(rows, _statistics(dtype)) if return_lse else None
-        entropy = np.empty(rows, _statistics(dtype)) if return_entropy else None
-        if math.prod(rows):
-            _compute(q, k, v, y, lse, entropy, lead, key_heads, options)
-
-    results = [y]
-    if return_lse:
-        results.append(lse)
-    if return_entropy:
-        results.append(entropy)
-    if one_head:
-        results = [x[0] for x in results]
-    if out is not None:
-        if not in_place:
-            np.copyto(out, results[0])
-        results[0] = out
-    return results[0] if len(results) == 1 else tuple(results)
-
-
-def _compute(q, k, v, y, lse, entropy, lead, key_heads, options):
-    """y, lse and entropy by the kernels, for arguments that are checked and at least one row."""
-    if y.size == 0 and lse is None and entropy is None:
+def _compute(tag, q, k, v, y, terms, scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy):
+    """The same for arrays made to fit: empty, or with a batch of several dimensions, in as few calls as these allow."""
+    if 0 in y.shape[:-1] or (y.size == 0 and lse is entropy is None):
         return
-    heads, queries = y.shape[-3:-1]
-    offset, lengths, slopes = options["causal_offset"].reshape(-1), options["key_lengths"], options["alibi_slopes"]
-    lengths = None if lengths is None else lengths.reshape(-1)
-    slopes = None if slopes is None else slopes.reshape(-1, heads)
-    scale = np.full(heads, 1 / math.sqrt(q.shape[-1] or 1)) if options["scale"] is None else options["scale"]
-    terms = [x for x in (options["bias"], options["attn_mask"]) if x is not None]
-    # The kernels take nothing that is empty.
+    q, k, v, y, terms, lengths = _not_empty(q, k, v, y, terms, lengths)
+    dims, done = y.ndim - 3, 0
+    if dims == 1:
+        _call(tag, q, k, v, y, terms, scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy)
+        return
+    wholes = [None if x is None else x.reshape(-1, *x.shape[dims:]) for x in (offset, lengths, slopes, lse, entropy)]
+    for part in _calls(y.shape[:dims], [q, k, v, y, *terms]):
+        q, k, v, y, *terms = part
+        offset, lengths, slopes, lse, entropy = (None if x is None else x[done:done + len(q)] for x in wholes)
+        _call(tag, q, k, v, y, tuple(terms), scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy)
+        done += len(q)
+
+
+def _not_empty(q, k, v, y, terms, lengths):
+    """The same with one hidden key instead of none, widths of one zero instead of none, and a y for that."""
     if k.shape[-2] == 0:
         k, v = (np.zeros((*x.shape[:-2], 1, x.shape[-1]), x.dtype) for x in (k, v))
-        lengths, terms = np.zeros(offset.size, np.int64), []
+        terms, lengths = (), np.zeros(q.shape[:-3], np.int64)
     if q.shape[-1] == 0:
         q, k = (np.zeros((*x.shape[:-1], 1), x.dtype) for x in (q, k))
     if v.shape[-1] == 0:
         v, y = (np.zeros((*x.shape[:-1], 1), x.dtype) for x in (v, y))
+    return q, k, v, y, terms, lengths
 
-    q, k, v = (_spread(_ready(x), (*lead, n, *x.shape[-2:])) for x, n in ((q, heads), (k, key_heads), (v, key_heads)))
-    seen = [_arrays.elements(x) for x in (q, k, v, y)]
-    seen += [x.view(np.uint8) if x.dtype == np.bool_ else _arrays.elements(x) for x in terms]
-    left, right = (-1 if limit is None else min(limit, FAR) for limit in options["window"])
-    lse, entropy = (None if x is None else x.reshape(-1, heads, queries) for x in (lse, entropy))
-    kernel = _dispatch.kernels(_arrays.tag(y.dtype)).attention
-    done = 0
-    for batch, (q, k, v, y, *terms) in _calls(lead, seen):
-        part = slice(done, done + batch)
-        done += batch
-        work = batch * heads * queries * k.shape[-2] * (k.shape[-1] + v.shape[-1])
-        kernel(q, k, v, y, tuple(terms), scale, offset[part], left, 0 if options["is_causal"] else right,
-               None if lengths is None else lengths[part], options["softcap"] or 0.0,
-               None if slopes is None else slopes[part], options["sinks"], None if lse is None else lse[part],
-               None if entropy is None else entropy[part], _threads.threads_for(work // WORK))
+
+def _bits(x):
+    """The array as a kernel's memoryview sees it: booleans and 16-bit floats by their bits."""
+    return x if x.itemsize > 2 else x.view(np.uint16 if x.itemsize == 2 else np.uint8)
 
 
 def _calls(lead, arrays):
-    """(B, arrays as (B, ...)) for each call of a kernel, as few as the strides of arrays (*lead, ...) allow."""
-    if len(lead) == 1:
-        yield lead[0], arrays
-        return
-    if not lead:
-        yield 1, [x[None] for x in arrays]
-        return
+    """Arrays (*lead, ...) as arrays (B, ...) for each call of a kernel, as few as the strides allow."""
     n = len(lead)
     loops = _arrays.merged([(lead[i], tuple(x.strides[i] for x in arrays)) for i in range(n) if lead[i] > 1])
     batch, steps = loops.pop() if loops else (1, (0,) * len(arrays))
@@ -453,24 +433,32 @@ def _calls(lead, arrays):
     seen = [as_strided(x, (*sizes, batch, *x.shape[n:]), (*(strides[i] for _, strides in loops), step, *x.strides[n:]))
             for i, (x, step) in enumerate(zip(arrays, steps, strict=True))]
     for index in np.ndindex(sizes):
-        yield batch, [x[index] for x in seen]
+        yield [x[index] for x in seen]
 
 
-def _by_reference(q, k, v, lead, heads, enable_gqa, options):
-    """(y, lse, entropy) where no kernel's arithmetic will do."""
-    def per_batch(numbers, *more):
-        return None if numbers is None else numbers.reshape(*lead, *more)
-
-    options = {**options, "causal_offset": per_batch(options["causal_offset"]),
-               "key_lengths": per_batch(options["key_lengths"]),
-               "alibi_slopes": per_batch(options["alibi_slopes"], heads)}
-    return reference.scaled_dot_product_attention(
-        q, k, v, enable_gqa=enable_gqa, return_lse=True, return_entropy=True, **options)
+@functools.lru_cache(maxsize=64)
+def _default_scale(width, heads):
+    return np.full(heads, 1 / math.sqrt(width or 1))
 
 
-def _is_apart(out, inputs):
+@functools.lru_cache(maxsize=64)
+def _kept(x, shape, dtype):
+    array = np.full(shape, x, dtype)
+    array.flags.writeable = False
+    return array
+
+
+def _repeated(x, shape, dtype):
+    """An array of one number; a small one is kept from call to call, and read-only."""
+    return _kept(x, shape, dtype) if math.prod(shape) <= SMALL else np.full(shape, x, dtype)
+
+
+def _is_apart(out, *inputs):
     """Whether out shares no memory with an input."""
-    return not any(x is not None and np.may_share_memory(x, out) and np.shares_memory(x, out) for x in inputs)
+    for x in inputs:
+        if x is not None and np.may_share_memory(x, out) and np.shares_memory(x, out):
+            return False
+    return True
 
 
 def _is_ready(x):
@@ -481,19 +469,11 @@ def _is_ready(x):
     return _arrays.takes(x) and (x.strides[-1] == x.itemsize or x.shape[-1] <= 1)
 
 
-def _ready(x):
-    return x if _is_ready(x) else _copied(x, _arrays.native(x.dtype))
-
-
 def _copied(x, dtype):
     """A copy in this dtype. Dimensions that repeat the same memory, of stride 0, go on doing so, but for the last."""
     once = x[(*(slice(0, 1) if stride == 0 else slice(None) for stride in x.strides[:-1]), slice(None))]
     with np.errstate(all="ignore"):
         return np.broadcast_to(once.astype(dtype, order="C"), x.shape)
-
-
-def _spread(x, shape):
-    return x if x.shape == shape else np.broadcast_to(x, shape)
 
 
 def _statistics(dtype):
@@ -516,28 +496,30 @@ def _common_dtype(named):
     return dtypes[0]
 
 
-def _fitted(named, enable_gqa):
+def _fitted(query, key, value, enable_gqa):
     """(dimensions before the heads, heads of the result, heads of key and value), where the shapes fit."""
-    def misfit(a, b, why):
-        return ValueError(f"{a} of shape {named[a].shape} does not fit {b} of shape {named[b].shape}: {why}")
+    shapes = {"query": query.shape, "key": key.shape, "value": value.shape}
 
-    for name, x in named.items():
-        if x.ndim < 2:
-            raise ValueError(f"{name} must have at least two dimensions (..., positions, width), got shape {x.shape}")
-    query, key, value = named.values()
-    if query.shape[-1] != key.shape[-1]:
-        raise misfit("query", "key", f"their last dimensions, E, are {query.shape[-1]} and {key.shape[-1]}")
-    if key.shape[-2] != value.shape[-2]:
-        raise misfit("key", "value", f"there are {key.shape[-2]} keys and {value.shape[-2]} values")
-    lead = query.shape[:-3]
-    if not lead == key.shape[:-3] == value.shape[:-3]:
+    def misfit(a, b, why):
+        return ValueError(f"{a} of shape {shapes[a]} does not fit {b} of shape {shapes[b]}: {why}")
+
+    for name, shape in shapes.items():
+        if len(shape) < 2:
+            raise ValueError(f"{name} must have at least two dimensions (..., positions, width), got shape {shape}")
+    of_query, of_key, of_value = shapes.values()
+    if of_query[-1] != of_key[-1]:
+        raise misfit("query", "key", f"their last dimensions, E, are {of_query[-1]} and {of_key[-1]}")
+    if of_key[-2] != of_value[-2]:
+        raise misfit("key", "value", f"there are {of_key[-2]} keys and {of_value[-2]} values")
+    lead = of_query[:-3]
+    if not lead == of_key[:-3] == of_value[:-3]:
         for a, b in (("query", "key"), ("query", "value"), ("key", "value")):
             try:
-                np.broadcast_shapes(named[a].shape[:-3], named[b].shape[:-3])
+                np.broadcast_shapes(shapes[a][:-3], shapes[b][:-3])
             except ValueError:
                 raise misfit(a, b, "the dimensions before the heads do not broadcast") from None
-        lead = np.broadcast_shapes(*(x.shape[:-3] for x in named.values()))
-    heads, in_key, in_value = (x.shape[-3] if x.ndim > 2 else 1 for x in named.values())
+        lead = np.broadcast_shapes(lead, of_key[:-3], of_value[:-3])
+    heads, in_key, in_value = (1, *of_query)[-3], (1, *of_key)[-3], (1, *of_value)[-3]
     if in_key != in_value and 1 not in (in_key, in_value):
         raise misfit("key", "value", f"they have {in_key} and {in_value} heads")
     key_heads, owner = (in_value, "value") if in_key == 1 else (in_key, "key")
@@ -550,12 +532,10 @@ def _fitted(named, enable_gqa):
     return lead, heads, key_heads
 
 
-def _as_term(x, name, shape, dtype):
-    """What is added to scores, or hides them, as a kernel takes it, broadcast to their shape; None stays."""
-    if x is None:
-        return None
+def _as_term(x, name, shape, added, dtype):
+    """What is added to scores, or hides them, as a kernel takes it, broadcast to their shape, with a batch."""
     array = _arrays.as_array(x, name, instead_of_masked=f"{name}.data")
-    boolean = array.dtype == np.bool_ and name == "attn_mask"
+    boolean = array.dtype.kind == "b" and name == "attn_mask"
     if not boolean and array.dtype.kind != "f" and _arrays.tag(array.dtype) is None:
         kinds = "boolean or floating" if name == "attn_mask" else "floating"
         raise TypeError(f"{name} must be {kinds}, got dtype {array.dtype}")
@@ -563,38 +543,46 @@ def _as_term(x, name, shape, dtype):
     if array.dtype != wanted or not _arrays.takes(array):
         array = _copied(array, wanted) if array.ndim else array.astype(wanted)
     try:
-        return np.broadcast_to(array, shape)
+        return _arrays.spread(array, shape) if not added else _arrays.spread(array, shape[1:])[None]
     except ValueError:
-        raise ValueError(f"{name} of shape {array.shape} does not broadcast to {shape}, the shape of the scores "
-                         "(..., heads, queries, keys)") from None
+        raise ValueError(f"{name} of shape {array.shape} does not broadcast to {shape[added > 0:]}, the shape of the "
+                         "scores (..., heads, queries, keys)") from None
 
 
 def _as_reals(x, name, shape):
-    """float64 of this shape, apart from the caller's; None stays."""
-    if x is None:
-        return None
+    """float64 of this shape, apart from the caller's."""
+    if type(x) is float:
+        return _repeated(x, shape, np.float64)
     array = _arrays.as_array(x, name, instead_of_masked=f"{name}.data")
     if array.dtype.kind not in "iuf" and _arrays.tag(array.dtype) is None:
         raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}")
+    if array.dtype.itemsize <= 8:
+        return _broadcast_copy(array, name, shape, np.float64)
     with np.errstate(all="ignore"):
         return _broadcast_copy(array, name, shape, np.float64)
 
 
-def _as_ints(x, name, shape, limit=1 << 62):
-    """int64 of this shape, apart from the caller's, clipped at -limit and limit."""
+def _as_ints(x, name, shape):
+    """int64 of this shape, apart from the caller's; what is beyond FAR may be anything else that is."""
     if type(x) is int:          # of any size; NumPy would make an object of a large one
-        return np.full(shape, max(-limit, min(x, limit)), np.int64)
+        return _repeated(x if -FAR <= x <= FAR else FAR if x > 0 else -FAR, shape, np.int64)
     array = _arrays.as_array(x, name, instead_of_masked=f"{name}.data")
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be an int or an array of ints, got {array.dtype}")
     if array.dtype == np.uint64:
-        array = np.minimum(array, np.uint64(limit))
-    return np.minimum(np.maximum(_broadcast_copy(array, name, shape, np.int64), -limit), limit)
+        array = np.minimum(array, np.uint64(1 << 62))
+    return _broadcast_copy(array, name, shape, np.int64)
+
+
+def _as_offset(causal_offset, batch):
+    """Clipped, so that the kernels can add and subtract."""
+    offset = _as_ints(causal_offset, "causal_offset", batch)
+    return offset if type(causal_offset) is int else np.minimum(np.maximum(offset, -FAR), FAR)
 
 
 def _broadcast_copy(array, name, shape, dtype):
     try:
-        return np.array(_spread(array, shape), dtype, order="C")
+        return np.array(_arrays.spread(array, shape), dtype, order="C")
     except ValueError:
         meant = "one for each head" if len(shape) == 1 and name in ("scale", "sinks") else (
             "the dimensions up to the heads" if name == "alibi_slopes" else "the dimensions before the heads")
@@ -602,20 +590,16 @@ def _broadcast_copy(array, name, shape, dtype):
 
 
 def _as_lengths(key_lengths, batch, keys):
-    if key_lengths is None:
-        return None
     lengths = _as_ints(key_lengths, "key_lengths", batch)
     bad = lengths.view(np.uint64) > keys        # so seen, negative numbers are large
-    if bad.any():
+    if np.count_nonzero(bad):
         raise ValueError(f"key_lengths must be from 0 to the number of keys, {keys}; got {lengths[bad][0]}")
     return lengths
 
 
 def _as_window(window):
     """(left, right), ints or None."""
-    if window is None:
-        return None, None
-    if isinstance(window, str) or not isinstance(window, (Sequence, np.ndarray)):
+    if isinstance(window, str) or not isinstance(window, (tuple, Sequence, np.ndarray)):
         raise TypeError(f"window must be a pair (left, right) of ints or None, got {type(window).__name__}")
     if len(window) != 2:
         raise ValueError(f"window must be a pair (left, right), got {len(window)} numbers")
@@ -630,8 +614,8 @@ def _as_window(window):
 
 
 def _as_softcap(softcap):
-    if softcap is None:
-        return None
+    if type(softcap) is float and 0 < softcap < math.inf:
+        return softcap
     if isinstance(softcap, (str, bytes, bool, np.bool_)) or np.ndim(softcap):
         raise TypeError(f"softcap must be a number, got {softcap!r}")
     try:

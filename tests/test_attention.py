@@ -503,9 +503,10 @@ def test_broadcast_inputs(kernel):
 @pytest.mark.parametrize("layout", ["every second", "byte-swapped"])
 def test_copies_of_broadcast_inputs_stay_broadcast(layout):
     key = np.broadcast_to(LAID[layout](np.ones((1, 1, 100, 64), np.float32)), (1000, 50, 100, 64))    # 1.2 GiB
-    assert attention._ready(key).strides[:2] == (0, 0)
+    _, taken, *_ = attention._made_to_fit(key, key, key, False)
+    assert taken.strides[:2] == (0, 0)
     mask = np.broadcast_to(np.zeros((1, 1, 1, 8), np.float64), (1, 1, 1 << 20, 8))
-    assert attention._as_term(mask, "attn_mask", (2, 3, 1 << 20, 8), np.dtype("f4")).strides[:3] == (0, 0, 0)
+    assert attention._as_term(mask, "attn_mask", (2, 3, 1 << 20, 8), 0, np.dtype("f4")).strides[:3] == (0, 0, 0)
 
 
 def test_an_entry_alone_and_in_a_batch(kernel):
@@ -615,6 +616,84 @@ def test_what_is_taken_as_it_is(kernel, monkeypatch):
         attend(lead, enable_gqa=True)
         assert len(seen) == calls
         assert all(np.shares_memory(given, args[i]) for args in seen for i, given in enumerate(lead))
+
+
+class Guarded(np.ndarray):
+    """A subclass whose own ways must not matter: of np.matrix, for one, each row has two dimensions."""
+
+    def __getitem__(self, index):
+        raise AssertionError("indexed as the subclass does")
+
+    def reshape(self, *shape):
+        raise AssertionError("reshaped as the subclass does")
+
+
+@pytest.mark.parametrize("ndim", [2, 3, 4])
+def test_subclasses_give_and_take_plain_results(kernel, ndim):
+    arrays = [x[(0,) * (4 - ndim)] for x in inputs(kernel.tag, 2, 2, 2, 7, 9, 5, 6)]
+    for kwargs in ({}, {"is_causal": True}, {"attn_mask": np.random.default_rng(0).random((7, 9)) < 0.8}):
+        expected, lse = attend(arrays, return_lse=True, **kwargs)
+        guarded = {name: x.view(Guarded) if isinstance(x, np.ndarray) else x for name, x in kwargs.items()}
+        got = attend([x.view(Guarded) for x in arrays], **guarded)
+        assert type(got) is np.ndarray
+        assert_same_bits(got, expected)
+        out = np.zeros_like(expected).view(Guarded)
+        got, got_lse = attend(arrays, out=out, return_lse=True, **kwargs)
+        assert got is out
+        assert_same_bits(np.asarray(out), expected)
+        assert_same_bits(got_lse, lse)
+
+
+@pytest.mark.parametrize("ndim", [2, 3, 5])
+def test_out_overlaps_inputs_of_any_number_of_dimensions(kernel, ndim):
+    """Also masks, which are seen by other views, and arrays that are copied and so are no longer in the way."""
+    arrays = inputs(kernel.tag, 1, 1 if ndim == 2 else 2, 1 if ndim == 2 else 2, 7, 7, 7, 7)
+    arrays = [x[(0,) * (4 - ndim)] if ndim < 4 else x[None] for x in arrays]
+    bias = np.random.default_rng(0).normal(size=arrays[0].shape).astype(kernel.dtype)
+    expected = attend(arrays, bias=bias.copy(), return_lse=True)
+    for number in range(4):
+        for lay in (np.copy, lambda x: x.astype(x.dtype.newbyteorder())):
+            given = [*arrays, bias]
+            given[number] = lay(given[number])
+            got, lse = attend(given[:3], bias=given[3], out=given[number], return_lse=True)
+            assert got is given[number]
+            assert_same_bits(got.astype(kernel.dtype), expected[0])
+            assert_same_bits(lse, expected[1])
+
+
+def test_numbers_kept_between_calls_are_not_the_callers(kernel):
+    """Neither does a call change its arguments, nor do they change a later call."""
+    arrays = inputs(kernel.tag)
+    numbers = {"scale": np.full(4, 0.5), "sinks": np.zeros(4), "alibi_slopes": np.full((2, 4), 0.5),
+               "key_lengths": np.array([3, 9]), "causal_offset": np.array([0, 2])}
+    before = {name: x.copy() for name, x in numbers.items()}
+    first = attend(arrays, enable_gqa=True, is_causal=True, **numbers)
+    for name, x in numbers.items():
+        np.testing.assert_array_equal(x, before[name])
+        x[...] = 1
+    assert_same_bits(attend(arrays, enable_gqa=True, is_causal=True, **before), first)
+    with pytest.raises(ValueError, match="read-only"):
+        attention._repeated(1, (2,), np.int64)[0] = 5
+
+
+def test_spread_is_broadcast_to():
+    rng = np.random.default_rng(0)
+    for shape in ((2, 3, 4, 5), (1, 3, 1, 5), (4, 5), (5,), (1,), (), (0, 5), (2, 3, 4, 1)):
+        x = np.asarray(rng.normal(size=shape))
+        laid = x, x.astype(">f4"), x.astype(ml_dtypes.bfloat16), x.astype(bool), np.asfortranarray(x), np.flip(x)
+        for one in map(np.asarray, laid):
+            for wanted in ((2, 3, 4, 5), (1, 2, 3, 4, 5), (2, 3, 4, 1), (2, 3, 0, 5), (5,), (3, 5), ()):
+                try:
+                    expected = np.broadcast_to(one, wanted)
+                except ValueError:
+                    with pytest.raises(ValueError):
+                        attention._arrays.spread(one, wanted)
+                    continue
+                got = attention._arrays.spread(one, wanted)
+                assert got.shape == wanted
+                assert got.dtype == one.dtype
+                np.testing.assert_array_equal(got.astype(float), expected.astype(float))
+                assert got.size == 0 or np.shares_memory(got, one)
 
 
 MEMORY = """
