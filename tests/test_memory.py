@@ -5,8 +5,10 @@ rule ends the process; the traceback names the test, `pytest -v` the kernel.
 """
 
 import ctypes
+import functools
 import gc
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -19,7 +21,16 @@ from guarded import PAGE, Guarded, needs_mprotect
 from helpers import NUMPY
 
 import fastsoftmax
-from fastsoftmax import _arrays, _dispatch, causal_mask_, causal_softmax, log_softmax, logsumexp, softmax
+from fastsoftmax import (
+    _arrays,
+    _dispatch,
+    causal_mask_,
+    causal_softmax,
+    log_softmax,
+    logsumexp,
+    scaled_dot_product_attention,
+    softmax,
+)
 
 LONGEST = 300
 MOST_COLUMNS = 41
@@ -196,6 +207,146 @@ def test_long_rows(kernel, at_end, shape):
         y = out.contiguous(seen, (shape[0], 1 if result in SCALARS else shape[1], inner), at_end)
         by_address(kernel, result, x, y, threads=2, streamed=result not in SCALARS)
 
+# ---------------------------------------------------------------- attention
+
+MOST_ROWS = 300             # of each operand with guards between rows
+SIZES = (*range(1, 41), 65, 127, 129, 257)
+TURNS = 4
+MAX_WORK = 1 << 20          # multiplications of a shape, so that all kernels together take seconds
+
+
+@functools.cache
+def desk(tag):
+    """Guarded memory for the operands of an attention kernel, as in `arena`; made once for a dtype."""
+    seen, real = scores_like(tag, 0)((1,)).dtype, np.float64 if tag == "f64" else np.float32
+
+    def biases(seed, dtype):
+        def fill(shape):
+            x = np.random.default_rng(seed).normal(0, 1, shape)
+            x = np.where(np.random.default_rng(seed).random(shape) < 0.1, -np.inf, x).astype(dtype)
+            return _arrays.elements(x) if dtype is NUMPY[tag] else x
+        return fill
+
+    class Desk:
+        dtype, real_dtype, held = seen, np.dtype(real), {}
+        kinds = {
+            "query": (seen, scores_like(tag, 1)), "key": (seen, scores_like(tag, 2)),
+            "value": (seen, scores_like(tag, 3)), "out": (seen, None), "bool": (np.uint8, lambda s: mostly_true(s) * 1),
+            "element": (seen, biases(4, NUMPY[tag])), "real": (real, biases(5, real)), "lse": (real, None),
+            "entropy": (real, None),
+            "scale": ("f8", temperatures), "slopes": ("f8", temperatures), "sinks": ("f8", temperatures),
+            "offset": ("i8", None), "lengths": ("i8", None)}
+
+        @classmethod
+        def put(cls, operand, shape, at_end, guarded_rows=False, values=None):
+            """An operand of this shape, with guards around all of it or around each row."""
+            dtype, fill = cls.kinds[operand]
+            many = guarded_rows and math.prod(shape[:-1]) > 1
+            if (operand, many) not in cls.held:
+                cls.held[operand, many] = Guarded(
+                    MOST_ROWS if many else 1, PAGE if many else 1 << 22, dtype, fill, read_only=fill is not None)
+            memory = cls.held[operand, many]
+            array = (memory.array if many else memory.contiguous)(dtype, shape, at_end)
+            if values is not None:
+                array[...] = values
+            return array
+
+    return Desk
+
+
+def shapes_of_attention(rng, lanes):
+    """(batch, heads, key heads, L, S, E, Ev): in each turn every size once for each, every other turn with few rows."""
+    for turn in range(TURNS):
+        sizes = [rng.permutation(SIZES) for _ in range(4)]
+        for queries, keys, width, value_width in np.stack(sizes, 1).tolist():
+            batch, key_heads, shared = ((1, 1, 1), (2, 1, 2), (1, 2, 3), (1, 2, 1))[rng.integers(4)]
+            if turn % 2:
+                queries = max(1, queries % (lanes + 1) // shared)
+            while queries * keys * (width + value_width) * batch * key_heads * shared > MAX_WORK:
+                queries = -(-queries // 2)
+            queries = min(queries, MOST_ROWS // (batch * key_heads * shared))
+            yield batch, key_heads * shared, key_heads, queries, keys, width, value_width
+
+
+def attend_guarded(kernel, memory, shape, at_end, guarded_rows, options):
+    """One call of a kernel on guarded arrays, now and then compared with that on ordinary ones; options: ten bits."""
+    batch, heads, key_heads, queries, keys, width, value_width = shape
+    put = functools.partial(memory.put, at_end=at_end)
+    q, k, v, y = (put(name, size, guarded_rows=guarded_rows) for name, size in (
+        ("query", (batch, heads, queries, width)), ("key", (batch, key_heads, keys, width)),
+        ("value", (batch, key_heads, keys, value_width)), ("out", (batch, heads, queries, value_width))))
+    y[...] = 0
+    wanted = [bool(options >> bit & 1) for bit in range(10)]
+    terms = tuple(np.broadcast_to(put(name, size, guarded_rows=guarded_rows), (batch, heads, queries, keys))
+                  for name, size, want in zip(
+                      ("bool", "element", "real"), ((queries, keys), (heads, 1, keys), (1, queries, keys)), wanted,
+                      strict=False) if want)
+    per_head = {name: put(name, size) if want else None for name, size, want in (
+        ("scale", (heads,), True), ("slopes", (batch, heads), wanted[3]), ("sinks", (heads,), wanted[4]))}
+    offset = put("offset", (batch,), values=keys - queries + 1 if options % 3 else -1)
+    lengths = put("lengths", (batch,), values=[keys, max(keys - 3, 1)][:batch]) if wanted[5] else None
+    lse, entropy = (put(name, (batch, heads, queries)) if want else None
+                    for name, want in (("lse", wanted[6]), ("entropy", wanted[7])))
+    left, right = (7 if wanted[8] else -1), (0 if wanted[9] else -1)
+    attention = _dispatch.kernels(kernel.tag).attention
+
+    def call(q, k, v, y, terms, lse, entropy):
+        attention(q, k, v, y, terms, per_head["scale"], offset, left, right, lengths, 2.5 if options % 5 == 0 else 0.0,
+                  per_head["slopes"], per_head["sinks"], lse, entropy, 1)
+
+    call(q, k, v, y, terms, lse, entropy)
+    if options % 4:
+        return
+    plain = [None if x is None else np.empty(x.shape, x.dtype) for x in (y, lse, entropy)]
+    call(q.copy(), k.copy(), v.copy(), plain[0], tuple(x.copy() for x in terms), *plain[1:])
+    for got, expected in zip((y, lse, entropy), plain, strict=True):
+        if got is not None:
+            np.testing.assert_array_equal(got, expected)
+
+
+@needs_mprotect
+@ENDS
+@pytest.mark.parametrize("guarded_rows", [False, True], ids=["as a whole", "each row"])
+def test_attention(kernel, at_end, guarded_rows):
+    rng, memory = np.random.default_rng(1), desk(kernel.tag)
+    shapes = shapes_of_attention(rng, kernel.lanes)
+    for (batch, heads, key_heads, queries, keys, *widths), options in zip(
+            shapes, rng.integers(1 << 10, size=1 << 10).tolist(), strict=False):
+        if guarded_rows and batch * key_heads * keys > MOST_ROWS:
+            batch, heads, key_heads = 1, heads // key_heads, 1
+        # calls with nothing but a scale have code of their own, so half of them are without terms, slopes and sinks
+        options &= ~0b11111 if queries % 2 else -1
+        attend_guarded(kernel, memory, (batch, heads, key_heads, queries, keys, *widths), at_end, guarded_rows, options)
+
+
+@needs_mprotect
+@ENDS
+def test_attention_to_a_long_cache(kernel, at_end):
+    """Few rows, but more than lanes, and keys in several parts."""
+    for rows, keys, options in ((5, 4096, 0), (3, 4099, 0b1011000000), (7, 4133, 0b11100111)):
+        width, value_width = kernel.lanes + rows, 2 * kernel.lanes + 1
+        attend_guarded(kernel, desk(kernel.tag), (1, 2 * rows, 2, 1, keys, width, value_width), at_end, False, options)
+
+
+@needs_mprotect
+@pytest.mark.parametrize("queries", [1, 40])
+def test_keys_beyond_the_lengths_are_never_read(kernel, queries):
+    """Nor are their values: a cache need not have memory yet for keys that are to come."""
+    attention, memory, width = _dispatch.kernels(kernel.tag).attention, desk(kernel.tag), 16
+    for length in (*range(1, 35), 128, 129, 200):
+        there = [memory.put(name, (1, 1, length, width), True) for name in ("key", "value")]
+        keys = length + PAGE // (width * 8)     # so many more as a guard's page has room for
+        longer = [np.lib.stride_tricks.as_strided(x, (1, 1, keys, width), x.strides) for x in there]
+        query = memory.put("query", (1, 1, queries, width), True)
+        got, alone = (np.empty((1, 1, queries, width), memory.dtype) for _ in range(2))
+        scale, offset, lengths = np.ones(1), np.zeros(1, np.int64), np.full(1, length)
+        for terms in ((), (np.ones((1, 1, queries, keys), np.uint8),)):
+            for k, v, y in ((*longer, got), (*there, alone)):
+                attention(query, k, v, y, tuple(x[..., :k.shape[2]] for x in terms), scale, offset, -1, -1,
+                          lengths, 0.0, None, None, None, None, 1)
+            np.testing.assert_array_equal(got, alone)
+
+
 
 # What users call, in every way that an array can lie between its guards. A line for each function: operands by name,
 # with dtype and shape, and the call. Others join by a line.
@@ -220,6 +371,18 @@ PUBLIC = {
         lambda scores, temperature, out: causal_softmax(scores, offset=30, temperature=temperature, out=out)),
     "causal_mask_": (
         {"scores": ("out", (3, 7, 37))}, lambda scores: causal_mask_(scores, offset=30)),
+    "scaled_dot_product_attention": (
+        {"query": ("scores", (2, 4, 5, 19)), "key": ("scores", (2, 2, 37, 19)), "value": ("scores", (2, 2, 37, 21)),
+         "attn_mask": ("bool", (2, 1, 5, 37)), "bias": ("scores", (4, 5, 37)), "alibi_slopes": ("f8", (2, 4)),
+         "sinks": ("f8", (4,)), "out": ("out", (2, 4, 5, 21))},
+        lambda query, key, value, **others: scaled_dot_product_attention(
+            query, key, value, enable_gqa=True, is_causal=True, causal_offset=32, **others)),
+    "scaled_dot_product_attention, the short way": (
+        {"query": ("scores", (1, 6, 2, 19)), "key": ("scores", (1, 2, 37, 19)), "value": ("scores", (1, 2, 37, 33))},
+        lambda query, key, value: scaled_dot_product_attention(query, key, value, enable_gqa=True)),
+    "merge_attention_states": (
+        {"a": ("scores", (3, 5, 17)), "b": ("scores", (3, 5, 17)), "a_lse": ("f8", (3, 5)), "b_lse": ("f8", (3, 5))},
+        lambda a, b, a_lse, b_lse: fastsoftmax.merge_attention_states([a, b], [a_lse, b_lse])[0]),
 }
 
 
@@ -265,6 +428,8 @@ def calls_of_every_kind():
     x = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
     out, where, temperature = np.empty_like(x), x < 1, np.full((4, 1), 0.7)
     half, swapped, bfloat = x.astype(np.float16), x.astype(">f4"), x.astype(ml_dtypes.bfloat16)
+    heads, wide = x[None], np.ones((2, 3, 40), np.float32)
+    attend, states = scaled_dot_product_attention, (wide, wide[..., 0].copy())
     return [
         lambda: softmax(x), lambda: softmax(x, -1), lambda: softmax(x, 0, out=out), lambda: log_softmax(x, -1),
         lambda: softmax(x, -1, where=where, temperature=temperature), lambda: softmax(swapped, -1),
@@ -273,6 +438,12 @@ def calls_of_every_kind():
         lambda: fastsoftmax.softmax_entropy(x, 1), lambda: fastsoftmax.softmax_entropy(x, 1, where=where),
         lambda: causal_softmax(x), lambda: causal_softmax(x, out=out), lambda: causal_mask_(out),
         lambda: softmax([1.0, 2.0]), lambda: softmax(x, -1, dtype=np.float64),
+        lambda: attend(x, x, x), lambda: attend(heads, heads, heads, is_causal=True), lambda: attend(x, x, x, out=out),
+        lambda: attend(wide, wide, wide, return_lse=True, return_entropy=True), lambda: attend(half, half, half),
+        lambda: attend(swapped, swapped, swapped), lambda: attend(bfloat, bfloat, bfloat, scale=0.5),
+        lambda: attend(wide, wide, wide, where[:3, :3], bias=x[:3, :3], window=(1, 2), softcap=3.0, alibi_slopes=[1, 2],
+                       sinks=[0.5, 0], key_lengths=2),
+        lambda: fastsoftmax.merge_attention_states([states[0]] * 2, [states[1]] * 2),
     ]
 
 
@@ -282,12 +453,17 @@ def calls_that_raise():
     frozen = x.copy()
     frozen.flags.writeable = False
     objects, small, empty, varying, ints = x.astype(object), x[0, :3].copy(), x[:0], x[0].copy(), np.ones(3, int)
+    attend, double, masked, short = scaled_dot_product_attention, x.astype(float), np.ma.masked_array(x), x[:, :3]
     return [
         lambda: softmax(x, 2), lambda: softmax(x, "0"), lambda: softmax(x, -1, temperature=0.0),
         lambda: softmax(x, -1, out=frozen), lambda: softmax(x, -1, out=small), lambda: softmax(objects),
         lambda: logsumexp(x, 0, where=ints), lambda: log_softmax(x, -1, temperature=varying),
         lambda: causal_softmax(x, offset=0.5), lambda: causal_mask_(frozen), lambda: softmax(x, 10**30),
-        lambda: fastsoftmax.softmax_entropy(empty, 0),
+        lambda: fastsoftmax.softmax_entropy(empty, 0), lambda: attend(x, x, double), lambda: attend(x, short, x),
+        lambda: attend(x, x, masked), lambda: attend(x, x, x, out=frozen), lambda: attend(x, x, x, ints),
+        lambda: attend(x, x, x, softcap=-1), lambda: attend(x, x, x, window=(1, -1)),
+        lambda: attend(x, x, x, key_lengths=5), lambda: attend(x, x, x, alibi_slopes=varying),
+        lambda: fastsoftmax.merge_attention_states([x], [x]),
     ]
 
 
@@ -317,13 +493,15 @@ def test_memory_stays_flat(what, total):
 @needs_proc
 def test_memory_stays_flat_over_calls_with_scratch_and_threads():
     """Buffers of threads, and rows shared by threads."""
-    long, wide = np.zeros(200_000, np.float32), np.zeros((300, 1000))
+    long, wide, heads = np.zeros(200_000, np.float32), np.zeros((300, 1000)), np.zeros((2, 200, 40), np.float32)
     with fastsoftmax.num_threads(2):
         for phase in range(2):
             for _ in range(200):
                 softmax(long)
                 logsumexp(wide, 0)
                 causal_softmax(wide)
+                scaled_dot_product_attention(heads, heads, heads)
+                scaled_dot_product_attention(heads[:, :2], heads, heads)
             if phase == 0:
                 before = resident()
     assert resident() - before < 1 << 20
