@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import ArrayLike, NDArray
 
 from fastsoftmax import _arrays, _dispatch, _threads, reference
-from fastsoftmax.softmax import logsumexp
+from fastsoftmax.softmax import _undisturbed, logsumexp
 
 Array = NDArray[Any]
 Window = tuple[SupportsIndex | None, SupportsIndex | None]
@@ -270,6 +270,11 @@ def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLik
     >>> np.allclose(out, scaled_dot_product_attention(query, key, value))
     True
     """
+    return _merge(outputs, lses)
+
+
+@_undisturbed
+def _merge(outputs, lses):
     parts, part_lses, dtype = _as_parts(outputs, lses)
     statistics = _statistics(dtype)
     stacked = np.stack(part_lses).astype(statistics)
@@ -325,7 +330,7 @@ def _plain(query, key, value, is_causal, scale, enable_gqa, causal_offset):
     if type(causal_offset) is not int or not -FAR <= causal_offset <= FAR:
         return None
     if scale is None:
-        scale = 1 / math.sqrt(width)
+        scale = _usual_scale(width)
     elif type(scale) is not float:
         return None
     out = np.empty((batch, heads, queries, value_width), dtype)
@@ -339,6 +344,12 @@ def _plain(query, key, value, is_causal, scale, enable_gqa, causal_offset):
 
 
 @functools.lru_cache(maxsize=64)
+@_undisturbed
+def _usual_scale(width):
+    return 1 / math.sqrt(width)
+
+
+@functools.lru_cache(maxsize=64)
 def _repeated_float(x, n):
     return np.full(n, x)
 
@@ -348,6 +359,7 @@ def _repeated_int(x, n):
     return np.full(n, x, np.int64)
 
 
+@_undisturbed
 def _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, bias, causal_offset, window,
                softcap, alibi_slopes, sinks, key_lengths, return_lse, return_entropy, out):
     """Whatever the arguments: checked first, all of them, so that `out` is not touched if one is wrong."""
@@ -459,7 +471,7 @@ def _calls(lead, arrays):
 def _by_reference(q, k, v, lead, heads, enable_gqa, options):
     """(y, lse, entropy) where no kernel's arithmetic will do."""
     def per_batch(numbers, *more):
-        return None if numbers is None else numbers.reshape(*lead, *more)
+        return None if numbers is None else numbers.reshape((*lead, *more))
 
     options = {**options, "causal_offset": per_batch(options["causal_offset"]),
                "key_lengths": per_batch(options["key_lengths"]),
