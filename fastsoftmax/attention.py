@@ -330,28 +330,25 @@ def _plain(query, key, value, is_causal, scale, enable_gqa, causal_offset):
     if type(causal_offset) is not int or not -FAR <= causal_offset <= FAR:
         return None
     if scale is None:
-        scale = _usual_scale(width)
-    elif type(scale) is not float:
+        scale = _usual_scale(width, heads)
+    elif type(scale) is float:
+        scale = np.full(heads, scale)       # no cache: to hash a float raises the inexact flag
+    else:
         return None
     out = np.empty((batch, heads, queries, value_width), dtype)
     q, k, v, y = query, key, value, out
     if size == 2:
         q, k, v, y = q.view(np.uint16), k.view(np.uint16), v.view(np.uint16), y.view(np.uint16)
     _dispatch.kernels(tag).attention(
-        q, k, v, y, (), _repeated_float(scale, heads), _repeated_int(causal_offset, batch), -1,
+        q, k, v, y, (), scale, _repeated_int(causal_offset, batch), -1,
         0 if is_causal else -1, None, 0.0, None, None, None, None, _threads.threads_for(work // WORK))
     return out if ndim == 4 else out[0] if ndim == 3 else out[0, 0]
 
 
 @functools.lru_cache(maxsize=64)
 @_undisturbed
-def _usual_scale(width):
-    return 1 / math.sqrt(width)
-
-
-@functools.lru_cache(maxsize=64)
-def _repeated_float(x, n):
-    return np.full(n, x)
+def _usual_scale(width, heads):
+    return np.full(heads, 1 / math.sqrt(width))
 
 
 @functools.lru_cache(maxsize=64)
