@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import ArrayLike, NDArray
 
 from fastsoftmax import _arrays, _dispatch, _threads, reference
-from fastsoftmax.softmax import logsumexp
+from fastsoftmax.softmax import _undisturbed, logsumexp
 
 Array = NDArray[Any]
 Window = tuple[SupportsIndex | None, SupportsIndex | None]
@@ -215,58 +215,16 @@ def scaled_dot_product_attention(
     if dropout_p != 0:
         raise NotImplementedError(f"dropout is not implemented: dropout_p must be 0, got {dropout_p}")
     fit = _as_they_are(query, key, value, enable_gqa)
-    q, k, v, tag, batch, heads, keys, width, y_shape, added = fit or _made_to_fit(query, key, value, enable_gqa)
-    dtype = q.dtype
     if (attn_mask is bias is scale is window is softcap is alibi_slopes is sinks is key_lengths is out is None and fit
             and type(causal_offset) is int and -FAR <= causal_offset <= FAR and not (return_lse or return_entropy)):
         # Decoding makes very many such calls, most of them small: they are not asked for what they do not have.
-        y = np.empty(y_shape, dtype)
+        q, k, v, tag, batch, heads, _, width, y_shape, added = fit
+        y = np.empty(y_shape, q.dtype)
         _call(tag, q, k, v, y, (), _default_scale(width, heads), _kept(causal_offset, batch, np.int64), -1,
               0 if is_causal else -1, None, 0.0, None, None, None, None)
         return y if added == 0 else y[0] if added == 1 else y[0, 0]
-
-    # All is checked before anything is written.
-    if out is not None:
-        _arrays.check_out(out, y_shape[added:], dtype)
-    scale = None if scale is None or width == 0 else _as_reals(scale, "scale", (heads,))
-    bias = None if bias is None else _as_term(bias, "bias", (*y_shape[:-1], keys), added, dtype)
-    attn_mask = None if attn_mask is None else _as_term(attn_mask, "attn_mask", (*y_shape[:-1], keys), added, dtype)
-    causal_offset = _as_offset(causal_offset, batch)
-    left, right = window = (None, None) if window is None else _as_window(window)
-    softcap = None if softcap is None else _as_softcap(softcap)
-    alibi_slopes = None if alibi_slopes is None else _as_reals(alibi_slopes, "alibi_slopes", (*batch, heads))
-    sinks = None if sinks is None else _as_reals(sinks, "sinks", (heads,))
-    key_lengths = None if key_lengths is None else _as_lengths(key_lengths, batch, keys)
-    is_causal = bool(is_causal)
-
-    in_place = False
-    if tag is None or not (softcap is None or 1e-30 < softcap < 1e30):
-        y, lse, entropy = reference.scaled_dot_product_attention(
-            q, k, v, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa, bias=bias,
-            causal_offset=causal_offset, window=window, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks,
-            key_lengths=key_lengths, return_lse=True, return_entropy=True)
-    else:
-        in_place = out is not None and _is_ready(out) and _is_apart(out, q, k, v, bias, attn_mask)
-        y = np.asarray(out)[(None,) * added] if in_place else np.empty(y_shape, dtype)
-        lse = np.empty(y_shape[:-1], _statistics(dtype)) if return_lse else None
-        entropy = np.empty(y_shape[:-1], _statistics(dtype)) if return_entropy else None
-        terms = () if bias is None else (bias,)
-        terms = terms if attn_mask is None else (*terms, attn_mask)
-        scale = _default_scale(width, heads) if scale is None else scale
-        left = -1 if left is None else min(left, FAR)
-        right = 0 if is_causal else -1 if right is None else min(right, FAR)
-        run = _call if fit else _compute
-        run(tag, q, k, v, y, terms, scale, causal_offset, left, right, key_lengths, softcap or 0.0, alibi_slopes, sinks,
-            lse, entropy)
-    if added:
-        y, lse, entropy = [None if x is None else x[(0,) * added] for x in (y, lse, entropy)]
-    if out is not None:
-        if not in_place:
-            np.copyto(out, y)
-        y = out
-    if return_lse:
-        return (y, lse, entropy) if return_entropy else (y, lse)
-    return (y, entropy) if return_entropy else y
+    return _attention(fit, query, key, value, attn_mask, is_causal, scale, enable_gqa, bias, causal_offset, window,
+                      softcap, alibi_slopes, sinks, key_lengths, return_lse, return_entropy, out)
 
 
 def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLike]) -> tuple[Array, Array]:
@@ -317,6 +275,11 @@ def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLik
     >>> np.allclose(out, scaled_dot_product_attention(query, key, value))
     True
     """
+    return _merge(outputs, lses)
+
+
+@_undisturbed
+def _merge(outputs, lses):
     parts, part_lses, dtype = _as_parts(outputs, lses)
     statistics = _statistics(dtype)
     stacked = np.stack(part_lses).astype(statistics)
@@ -330,6 +293,56 @@ def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLik
             np.add(out, part * weight, out=out, where=weight != 0)
         np.divide(out, total, out=out, where=total != 0)
         return out.astype(dtype, copy=False), np.asarray(logsumexp(stacked, 0))
+
+
+@_undisturbed
+def _attention(fit, query, key, value, attn_mask, is_causal, scale, enable_gqa, bias, causal_offset, window, softcap,
+               alibi_slopes, sinks, key_lengths, return_lse, return_entropy, out):
+    """Whatever the options; `fit` is what `_as_they_are` found."""
+    q, k, v, tag, batch, heads, keys, width, y_shape, added = fit or _made_to_fit(query, key, value, enable_gqa)
+    dtype = q.dtype
+    # All is checked before anything is written.
+    if out is not None:
+        _arrays.check_out(out, y_shape[added:], dtype)
+    scale = None if scale is None or width == 0 else _as_reals(scale, "scale", (heads,))
+    bias = None if bias is None else _as_term(bias, "bias", (*y_shape[:-1], keys), added, dtype)
+    attn_mask = None if attn_mask is None else _as_term(attn_mask, "attn_mask", (*y_shape[:-1], keys), added, dtype)
+    causal_offset = _as_offset(causal_offset, batch)
+    left, right = window = (None, None) if window is None else _as_window(window)
+    softcap = None if softcap is None else _as_softcap(softcap)
+    alibi_slopes = None if alibi_slopes is None else _as_reals(alibi_slopes, "alibi_slopes", (*batch, heads))
+    sinks = None if sinks is None else _as_reals(sinks, "sinks", (heads,))
+    key_lengths = None if key_lengths is None else _as_lengths(key_lengths, batch, keys)
+    is_causal = bool(is_causal)
+
+    in_place = False
+    if tag is None or not (softcap is None or 1e-30 < softcap < 1e30):
+        y, lse, entropy = reference.scaled_dot_product_attention(
+            q, k, v, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa, bias=bias,
+            causal_offset=causal_offset, window=window, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks,
+            key_lengths=key_lengths, return_lse=True, return_entropy=True)
+    else:
+        in_place = out is not None and _is_ready(out) and _is_apart(out, q, k, v, bias, attn_mask)
+        y = np.asarray(out)[(None,) * added] if in_place else np.empty(y_shape, dtype)
+        lse = np.empty(y_shape[:-1], _statistics(dtype)) if return_lse else None
+        entropy = np.empty(y_shape[:-1], _statistics(dtype)) if return_entropy else None
+        terms = () if bias is None else (bias,)
+        terms = terms if attn_mask is None else (*terms, attn_mask)
+        scale = _default_scale(width, heads) if scale is None else scale
+        left = -1 if left is None else min(left, FAR)
+        right = 0 if is_causal else -1 if right is None else min(right, FAR)
+        run = _call if fit else _compute
+        run(tag, q, k, v, y, terms, scale, causal_offset, left, right, key_lengths, softcap or 0.0, alibi_slopes, sinks,
+            lse, entropy)
+    if added:
+        y, lse, entropy = [None if x is None else x[(0,) * added] for x in (y, lse, entropy)]
+    if out is not None:
+        if not in_place:
+            np.copyto(out, y)
+        y = out
+    if return_lse:
+        return (y, lse, entropy) if return_entropy else (y, lse)
+    return (y, entropy) if return_entropy else y
 
 
 def _as_they_are(query, key, value, enable_gqa):
@@ -437,6 +450,7 @@ def _calls(lead, arrays):
 
 
 @functools.lru_cache(maxsize=64)
+@_undisturbed
 def _default_scale(width, heads):
     return np.full(heads, 1 / math.sqrt(width or 1))
 

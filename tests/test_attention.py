@@ -872,3 +872,11 @@ def test_agrees_with_torch(kernel, sample, causal):
         ours = attend([torch.tensor(x) for x in arrays], is_causal=causal, **{
             k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in kwargs.items()})
         assert_same_bits(ours, got)
+
+
+def test_long_double_needs_no_leading_dimension():
+    for shape in ((3, 4), (2, 3, 4), (1, 2, 3, 4)):
+        x = np.random.default_rng(0).normal(size=shape).astype(np.longdouble)
+        options = {"is_causal": True, "key_lengths": 2, "alibi_slopes": [0.5] * (shape[-3] if len(shape) > 2 else 1)}
+        got = scaled_dot_product_attention(x, x, x, **options)
+        np.testing.assert_allclose(got, scaled_dot_product_attention(*[x.astype(float)] * 3, **options), rtol=1e-13)

@@ -14,7 +14,17 @@ import warnings
 import numpy as np
 import pytest
 
-from fastsoftmax import causal_mask_, causal_softmax, log_softmax, logsumexp, num_threads, softmax, softmax_entropy
+from fastsoftmax import (
+    causal_mask_,
+    causal_softmax,
+    log_softmax,
+    logsumexp,
+    merge_attention_states,
+    num_threads,
+    scaled_dot_product_attention,
+    softmax,
+    softmax_entropy,
+)
 
 glibc_x86 = pytest.mark.skipif(
     platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc", reason="reads MXCSR by glibc's fenv_t")
@@ -33,6 +43,23 @@ T_NARROW, WIDE, LARGE = T.astype("f4"), np.tile(X["f8"], (40, 30)), X["i8"] * (2
 LENGTHY = np.broadcast_to(X["f4"][:1, None], (1, 7000, 40))
 SWAPPED = np.zeros((7, 40), ">f4")
 MASKED = {t: X[t].copy() for t in ("f2", "f4", "f8", "g")}
+HEADS = {t: (RNG.normal(size=(2, 4, 60, 40)) * 2).astype(t) for t in ("f2", "f4", "f8", "g", ">f4")}
+CACHE = (RNG.normal(size=(2, 1100, 40)) * 3).astype("f4")
+BIAS, TINY = RNG.normal(size=(4, 60, 60)), np.full((4, 60, 60), 1e-310)     # the latter vanishes in float32
+VISIBLE = RNG.random((60, 60)) < 0.8
+SMALL = {t: (HEADS[t] * 2.0**-63).astype(t) for t in ("f4", "f8")}          # scores that are subnormal in float32
+OUT, SWAPPED_BIAS, BIASES = np.zeros((2, 4, 60, 40), ">f4"), BIAS.astype(">f8"), (BIAS, TINY, BIAS.astype("f2"))
+FAR = 10**18
+THIRDS = np.full(4, 1 / 3, "g")
+STATES = {}                                     # parts of attention, of which one has seen no key
+for _t in ("f2", "f4", "f8"):
+    _lse = RNG.normal(size=(2, 4, 60)).astype("f4" if _t == "f2" else _t)
+    STATES[_t] = [HEADS[_t], -HEADS[_t], HEADS[_t]], [_lse, _lse - _lse.dtype.type(20), np.full_like(_lse, -np.inf)]
+
+
+def attend(x, **options):
+    """All that can be asked of attention to itself; every result."""
+    return scaled_dot_product_attention(x, x, x, return_lse=True, return_entropy=True, **options)
 
 
 CALLS = {                                       # others join by a line
@@ -52,6 +79,23 @@ CALLS = {                                       # others join by a line
     "reference": lambda: [f(X[t], -1) for t in ("g", "c8", "c16") for f in (softmax, log_softmax, logsumexp)],
     "causal": lambda: [causal_softmax(X[t], dtype=d) for t in ("f4", "f8") for d in ("f4", "f8")],
     "mask": lambda: [causal_mask_(x, fill_value=0.1) for x in MASKED.values()],
+    "attention": lambda: [scaled_dot_product_attention(x, x, x, is_causal=c) for x in (
+        HEADS["f2"], HEADS["f4"], HEADS["f8"], SMALL["f4"], SMALL["f8"]) for c in (False, True)],
+    "attention, few queries": lambda: [scaled_dot_product_attention(x[..., :2, :], x, x) for x in (
+        CACHE, HEADS["f2"], HEADS["f4"], HEADS["f8"], SMALL["f4"])],
+    "attention, narrow": lambda: [
+        scaled_dot_product_attention(x[..., :3], x[..., :3], x[..., :1], scale=1 / 3) for x in HEADS.values()],
+    "attention with statistics": lambda: [y for t in ("f2", "f4", "f8") for y in attend(HEADS[t])],
+    "attention with terms": lambda: [y for t in ("f2", "f4", "f8") for bias in BIASES for y in
+                                     attend(HEADS[t], bias=bias, attn_mask=VISIBLE, window=(5, 3))],
+    "attention with numbers": lambda: [y for t in ("f2", "f4", "f8") for y in attend(
+        HEADS[t], scale=[0.1, 0.7, 1 / 3, 1e-310], softcap=1.1, alibi_slopes=[0.1, 1e-45, 1e300, 1e-300],
+        sinks=[0.3, 1e-310, 1e300, -np.inf], key_lengths=[60, 33], causal_offset=FAR)],
+    "attention in another byte order": lambda: [
+        *attend(HEADS[">f4"], attn_mask=SWAPPED_BIAS),
+        scaled_dot_product_attention(*[HEADS["f4"]] * 3, scale=THIRDS, out=OUT)],
+    "attention by the reference": lambda: [*attend(HEADS["g"]), *attend(HEADS["f4"], softcap=1e-31, bias=BIAS)],
+    "attention in parts": lambda: [y for parts in STATES.values() for y in merge_attention_states(*parts)],
 }
 
 

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 
 import fastsoftmax
-from fastsoftmax import causal_softmax, log_softmax, logsumexp, num_threads, set_num_threads, softmax
+from fastsoftmax import (
+    causal_softmax,
+    log_softmax,
+    logsumexp,
+    num_threads,
+    scaled_dot_product_attention,
+    set_num_threads,
+    softmax,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")       # that is what is tested
 can_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -25,6 +33,8 @@ CALLS = {                                       # each on several threads: rows,
     "columns": lambda x: log_softmax(x, 0),
     "one long row": lambda x: logsumexp(x),
     "causal": lambda x: causal_softmax(x),
+    "attention": lambda x: scaled_dot_product_attention(*[x.reshape(4, 75, 1000)[..., :64]] * 3, is_causal=True),
+    "attention to a cache": lambda x: scaled_dot_product_attention(x[:2, :40], *[x.reshape(-1, 40)[:2049]] * 2),
 }
 
 

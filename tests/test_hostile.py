@@ -17,7 +17,16 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 import fastsoftmax
-from fastsoftmax import causal_mask_, causal_softmax, log_softmax, logsumexp, reference, softmax, softmax_entropy
+from fastsoftmax import (
+    causal_mask_,
+    causal_softmax,
+    log_softmax,
+    logsumexp,
+    reference,
+    scaled_dot_product_attention,
+    softmax,
+    softmax_entropy,
+)
 
 hostile = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -37,11 +46,13 @@ MARGIN = 64
 
 
 @st.composite
-def arrays(draw, dtypes, min_dims=0, max_dims=4, writeable=False):
+def arrays(draw, dtypes, min_dims=0, max_dims=4, writeable=False, shape=None):
     """A view of a buffer, laid out by chance; and the buffer's bytes."""
     dtype = np.dtype(draw(st.sampled_from(dtypes)))
-    shape = draw(st.lists(st.sampled_from([0, 1, 1, 2, 3, 4, 5, 7, 17, 33]), min_size=min_dims, max_size=max_dims))
-    while math.prod(shape) > 2000:
+    asked = shape is not None
+    shape = list(shape) if asked else draw(
+        st.lists(st.sampled_from([0, 1, 1, 2, 3, 4, 5, 7, 17, 33]), min_size=min_dims, max_size=max_dims))
+    while not asked and math.prod(shape) > 2000:
         shape[shape.index(max(shape))] = 2
     # from the innermost outwards: a step of whole elements or of any number of bytes, none, or backwards
     order, strides, extent = draw(st.permutations(range(len(shape)))), [0] * len(shape), dtype.itemsize
@@ -216,6 +227,133 @@ def test_any_where_and_temperature(drawn, data):
     plain = np.ascontiguousarray(x).reshape(x.shape)
     expected = function(plain, axis, where=where.copy(), temperature=temperature.astype(np.float64))
     np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
+
+
+# ---------------------------------------------------------------- attention
+
+FLOATS = [["e"], ["f"], ["d"], [ml_dtypes.bfloat16], ["f", ">f4"], ["d", ">f8"], ["e", ">f2"], ["g"]]
+LENGTHS = st.sampled_from([0, 1, 1, 2, 3, 5, 8, 9, 17, 33])
+
+
+@st.composite
+def broadcastable(draw, shape):
+    """A shape that broadcasts to this one: without some leading dimensions, and others of length 1."""
+    shape = [1 if draw(st.integers(0, 3)) == 0 else size for size in shape]
+    return shape[draw(st.integers(0, len(shape))):]
+
+
+@st.composite
+def attentions(draw):
+    """Arguments that fit, their buffers, and the shape of the result."""
+    dtypes = draw(st.sampled_from(FLOATS))
+    lead = draw(st.lists(st.sampled_from([0, 1, 2, 2, 3]), max_size=2))
+    key_heads, shared = draw(st.sampled_from([(1, 1), (1, 3), (2, 1), (2, 2), (0, 1)]))
+    queries, keys, width, value_width = (draw(LENGTHS) for _ in range(4))
+    rows = (*lead, key_heads * shared, queries)
+    shapes = {"query": (*rows, width), "key": (*lead, key_heads, keys, width),
+              "value": (*lead, key_heads, keys, value_width), "attn_mask": (*rows, keys), "bias": (*rows, keys)}
+    given, buffers = {}, []
+    for name, shape in shapes.items():
+        if name == "attn_mask" and draw(st.booleans()) or name == "bias" and draw(st.integers(0, 2)):
+            continue
+        asked = dtypes
+        if name in ("attn_mask", "bias"):
+            shape = draw(broadcastable(shape))
+            asked = [["?"], ["f"], ["d", ">f4"], dtypes][draw(st.integers(name == "bias", 3))]
+        given[name], buffer = draw(arrays(asked, shape=shape))
+        buffers.append(buffer)
+    given |= {"enable_gqa": True, "is_causal": draw(st.booleans()), "causal_offset": draw(st.integers(-3, 20))}
+    return given, buffers, (*rows, value_width)
+
+
+def tame(given):
+    """The same arguments in arrays as one expects them."""
+    return {name: np.array(x, x.dtype.newbyteorder("="), order="C", copy=True) if isinstance(x, np.ndarray) else x
+            for name, x in given.items()}
+
+
+def assert_attention_close(got, given):
+    """Near the reference in a wider type, where all is finite and nothing overflows."""
+    q, k, v = (given[name] for name in ("query", "key", "value"))
+    wide = {name: x.astype(np.longdouble) if isinstance(x, np.ndarray) and x.dtype != bool else x
+            for name, x in given.items()}
+    size = sum(float(abs(x.astype(np.float64)).max(initial=0, where=np.isfinite(x))) for x in (
+        given[name] for name in ("attn_mask", "bias") if name in given) if x.dtype != bool)
+    if not all(np.isfinite(x).all() for x in (q, k, v)) or size > 1e4:
+        return
+    size += float(abs(q.astype(np.float64)).max(initial=0) * abs(k.astype(np.float64)).max(initial=0)
+                   * math.sqrt(q.shape[-1]))
+    largest = float(abs(v.astype(np.float64)).max(initial=0))
+    exact = reference.scaled_dot_product_attention(**wide)
+    arithmetic = 2.0**-52 if got.dtype.itemsize >= 8 else 2.0**-23
+    rounding = {"e": 2.0**-10, "f": 2.0**-23, "d": 2.0**-52, "g": 2.0**-52}.get(got.dtype.char, 2.0**-7)
+    np.testing.assert_allclose(got.astype(np.longdouble), exact, rtol=rounding,
+                               atol=1e-7 * (got.dtype.itemsize == 2) + 16 * (1 + size) * arithmetic * largest)
+
+
+@hostile
+@given(drawn=attentions(), data=st.data())
+def test_any_attention(drawn, data):
+    """However the operands lie: the bits that contiguous ones give, near the reference, and nothing else written."""
+    given, buffers, shape = drawn
+    before, plain = [buffer.copy() for buffer in buffers], tame(given)
+    expected = scaled_dot_product_attention(**plain)
+    assert expected.shape == shape
+    got = quiet(scaled_dot_product_attention, **given)
+    np.testing.assert_array_equal(got.astype("g"), expected.astype("g"))     # NaN of bfloat16 are not equal, it says
+    if all(shape):
+        assert_attention_close(got, plain)
+    out, buffer = data.draw(arrays(
+        [expected.dtype, expected.dtype.newbyteorder()] if expected.dtype.kind == "f" else [expected.dtype],
+        shape=shape, writeable=True))
+    untouched = np.ones(buffer.shape, bool)
+    if out.size:
+        start = out.__array_interface__["data"][0] - buffer.ctypes.data
+        np.lib.stride_tricks.as_strided(
+            untouched[start:], (*out.shape, out.itemsize), (*out.strides, 1))[...] = False
+    around = buffer[untouched].copy()
+    assert quiet(scaled_dot_product_attention, **given, out=out) is out
+    np.testing.assert_array_equal(out.astype("g"), expected.astype("g"))
+    np.testing.assert_array_equal(buffer[untouched], around)
+    for buffer, old in zip(buffers, before, strict=True):
+        np.testing.assert_array_equal(buffer, old)
+
+
+@hostile
+@given(drawn=arrays(["e", "f", "d", ml_dtypes.bfloat16, ">f4"], min_dims=2, writeable=True), data=st.data())
+def test_attention_into_its_own_operands(drawn, data):
+    """Any of them may be `out`, or overlap it; all three may be one array."""
+    x, _ = drawn
+    if x.shape[-1] < 2:
+        return
+    own = x.copy()
+    operands, plain = {}, {}
+    out = data.draw(st.sampled_from([x, x[..., ::-1, :], x[..., ::-1]]))
+    for name in ("query", "key", "value"):
+        operands[name] = data.draw(st.sampled_from([x, x[..., ::-1, :], x[..., ::-1], own]))
+        plain[name] = operands[name].copy()
+    expected = scaled_dot_product_attention(**plain)
+    assert quiet(scaled_dot_product_attention, **operands, out=out) is out
+    np.testing.assert_array_equal(out.astype(np.float64), expected.astype(np.float64))
+
+
+@hostile
+@given(data=st.data(), kind=st.sampled_from([NUMBERS, REFUSED, ["f"], ["e", "f"]]))
+def test_attention_of_anything(data, kind):
+    """Shapes and dtypes that need not fit: a result of the right shape, or the documented error; nothing changes."""
+    drawn = [data.draw(arrays(kind, max_dims=4)) for _ in range(3)]
+    mask = data.draw(st.one_of(st.none(), arrays([*NUMBERS, "O"], max_dims=3).map(lambda pair: pair[0])))
+    before = [buffer.copy() for _, buffer in drawn]
+    query, key, value = (x for x, _ in drawn)
+    try:
+        got = quiet(scaled_dot_product_attention, query, key, value, mask)
+    except DOCUMENTED as error:
+        event(str(error)[:30])
+    else:
+        assert got.shape[-2:] == (query.shape[-2], value.shape[-1])
+        assert query.dtype.kind == key.dtype.kind == value.dtype.kind
+    for (_, buffer), old in zip(drawn, before, strict=True):
+        np.testing.assert_array_equal(buffer, old)
 
 
 SLOW = pytest.mark.slow

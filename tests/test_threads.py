@@ -325,6 +325,11 @@ LONG = {  # each a single call of many seconds, but for softmax, which cannot do
     "softmax of many rows": "softmax(line.reshape(-1, 1000), -1, out=line.reshape(-1, 1000))",
     "softmax of columns": "softmax(line.reshape(1000, -1), 0, out=line.reshape(1000, -1))",
     "causal softmax": "causal_softmax(line.reshape(15000, 20000), out=line.reshape(15000, 20000))",
+    "attention of many queries": "scaled_dot_product_attention(queries, keys, keys)",
+    "attention of many heads": "scaled_dot_product_attention(*[np.broadcast_to(few, (30_000, 64, 64))] * 3)",
+    "attention of a query": "scaled_dot_product_attention(queries[:1], many, many)",
+    "attention of many small heads": "scaled_dot_product_attention(small, small, small)",
+    "attention by the general way": "scaled_dot_product_attention(queries, keys, keys, softcap=3, return_entropy=True)",
 }
 
 
@@ -335,7 +340,10 @@ def test_control_c_arrives_within_a_second(call, threads):
 import signal
 import numpy as np
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
-from fastsoftmax import causal_softmax, logsumexp, num_threads, softmax, softmax_entropy
+from fastsoftmax import causal_softmax, logsumexp, num_threads, scaled_dot_product_attention, softmax, softmax_entropy
+few = np.ones((64, 64), np.float32)
+queries, keys = np.broadcast_to(few[0], (100_000, 64)), np.broadcast_to(few[0], (300_000, 64))
+many, small = np.broadcast_to(keys, (300, 300_000, 64)), np.broadcast_to(few[:2, :1], (50_000_000, 2, 1))
 endless = np.broadcast_to(np.zeros(100_000, np.float32), (1_000_000, 100_000))
 row = np.broadcast_to(np.float32(0), (10**11,))
 line = np.ones(300_000_000 if 'line' in {call!r} else 0, np.float16)     # not zeros: pages that are there

@@ -492,13 +492,11 @@ cdef class Desks:
 cdef int attend_all(const Attention* a, int threads) except -1:
     cdef Py_ssize_t t, turn, start, stop, slice_, rows = a.length * a.shared, size = rows_a_task(rows)
     cdef Py_ssize_t tasks = a.batch * a.key_heads * steps(rows, size)
-    cdef double work
     cdef Desks desks
     threads = <int>min(threads, tasks)
     desks = Desks(threads, a.width, a.value_width)
-    work = <double>size * a.keys * (a.width + a.value_width)
-    # between two looks for an interrupt, half a second or less, by any kernel
-    slice_ = max(<Py_ssize_t>(2e9 / work), 2 * threads)
+    # between two looks for an interrupt, a fraction of a second by any kernel; the smallest task takes microseconds
+    slice_ = max(<Py_ssize_t>500000000 // (size * work_of_row(a) + 10000), <Py_ssize_t>(2 * threads))
     for turn in range(steps(tasks, slice_)):
         start = turn * slice_
         stop = min(start + slice_, tasks)

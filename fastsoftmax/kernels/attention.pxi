@@ -42,7 +42,7 @@ def attention(const elem[:, :, :, :] query, const elem[:, :, :, :] key, const el
     a.terms = <int>len(terms)
     for t in range(len(terms)):
         describe_term(terms[t], &a.term[t])
-    a.left, a.right, a.softcap = left, right, <real>softcap
+    a.left, a.right, a.softcap = left, right, softcap
     a.scale, a.offset = &scale[0], &offset[0]
     a.lengths = NULL if lengths is None else &lengths[0]
     a.slopes = NULL if slopes is None else &slopes[0, 0]

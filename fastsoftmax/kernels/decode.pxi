@@ -394,10 +394,11 @@ cdef inline bint is_decoding(const Attention* a) noexcept nogil:
 cdef int decode(const Attention* a, int threads) except -1:
     cdef Py_ssize_t rows = a.length * a.shared, parts = steps(a.keys, part_size(a.keys)), pairs = a.batch * a.key_heads
     cdef Py_ssize_t turn, start, count, t
-    # pairs that are worked on at a time: some for each thread, and not too long without a look for an interrupt
-    cdef Py_ssize_t at_once = max(<Py_ssize_t>1, min(pairs, max(<Py_ssize_t>(16 * threads) // parts, <Py_ssize_t>(
-        1e8 / (<double>a.keys * (a.width + a.value_width))))))
+    cdef Py_ssize_t at_once = <Py_ssize_t>100000000 // (work_of_row(a) + 100000)
     cdef Readers readers
+    # Pairs that are worked on at a time: some for each thread, not too long without a look for an interrupt, and, with
+    # few keys, not so many that what they find needs much memory.
+    at_once = max(<Py_ssize_t>1, min(pairs, max(<Py_ssize_t>(16 * threads) // parts, at_once)))
     threads = <int>min(threads, at_once * parts)
     readers = Readers(threads, rows, a.width, a.value_width, at_once, parts * (rows + 1) * found_size(a))
     for turn in range(steps(pairs, at_once)):

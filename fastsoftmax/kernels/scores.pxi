@@ -38,7 +38,7 @@ cdef struct Attention:
     int terms
     Term[MAX_TERMS] term
     Py_ssize_t left, right                  # -1: no limit
-    real softcap                            # 0: none
+    double softcap                          # 0: none
     bint binary                             # scores are in units of ln 2, not in nats
     const double* scale                     # a head
     const long long* offset                 # a batch
@@ -62,6 +62,10 @@ cdef inline void visible_keys(const Attention* a, Py_ssize_t b, Py_ssize_t i, Py
         begin[0] = max(position - a.left, 0)
     if end[0] <= begin[0]:
         begin[0] = end[0] = 0
+
+cdef inline Py_ssize_t work_of_row(const Attention* a) noexcept nogil:
+    """Multiplications of a query, or as many as count; in integers, which leave no trace in floating-point flags."""
+    return min(a.keys, <Py_ssize_t>1 << 30) * min(a.width + a.value_width, <Py_ssize_t>1 << 20)
 
 cdef inline const elem* row_of(const elem* data, const Py_ssize_t* stride, Py_ssize_t b, Py_ssize_t head,
                                Py_ssize_t row) noexcept nogil:
@@ -121,9 +125,9 @@ cdef int fetch_terms(const Attention* a, Py_ssize_t b, Py_ssize_t head, Py_ssize
         different |= added[j] != 0
     return visible | different << 1 | hidden << 2
 
-cdef void cap_scores(real softcap, Py_ssize_t registers, real* scores) noexcept nogil:
+cdef void cap_scores(double softcap, Py_ssize_t registers, real* scores) noexcept nogil:
     cdef Py_ssize_t r
-    cdef vreal cap = fill(softcap)
+    cdef vreal cap = fill(<real>softcap)
     for r in range(registers):
         store(scores + r * LANES, cap * tanh_(load(scores + r * LANES) / cap))
 
