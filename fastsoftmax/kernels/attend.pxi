@@ -7,6 +7,7 @@
 # skipped, as in FlashAttention (Dao et al., 2022).
 
 cdef enum:
+    PIECE = 64              # products of a score that are summed before they join the others
     GROUPS = 4              # groups of queries that share a block of keys
     QUERIES = COLUMNS * LANES
 
@@ -140,11 +141,19 @@ cdef inline void multiply(int rows, int columns, const real* a, Py_ssize_t a_row
 
 cdef inline void some_scores(int rows, int columns, const real* key, Py_ssize_t stride, Py_ssize_t width,
                              const real* query_t, real* scores) noexcept nogil:
+    """In pieces, since the error of a sum grows with its length."""
     cdef vreal[MAX_TILE] product
+    cdef Py_ssize_t e = min(width, <Py_ssize_t>PIECE)
     cdef int r
-    multiply(rows, columns, key, stride, 1, width, query_t, product)
+    multiply(rows, columns, key, stride, 1, e, query_t, product)
     for r in range(rows * columns):
         store(scores + r * LANES, product[r])
+    while e < width:
+        multiply(rows, columns, key + e, stride, 1, min(width - e, <Py_ssize_t>PIECE), query_t + e * columns * LANES,
+                 product)
+        for r in range(rows * columns):
+            store(scores + r * LANES, load(scores + r * LANES) + product[r])
+        e += PIECE
 
 cdef inline void find_scores(int rows, int columns, const real* key, Py_ssize_t stride, Py_ssize_t count,
                              Py_ssize_t width, const real* query_t, real* scores) noexcept nogil:
