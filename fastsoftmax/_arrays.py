@@ -1,9 +1,11 @@
 """The only validation: what came in, what goes out, and how to see both as (outer, n, inner)."""
 
+import functools
 import math
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
+
+from fastsoftmax import _front
 
 # dtype -> tag of its kernels; bfloat16 is known by name, since it is another package's
 _TAGS = {np.dtype(np.float16): "f16", np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
@@ -40,12 +42,20 @@ def as_array(x, name, instead_of_masked=None):
     return array
 
 
+def converted(array, dtype, order="K", copy=False):
+    """array.astype(dtype, order, copy=copy), without warnings of what the dtype does not hold."""
+    if array.dtype == dtype:        # nothing to warn of, and errstate costs as much as a small array's kernel
+        return array.astype(dtype, order, copy=copy)
+    with np.errstate(all="ignore"):
+        return array.astype(dtype, order, copy=copy)
+
+
 def as_axes(axis, ndim):
     """The axes as a sorted tuple of distinct ints from 0."""
     if axis is None:
         return tuple(range(ndim))
     if not isinstance(axis, tuple):
-        axis = (axis,)
+        return (_as_axis(axis, ndim),)
     axes = tuple(_as_axis(a, ndim) for a in axis)
     if len(set(axes)) != len(axes):
         raise ValueError("duplicate value in 'axis'")
@@ -103,9 +113,12 @@ def result_dtype(x_dtype, dtype, *, integers_to_float64):
 
 
 def as_temperature(temperature, shape, axes):
-    """A float, or a float64 array of x's number of dimensions with length 1 along the axes."""
+    """(temperature, whether the kernels' arithmetic holds for it; beyond, the reference does).
+
+    The temperature is a float, or a float64 array of the input's number of dimensions with length 1 along the axes.
+    """
     if type(temperature) is float and 0 < temperature < math.inf:
-        return temperature
+        return temperature, 1e-30 < temperature < 1e30
     if isinstance(temperature, np.ma.MaskedArray):
         raise TypeError("temperature must not be a masked array")
     if type(temperature) is int:                # of any size; NumPy would make an object of a large one
@@ -113,26 +126,19 @@ def as_temperature(temperature, shape, axes):
     t = np.asarray(temperature)
     if t.dtype.kind not in "iuf" and tag(t.dtype) is None:
         raise TypeError(f"temperature must be real numbers, got dtype {t.dtype}")
-    with np.errstate(all="ignore"):
-        t = t.astype(np.float64)
-    bad = ~((t > 0) & (t < np.inf))
-    if bad.any():
-        raise ValueError(f"temperature must be positive and finite, got {t[bad].flat[0]}")
+    t = converted(t, np.float64, copy=True)
+    lowest, highest = (t.item(t.argmin()), t.item(t.argmax())) if t.size else (1.0, 1.0)    # a NaN, if there is one
+    if not (lowest > 0 and highest < math.inf):
+        raise ValueError(f"temperature must be positive and finite, got {t[~((t > 0) & (t < np.inf))].flat[0]}")
+    moderate = lowest > 1e-30 and highest < 1e30
     if t.ndim == 0:
-        return float(t)
-    reduced = tuple(1 if i in axes else size for i, size in enumerate(shape))
+        return lowest, moderate
+    reduced = tuple([1 if i in axes else size for i, size in enumerate(shape)])
     try:
-        return np.broadcast_to(t, reduced)
+        return _front.spread(t, reduced), moderate
     except ValueError:
         raise ValueError(f"temperature of shape {t.shape} does not broadcast to {reduced}: the shape of the input "
                          f"{tuple(shape)} with length 1 along the axes of the reduction") from None
-
-
-def is_moderate(temperature):
-    """Whether the kernels' arithmetic holds for it; beyond, the reference does."""
-    if isinstance(temperature, float):
-        return 1e-30 < temperature < 1e30
-    return temperature.size == 0 or (temperature.min() > 1e-30 and temperature.max() < 1e30)
 
 
 def as_where(where, shape):
@@ -145,7 +151,7 @@ def as_where(where, shape):
     if mask.dtype != np.bool_:
         raise TypeError(f"where must be an array of bool, got dtype {mask.dtype}")
     try:
-        return np.broadcast_to(mask, shape)
+        return _front.spread(mask, shape)
     except ValueError:
         raise ValueError(
             f"where of shape {mask.shape} does not broadcast to the input's shape {tuple(shape)}") from None
@@ -178,30 +184,16 @@ def apart(array, out):
 
 def separate(x, out):
     """x, or a copy of it where it overlaps out without being the same elements."""
-    return x if same_elements(x, out) else apart(x, out)
+    if x is out or not np.may_share_memory(x, out) or same_elements(x, out):
+        return x
+    return apart(x, out)
 
 
 def takes(array):
     """Whether a kernel's memoryview can take it: native, aligned, whole elements between elements."""
-    return (array.dtype.isnative and array.flags.aligned
-            and math.gcd(*array.strides) % array.itemsize == 0)
-
-
-def spread(array, shape):
-    """np.broadcast_to(array, shape), at less cost for small arrays: most are contiguous, or lack only ones."""
-    if array.shape == shape:
-        return array
-    new = len(shape) - array.ndim
-    if new > 0 and shape == (1,) * new + array.shape:
-        return array[(None,) * new]
-    if new < 0 or not array.flags.c_contiguous:
-        return np.broadcast_to(array, shape)
-    strides = [0] * new
-    for size, wanted, stride in zip(array.shape, shape[new:], array.strides, strict=True):
-        if size not in (1, wanted):
-            return np.broadcast_to(array, shape)
-        strides.append(stride if size > 1 else 0)
-    return np.ndarray(shape, array.dtype, array, 0, strides)
+    flags = array.flags
+    return (array.dtype.isnative and flags.aligned
+            and (flags.c_contiguous or math.gcd(*array.strides) % array.itemsize == 0))
 
 
 def elements(array):
@@ -226,19 +218,25 @@ def merged(dims):
     return joined
 
 
+def by_operand(dims, count):
+    """(sizes, each operand's strides) of dimensions as `merged` takes and returns them."""
+    return tuple([size for size, _ in dims]), [tuple([strides[k] for _, strides in dims]) for k in range(count)]
+
+
 class Layout:
     """Operands of one shape (strides may be 0), seen as calls on arrays of three dimensions.
 
-    `shape` is that of each call; `calls` is their number. Made by `along` or `of_matrices`.
+    `shape` is that of each call; `calls` is their number. Made by `along` or `of_matrices`, which remember their last
+    answers: many calls are on arrays that lie as others did.
     """
 
     def __init__(self, loops, dims, count):
-        self.shape = tuple(size for size, _ in dims)
-        self.calls = math.prod(size for size, _ in loops)
-        self._strides = [tuple(strides[k] for _, strides in dims) for k in range(count)]
-        self._loops = loops
+        self.shape = tuple([size for size, _ in dims])
+        self.calls = math.prod([size for size, _ in loops])
+        self._sizes, self._strides = by_operand([*loops, *dims], count)
 
     @classmethod
+    @functools.lru_cache(maxsize=64)
     def along(cls, shape, axes, strides):
         """(outer, n, inner) with the axes as n; None where these are no single step: their order is part of the sum."""
         dims = [(size, tuple(s[i] for s in strides)) for i, size in enumerate(shape)]
@@ -253,6 +251,7 @@ class Layout:
         return cls(kept, [outer, rows[0] if rows else one, inner], len(strides))
 
     @classmethod
+    @functools.lru_cache(maxsize=64)
     def of_matrices(cls, shape, strides):
         """(outer, S, L) for operands (..., L, S)."""
         dims = [(size, tuple(s[i] for s in strides)) for i, size in enumerate(shape)]
@@ -261,18 +260,13 @@ class Layout:
         return cls(kept, [outer, dims[-1], dims[-2]], len(strides))
 
     def views(self, *operands):
-        """For each call, the operands as arrays of `shape`; None stays None."""
-        if not self._loops:
-            yield [self._view(a, k) for k, a in enumerate(operands)]
-            return
-        sizes = tuple(size for size, _ in self._loops)
-        starts = [None if a is None else as_strided(a, sizes, [s[k] for _, s in self._loops])
-                  for k, a in enumerate(operands)]
-        for index in np.ndindex(sizes):
-            yield [None if a is None else self._view(a[(*index, None)], k) for k, a in enumerate(starts)]
-
-    def _view(self, start, k):
-        return None if start is None else as_strided(start, self.shape, self._strides[k])
+        """For each call, a list of the operands as arrays of `shape`; None stays None."""
+        seen = [None if a is None else _front.strided(a, self._sizes, strides)
+                for a, strides in zip(operands, self._strides, strict=True)]
+        if self.calls == 1:
+            return [seen]
+        loops = self._sizes[:-len(self.shape)]
+        return ([None if a is None else a[index] for a in seen] for index in np.ndindex(loops))
 
 
 def pieces(shape, size):

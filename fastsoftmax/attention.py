@@ -10,10 +10,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, SupportsIndex, TypedDict, Unpack, overload
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import ArrayLike, NDArray
 
-from fastsoftmax import _arrays, _dispatch, _threads, reference
+from fastsoftmax import _arrays, _dispatch, _front, _threads, reference
 from fastsoftmax.softmax import _undisturbed, logsumexp
 
 Array = NDArray[Any]
@@ -386,8 +385,9 @@ def _made_to_fit(query, key, value, enable_gqa):
     dtype = _common_dtype({"query": q, "key": k, "value": v})
     lead, heads, key_heads = _fitted(q, k, v, enable_gqa)
     added = 0 if lead else 2 if q.ndim == k.ndim == v.ndim == 2 else 1
-    q, k, v = (_arrays.spread(x if _is_ready(x) else _copied(x, dtype), (*(lead or (1,)), n, *x.shape[-2:]))
-               for x, n in ((q, heads), (k, key_heads), (v, key_heads)))
+    lead = lead or (1,)
+    q, k, v = [_front.spread(x if _is_ready(x) else _copied(x, dtype), (*lead, n, *x.shape[-2:]))
+               for x, n in ((q, heads), (k, key_heads), (v, key_heads))]
     return (q, k, v, _arrays.tag(dtype), q.shape[:-3], heads, k.shape[-2], q.shape[-1],
             (*q.shape[:-1], v.shape[-1]), added)
 
@@ -440,13 +440,19 @@ def _bits(x):
 def _calls(lead, arrays):
     """Arrays (*lead, ...) as arrays (B, ...) for each call of a kernel, as few as the strides allow."""
     n = len(lead)
-    loops = _arrays.merged([(lead[i], tuple(x.strides[i] for x in arrays)) for i in range(n) if lead[i] > 1])
-    batch, steps = loops.pop() if loops else (1, (0,) * len(arrays))
-    sizes = tuple(size for size, _ in loops)
-    seen = [as_strided(x, (*sizes, batch, *x.shape[n:]), (*(strides[i] for _, strides in loops), step, *x.strides[n:]))
-            for i, (x, step) in enumerate(zip(arrays, steps, strict=True))]
-    for index in np.ndindex(sizes):
-        yield [x[index] for x in seen]
+    sizes, strides = _joined(lead, tuple([x.strides[:n] for x in arrays]))
+    seen = [_front.strided(x, sizes + x.shape[n:], outer + x.strides[n:])
+            for x, outer in zip(arrays, strides, strict=True)]
+    if len(sizes) == 1:
+        return [seen]
+    return ([x[index] for x in seen] for index in np.ndindex(sizes[:-1]))
+
+
+@functools.lru_cache(maxsize=64)
+def _joined(lead, strides):
+    """(sizes, each array's strides) of the fewest dimensions, one at least, that step through the same matrices."""
+    dims = [(size, tuple(s[i] for s in strides)) for i, size in enumerate(lead) if size > 1]
+    return _arrays.by_operand(_arrays.merged(dims) or [(1, (0,) * len(strides))], len(strides))
 
 
 @functools.lru_cache(maxsize=64)
@@ -505,7 +511,7 @@ def _as_floats(x, name):
 def _common_dtype(named):
     """The dtype of all, in native byte order."""
     dtypes = [_arrays.native(x.dtype) for x in named.values()]
-    if any(dtype != dtypes[0] for dtype in dtypes):
+    if dtypes.count(dtypes[0]) != len(dtypes):
         raise TypeError(f"{', '.join(named)} must have one dtype, got {', '.join(map(str, dtypes))}")
     return dtypes[0]
 
@@ -557,7 +563,7 @@ def _as_term(x, name, shape, added, dtype):
     if array.dtype != wanted or not _arrays.takes(array):
         array = _copied(array, wanted) if array.ndim else array.astype(wanted)
     try:
-        return _arrays.spread(array, shape) if not added else _arrays.spread(array, shape[1:])[None]
+        return _front.spread(array, shape) if not added else _front.spread(array, shape[1:])[None]
     except ValueError:
         raise ValueError(f"{name} of shape {array.shape} does not broadcast to {shape[added > 0:]}, the shape of the "
                          "scores (..., heads, queries, keys)") from None
@@ -584,7 +590,7 @@ def _as_ints(x, name, shape):
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be an int or an array of ints, got {array.dtype}")
     if array.dtype == np.uint64:
-        array = np.minimum(array, np.uint64(1 << 62))
+        array = np.asarray(np.minimum(array, np.uint64(1 << 62)))
     return _broadcast_copy(array, name, shape, np.int64)
 
 
@@ -596,7 +602,7 @@ def _as_offset(causal_offset, batch):
 
 def _broadcast_copy(array, name, shape, dtype):
     try:
-        return np.array(_arrays.spread(array, shape), dtype, order="C")
+        return np.array(_front.spread(array, shape), dtype, order="C")
     except ValueError:
         meant = "one for each head" if len(shape) == 1 and name in ("scale", "sinks") else (
             "the dimensions up to the heads" if name == "alibi_slopes" else "the dimensions before the heads")
@@ -605,9 +611,9 @@ def _broadcast_copy(array, name, shape, dtype):
 
 def _as_lengths(key_lengths, batch, keys):
     lengths = _as_ints(key_lengths, "key_lengths", batch)
-    bad = lengths.view(np.uint64) > keys        # so seen, negative numbers are large
-    if np.count_nonzero(bad):
-        raise ValueError(f"key_lengths must be from 0 to the number of keys, {keys}; got {lengths[bad][0]}")
+    seen = lengths.view(np.uint64)              # so seen, negative numbers are large
+    if seen.size and seen.item(seen.argmax()) > keys:
+        raise ValueError(f"key_lengths must be from 0 to the number of keys, {keys}; got {lengths[seen > keys][0]}")
     return lengths
 
 

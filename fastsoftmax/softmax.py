@@ -352,9 +352,9 @@ def causal_mask_(scores: Scores, *, offset: SupportsIndex = 0, fill_value: float
 def _elementwise(result, x, axis, temperature, where, dtype, out):
     """softmax and log_softmax, whatever their arguments."""
     x, axes, compute, final = _asked(x, axis, dtype)
-    temperature, where = _modifiers(x, axes, temperature, where)
+    temperature, moderate, where = _modifiers(x, axes, temperature, where)
     _refuse_empty(x, axes)
-    if _needs_reference(compute, temperature):
+    if not (moderate and _arrays.tag(compute)):
         y = _REFERENCE[result](x, axes, temperature=temperature, where=where, dtype=compute)
         return _deliver(y, final, out)
     y = _few(result, x, compute, axes, temperature, where)
@@ -384,7 +384,7 @@ def _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out):
     if out is not None:
         _arrays.check_out(out, shape, log_final)
     sign = None
-    if b is not None or _needs_reference(compute, 1.0):
+    if b is not None or not _arrays.tag(compute):
         if b is not None:       # each keeps its value, and that they promote is settled
             wide = np.result_type(compute, np.float64)
             x, b = x.astype(wide), factors.astype(wide)
@@ -409,9 +409,9 @@ def _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out):
 @_undisturbed
 def _entropy(x, axis, temperature, where):
     x, axes, compute, final = _asked(x, axis, None)
-    temperature, where = _modifiers(x, axes, temperature, where)
+    temperature, moderate, where = _modifiers(x, axes, temperature, where)
     _refuse_empty(x, axes)
-    if _needs_reference(compute, temperature):
+    if not (moderate and _arrays.tag(compute)):
         return _REFERENCE[ENTROPY](x, axes, temperature=temperature, where=where)[()]
     y = _few(ENTROPY, x, compute, axes, temperature, where)
     if y is not None:
@@ -428,8 +428,8 @@ def _causal_softmax(scores, offset, temperature, dtype, out):
     offset = _as_offset(offset)
     compute, final = _arrays.result_dtype(x.dtype, dtype, integers_to_float64=False)
     axes = (x.ndim - 1,)
-    temperature, _ = _modifiers(x, axes, temperature, None)
-    if _needs_reference(compute, temperature) and x.size:
+    temperature, moderate = _arrays.as_temperature(temperature, x.shape, axes)
+    if not (moderate and _arrays.tag(compute)) and x.size:
         return _deliver(reference.causal_softmax(x, offset=offset, temperature=temperature, dtype=compute), final, out)
     y, x, temperature, _ = _outputs(x, final, out, temperature, None)
     if x.size:
@@ -459,7 +459,7 @@ def _causal_mask(scores, offset, fill_value):
     kernel = _dispatch.kernels(tag).causal_mask
     elements = _arrays.elements(x)
     threads = _threads.threads_for(x.size // 2)
-    for (view,) in _arrays.Layout.of_matrices(elements.shape, [elements.strides]).views(elements):
+    for (view,) in _arrays.Layout.of_matrices(elements.shape, (elements.strides,)).views(elements):
         kernel(view, offset, value, threads)
 
 
@@ -471,15 +471,12 @@ def _asked(x, axis, dtype):
 
 
 def _modifiers(x, axes, temperature, where):
-    return _arrays.as_temperature(temperature, x.shape, axes), _arrays.as_where(where, x.shape)
-
-
-def _needs_reference(compute, temperature):
-    return _arrays.tag(compute) is None or not _arrays.is_moderate(temperature)
+    """(temperature, whether it is moderate, where), checked."""
+    return *_arrays.as_temperature(temperature, x.shape, axes), _arrays.as_where(where, x.shape)
 
 
 def _refuse_empty(x, axes):
-    if any(x.shape[i] == 0 for i in axes):
+    if x.size == 0 and any(x.shape[i] == 0 for i in axes):
         raise ValueError(f"the reduction is over nothing: axis {next(i for i in axes if x.shape[i] == 0)} of shape "
                          f"{x.shape} is empty")
 
@@ -488,8 +485,7 @@ def _few(result, x, compute, axes, temperature, where):
     """The result for a few elements, brought into order for the short way in; None if it does not take them."""
     if where is not None or x.size > FEW or len(axes) not in (1, x.ndim) or type(temperature) is not float:
         return None
-    with np.errstate(all="ignore"):
-        x = x.astype(compute, order="C", copy=False)
+    x = _arrays.converted(x, compute, "C")
     return _front.contiguous(result, x, None if len(axes) == x.ndim else axes[0], temperature, None)
 
 
@@ -504,8 +500,7 @@ def _outputs(x, final, out, temperature, where):
 def _deliver(y, final, out):
     """A finished result in its dtype, in out if there is one."""
     if out is None:
-        with np.errstate(all="ignore"):
-            return np.asarray(y).astype(final, copy=False)[()]
+        return _arrays.converted(np.asarray(y), final)[()]
     _arrays.check_out(out, np.shape(y), final)
     with np.errstate(all="ignore"):
         np.copyto(out, y, casting="same_kind")
@@ -520,23 +515,24 @@ def _as_matrices(scores):
 
 
 def _as_offset(offset):
-    if isinstance(offset, (bool, np.bool_)):
-        raise TypeError("offset must be an int, not bool")
-    try:
-        offset = operator.index(offset)
-    except TypeError:
-        raise TypeError(f"offset must be an int, not {type(offset).__name__}") from None
+    if type(offset) is not int:
+        if isinstance(offset, (bool, np.bool_)):
+            raise TypeError("offset must be an int, not bool")
+        try:
+            offset = operator.index(offset)
+        except TypeError:
+            raise TypeError(f"offset must be an int, not {type(offset).__name__}") from None
     return max(-(1 << 62), min(offset, 1 << 62))
 
 
 def _broadcast_temperature(temperature, shape):
     if isinstance(temperature, float):
-        return None if temperature == 1 else np.broadcast_to(np.float64(temperature), shape)
-    return np.broadcast_to(temperature, shape)
+        return None if temperature == 1 else _front.spread(np.asarray(temperature), shape)
+    return _front.spread(temperature, shape)
 
 
 def _zeros_along(axes, strides):
-    return tuple(0 if i in axes else s for i, s in enumerate(strides))
+    return tuple([0 if i in axes else s for i, s in enumerate(strides)])
 
 
 def _compute(result, x, y, compute, axes, temperature, where):
@@ -546,9 +542,9 @@ def _compute(result, x, y, compute, axes, temperature, where):
         x_seen, y_seen = _arrays.elements(x), _arrays.elements(y)
         mask = None if where is None else where.view(np.uint8)
         none = (0,) * x.ndim
-        layout = _arrays.Layout.along(x.shape, axes, [
+        layout = _arrays.Layout.along(x.shape, axes, (
             x.strides, y.strides if result < LOGSUMEXP else _zeros_along(axes, y.strides),
-            none if temperature is None else temperature.strides, none if mask is None else mask.strides])
+            none if temperature is None else temperature.strides, none if mask is None else mask.strides))
         if layout is not None and (layout.calls == 1 or x.size >= layout.calls * _arrays.WORTH_A_CALL):
             kernel = _dispatch.kernels(_arrays.tag(compute)).softmax_rows
             threads = _threads.threads_for(x.size // layout.calls)
@@ -581,8 +577,7 @@ def _compute_staged(result, x, y, compute, axes, temperature, where):
                                           True if where is None else where[index])
         return
     for piece in _arrays.pieces(kept_shape, max(1, _arrays.STAGE // n)):
-        with np.errstate(all="ignore"):
-            rows = x[piece].astype(compute, order="C")
+        rows = _arrays.converted(x[piece], compute, "C", copy=True)
         shape = rows.shape[:len(kept)]
         rows = _arrays.elements(rows).reshape(-1, n, 1)
         results = np.empty((len(rows), n if result < LOGSUMEXP else 1, 1), compute)
@@ -657,16 +652,15 @@ def _compute_causal(x, y, compute, offset, temperature):
     kernel = _dispatch.kernels(_arrays.tag(compute)).softmax_rows
     if x.dtype == compute == y.dtype and _arrays.takes(x) and _arrays.takes(y):
         x_seen, y_seen = _arrays.elements(x), _arrays.elements(y)
-        layout = _arrays.Layout.of_matrices(x.shape, [
-            x.strides, y.strides, (0,) * x.ndim if temperature is None else temperature.strides])
+        layout = _arrays.Layout.of_matrices(x.shape, (
+            x.strides, y.strides, (0,) * x.ndim if temperature is None else temperature.strides))
         threads = _threads.threads_for(x.size // layout.calls)
         streamed = y.nbytes >= _STREAM_FROM and not np.may_share_memory(x, y)
         for x_rows, y_rows, t in layout.views(x_seen, y_seen, temperature):
             kernel(SOFTMAX, x_rows, y_rows, None if t is None else t[:, 0], None, offset, threads, streamed)
         return
     for index in np.ndindex(x.shape[:-2]):      # a matrix at a time is staged: no more than the result takes
-        with np.errstate(all="ignore"):
-            matrix = x[index].astype(compute, order="C")
+        matrix = _arrays.converted(x[index], compute, "C", copy=True)
         results = np.empty_like(matrix)
         t = None if temperature is None else np.ascontiguousarray(temperature[index][:, 0])[None]
         kernel(SOFTMAX, _arrays.elements(matrix).T[None], _arrays.elements(results).T[None], t, None, offset,

@@ -15,9 +15,11 @@ import pytest
 from helpers import assert_accurate
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from numpy.lib.stride_tricks import as_strided
 
 import fastsoftmax
 from fastsoftmax import (
+    _front,
     causal_mask_,
     causal_softmax,
     log_softmax,
@@ -519,9 +521,31 @@ def test_calls_survive_a_small_stack():
     assert len(results) == 9
 
 
+@pytest.mark.parametrize("dtype", ["f2", ">f4", "f8", "bool", ml_dtypes.bfloat16])
+def test_views_are_those_of_numpy(dtype):
+    """_front.strided is as_strided: the same memory, kept alive, and read-only where the array is."""
+    base = np.arange(24).reshape(4, 6).astype(dtype)
+    fixed = base.copy()
+    fixed.flags.writeable = False
+    for x in (base, fixed, base.T, base[::-1, ::-2], base[:, 1:][:, :2]):
+        rows, columns = x.strides
+        for shape, strides in (((), ()), (x.shape, x.strides), ((2, 3, 2), (rows, 0, columns)), ((0, 5), (0, rows)),
+                               (x.shape[::-1], (columns, rows))):
+            got, expected = _front.strided(x, shape, strides), as_strided(x, shape, strides)
+            assert got.__array_interface__ == expected.__array_interface__
+            assert got.dtype == x.dtype and type(got) is np.ndarray
+            assert got.flags.writeable == x.flags.writeable and got.flags.aligned == expected.flags.aligned
+            assert got.flags.c_contiguous == expected.flags.c_contiguous
+    lasting = _front.strided(np.full(100_000, 1, dtype), (2,), (8,))
+    others = [np.zeros(100_000, dtype) for _ in range(10)]
+    assert lasting.astype(float).tolist() == [1, 1] and len(others) == 10
+    for shape, strides in (((2,), ()), ((1,) * 65, (0,) * 65)):
+        with pytest.raises(ValueError):
+            _front.strided(base, shape, strides)
+
+
 def test_the_short_way_in_needs_no_more_than_it_says():
     """_front takes what it can and answers None for the rest, also if called with nonsense."""
-    from fastsoftmax import _front
     for x in (None, 1.0, [1.0], np.zeros(3, int), np.zeros((3, 3))[:, ::2], np.zeros(0), np.float64(1), np.zeros(())):
         assert _front.contiguous(0, x, None, 1.0, None) is None
     x = np.zeros(3)
