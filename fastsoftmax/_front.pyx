@@ -1,8 +1,9 @@
-"""The short way in, for calls that take less time than Python needs to look at their arguments.
+"""The short ways in, for calls that take less time than Python needs to look at their arguments.
 
-`contiguous` brings contiguous arrays of native floats to their kernel without another Python object. What does not fit
-is answered with None, and softmax.py takes the long way, which checks, explains and raises. `strided` and `spread` make
-the views that all ways need, at a twentieth of the cost of NumPy's own, which are written in Python.
+`contiguous` brings contiguous arrays of native floats to their kernel without another Python object;
+`attention_inputs` looks at attention's arrays. What does not fit is answered with None, and softmax.py or attention.py
+takes the long way, which checks, explains and raises. `strided` and `spread` make the views that all ways need, at a
+twentieth of the cost of NumPy's own, which are written in Python.
 """
 cimport numpy as cnp
 from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
@@ -14,6 +15,7 @@ cdef extern from "numpy/arrayobject.h":
     bint PyArray_CheckExact(object)
     bint PyArray_ISCARRAY(cnp.ndarray)
     bint PyArray_ISCARRAY_RO(cnp.ndarray)
+    bint PyArray_ISBEHAVED_RO(cnp.ndarray)
     cnp.ndarray PyArray_NewFromDescr(type subtype, cnp.dtype descr, int ndim, const cnp.npy_intp* shape,
                                      const cnp.npy_intp* strides, void* data, int flags, PyObject* like)
 
@@ -85,6 +87,49 @@ def spread(cnp.ndarray array, tuple shape):
                 raise ValueError(f"a dimension of {cnp.PyArray_DIM(array, k)}, not {sizes[i]}")
         same = same and sizes[i] == cnp.PyArray_DIM(array, k)
     return array if same else view(array, <int>ndim, sizes, steps)
+
+
+cdef cnp.ndarray of_four_dimensions(x):
+    """x with dimensions of one before its own, or None where an attention kernel does not take it as it is."""
+    cdef cnp.ndarray array
+    cdef cnp.npy_intp[4] shape = [1, 1, 1, 1]
+    cdef cnp.npy_intp[4] strides = [0, 0, 0, 0]
+    cdef int i, ndim, added
+    cdef Py_ssize_t itemsize
+    if not PyArray_CheckExact(x):
+        return None
+    array = <cnp.ndarray>x
+    ndim, itemsize = cnp.PyArray_NDIM(array), cnp.PyArray_ITEMSIZE(array)
+    added = 4 - ndim
+    if not 2 <= ndim <= 4 or not PyArray_ISBEHAVED_RO(array) or cnp.PyArray_STRIDE(array, ndim - 1) != itemsize:
+        return None
+    for i in range(ndim):
+        shape[added + i], strides[added + i] = cnp.PyArray_DIM(array, i), cnp.PyArray_STRIDE(array, i)
+        if shape[added + i] == 0 or strides[added + i] % itemsize:
+            return None
+    return view(array, 4, shape, strides) if added else array
+
+
+def attention_inputs(query, key, value, bint enable_gqa):
+    """(q, k, v, (batch,), heads, keys, width, shape of the result, added), as attention._made_to_fit returns.
+
+    None if the arrays' strides or shapes are not those of most calls, or something is empty.
+    """
+    cdef cnp.ndarray q = of_four_dimensions(query), k = of_four_dimensions(key), v = of_four_dimensions(value)
+    cdef const cnp.npy_intp *of_q
+    cdef const cnp.npy_intp *of_k
+    cdef const cnp.npy_intp *of_v
+    if q is None or k is None or v is None:
+        return None
+    of_q, of_k, of_v = cnp.PyArray_DIMS(q), cnp.PyArray_DIMS(k), cnp.PyArray_DIMS(v)
+    if (cnp.PyArray_NDIM(query) != cnp.PyArray_NDIM(key) or cnp.PyArray_NDIM(key) != cnp.PyArray_NDIM(value)
+            or cnp.PyArray_DESCR(q) != cnp.PyArray_DESCR(k) or cnp.PyArray_DESCR(k) != cnp.PyArray_DESCR(v)
+            or of_q[0] != of_k[0] or of_k[0] != of_v[0] or of_k[1] != of_v[1] or of_k[2] != of_v[2]
+            or of_q[3] != of_k[3]
+            or not (of_k[1] == of_q[1] or of_k[1] == 1 or (enable_gqa and of_q[1] % of_k[1] == 0))):
+        return None
+    return (q, k, v, (of_q[0],), of_q[1], of_k[2], of_q[3], (of_q[0], of_q[1], of_q[2], of_v[3]),
+            4 - cnp.PyArray_NDIM(query))
 
 
 def contiguous(int result, x, axis, temperature, out):

@@ -213,13 +213,14 @@ def scaled_dot_product_attention(
     """
     if dropout_p != 0:
         raise NotImplementedError(f"dropout is not implemented: dropout_p must be 0, got {dropout_p}")
-    fit = _as_they_are(query, key, value, enable_gqa)
+    tag = _arrays.tag(query.dtype) if type(query) is np.ndarray else None
+    fit = _front.attention_inputs(query, key, value, enable_gqa) if tag else None
     if (attn_mask is bias is scale is window is softcap is alibi_slopes is sinks is key_lengths is out is None and fit
             and type(causal_offset) is int and -FAR <= causal_offset <= FAR and not (return_lse or return_entropy)):
         # Decoding makes very many such calls, most of them small: they are not asked for what they do not have.
-        q, k, v, tag, batch, heads, _, width, y_shape, added = fit
+        q, k, v, batch, heads, _, width, y_shape, added = fit
         y = np.empty(y_shape, q.dtype)
-        _call(tag, q, k, v, y, (), _default_scale(width, heads), _kept(causal_offset, batch, np.int64), -1,
+        _call(tag, q, k, v, y, (), _default_scale(width, heads), _repeated(causal_offset, batch, np.int64), -1,
               0 if is_causal else -1, None, 0.0, None, None, None, None)
         return y if added == 0 else y[0] if added == 1 else y[0, 0]
     return _attention(fit, query, key, value, attn_mask, is_causal, scale, enable_gqa, bias, causal_offset, window,
@@ -297,9 +298,9 @@ def _merge(outputs, lses):
 @_undisturbed
 def _attention(fit, query, key, value, attn_mask, is_causal, scale, enable_gqa, bias, causal_offset, window, softcap,
                alibi_slopes, sinks, key_lengths, return_lse, return_entropy, out):
-    """Whatever the options; `fit` is what `_as_they_are` found."""
-    q, k, v, tag, batch, heads, keys, width, y_shape, added = fit or _made_to_fit(query, key, value, enable_gqa)
-    dtype = q.dtype
+    """Whatever the options; `fit` are the inputs for the kernel, if it takes them as they are."""
+    q, k, v, batch, heads, keys, width, y_shape, added = fit or _made_to_fit(query, key, value, enable_gqa)
+    dtype, tag = q.dtype, _arrays.tag(q.dtype)
     # All is checked before anything is written.
     if out is not None:
         _arrays.check_out(out, y_shape[added:], dtype)
@@ -344,39 +345,8 @@ def _attention(fit, query, key, value, attn_mask, is_causal, scale, enable_gqa, 
     return (y, entropy) if return_entropy else y
 
 
-def _as_they_are(query, key, value, enable_gqa):
-    """What `_made_to_fit` returns, where kernels take the arrays as they are and nothing is empty; else None."""
-    if type(query) is not np.ndarray or type(key) is not np.ndarray or type(value) is not np.ndarray:
-        return None
-    dtype, ndim = query.dtype, query.ndim
-    tag = _arrays.tag(dtype)
-    if (key.dtype is not dtype or value.dtype is not dtype or tag is None or not dtype.isnative
-            or not (query.flags.aligned and key.flags.aligned and value.flags.aligned)):
-        return None
-    if ndim == 3:
-        query, key, value = query[None], key[None], value[None]
-    elif ndim == 2:
-        query, key, value = query[None, None], key[None, None], value[None, None]
-    try:
-        batch, heads, queries, width = query.shape
-        key_batch, key_heads, keys, key_width = key.shape
-        value_batch, value_heads, value_keys, value_width = value.shape
-        q0, q1, q2, q3 = query.strides
-        k0, k1, k2, k3 = key.strides
-        v0, v1, v2, v3 = value.strides
-    except ValueError:
-        return None
-    size = dtype.itemsize
-    if (key_batch == value_batch == batch and key_heads == value_heads and keys == value_keys and key_width == width
-            and q3 == k3 == v3 == size and not (q0 | q1 | q2 | k0 | k1 | k2 | v0 | v1 | v2) & (size - 1)
-            and batch <= SMALL and query.size and key.size and value.size
-            and (key_heads == heads or key_heads == 1 or (enable_gqa and heads % key_heads == 0))):
-        return (query, key, value, tag, (batch,), heads, keys, width, (batch, heads, queries, value_width), 4 - ndim)
-    return None
-
-
 def _made_to_fit(query, key, value, enable_gqa):
-    """(q, k, v, tag, batch, heads, keys, width, shape of the result, added), or an error that says what does not fit.
+    """(q, k, v, batch, heads, keys, width, shape of the result, added), or an error that says what does not fit.
 
     q, k and v are ready for a kernel and have all dimensions of the batch, one at least, and heads; `added` is how many
     of their dimensions the caller's have not, and the results lose again.
@@ -388,7 +358,7 @@ def _made_to_fit(query, key, value, enable_gqa):
     lead = lead or (1,)
     q, k, v = [_front.spread(x if _is_ready(x) else _copied(x, dtype), (*lead, n, *x.shape[-2:]))
                for x, n in ((q, heads), (k, key_heads), (v, key_heads))]
-    return (q, k, v, _arrays.tag(dtype), q.shape[:-3], heads, k.shape[-2], q.shape[-1],
+    return (q, k, v, q.shape[:-3], heads, k.shape[-2], q.shape[-1],
             (*q.shape[:-1], v.shape[-1]), added)
 
 

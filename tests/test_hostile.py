@@ -555,3 +555,9 @@ def test_the_short_way_in_needs_no_more_than_it_says():
         assert _front.contiguous(0, x, None, temperature, None) is None
     for out in (1.0, np.zeros(4), np.zeros((3, 1)), np.zeros(3, np.float32), x[::-1], ctypes.c_double(0)):
         assert _front.contiguous(0, x, None, 1.0, out) is None
+    x = np.zeros((2, 4, 3))
+    assert _front.attention_inputs(x, x, x, False) is not None
+    for other in (None, 1.0, x.tolist(), np.ma.array(x), np.zeros(()), x[0, 0], x[0], x[None, None], x[:, :0],
+                  x[..., :2], x.swapaxes(1, 2), x[..., ::-1], x.astype(">f8"), x.astype("f4"), np.zeros((3, 4, 3))):
+        assert _front.attention_inputs(x, other, other, True) is None
+        assert _front.attention_inputs(other, x, x, True) is None
