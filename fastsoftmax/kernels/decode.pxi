@@ -8,27 +8,34 @@
 cdef enum:
     FEW_ROWS = 16           # at most so many rows; see is_decoding
     LONG_CACHE = 4096       # keys from which reading them is what takes the time
-    TOGETHER = 8            # registers of values' sums: 2 of 4 rows, 4 of 2, or 8 of one
+    STREAMS = 4             # parts of a block that are read side by side
+    PIECES = READ // KEYS   # sums of KEYS values each, since errors grow with the length of a sum
     PART = 512              # keys of a part, or more, so that there are at most
     MOST_PARTS = 64
+
+ctypedef const elem* Source                  # of a key or value
 
 cdef struct Found:                          # for one row in one part of the keys; followed by `padded` reals of out
     real top, total, moment
 
 cdef struct Reader:                         # one thread's buffers
-    real[FEW_ROWS * KEYS] scores            # a line a row; then weights. Three rows left over count as four
-    real[FEW_ROWS * KEYS] added
+    real[FEW_ROWS * READ] scores            # a line a row; then weights. Three rows left over count as four
+    real[FEW_ROWS * READ] added
     Py_ssize_t[FEW_ROWS] head, query, begin, end
     real[FEW_ROWS + 1] factor
     vmask tail                              # the lanes of a key's last register that the one before has not
+    int skipped, count                      # which keys of a block `order` and `piece_end` are of
+    int[READ] order
+    int[PIECES] piece_end
     real* query_rows                        # (rows, padded width), scaled
+    real* sums                              # of up to four rows: the weighted values of a block
     elem* clean                             # a block of values whose NaN and infinities are left out
 
 cdef inline Py_ssize_t padded(Py_ssize_t width) noexcept nogil:
     return steps(width, LANES) * LANES
 
 cdef inline Py_ssize_t part_size(Py_ssize_t keys) noexcept nogil:
-    return max(<Py_ssize_t>PART, steps(steps(keys, MOST_PARTS), KEYS) * KEYS)
+    return max(<Py_ssize_t>PART, steps(steps(keys, MOST_PARTS), READ) * READ)
 
 cdef inline Py_ssize_t found_size(const Attention* a) noexcept nogil:
     """Reals of a row's Found and out, a whole number of cache lines."""
@@ -67,49 +74,73 @@ cdef void read_queries(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Re
     memset(reader.query_rows + rows * padded(a.width), 0, padded(a.width) * sizeof(real))
     reader.factor[rows] = 0
 
+# --- in which order
+#
+# Memory is read best in several streams, each from one end to the other, which the processor foresees by itself. So
+# the first key of each of a block's STREAMS parts comes first, then the second of each, and so on. A key's place does
+# not depend on which others are there, so that hidden keys can be left out.
+
+cdef inline void order_keys(Reader* reader, int skipped, int count) noexcept nogil:
+    """The order of keys skipped .. skipped + count - 1 of a block, numbered from 0."""
+    cdef int length = READ // STREAMS, first_stream = skipped // length, last_stream = (skipped + count - 1) // length
+    cdef int begin = 0, end = length, n = 0, piece, j, stream, k
+    if reader.skipped == skipped and reader.count == count:
+        return
+    reader.skipped, reader.count = skipped, count
+    if first_stream == last_stream:
+        begin, end = skipped % length, (skipped + count - 1) % length + 1
+    for piece in range(PIECES):
+        for j in range(max(begin, piece * (length // PIECES)), min(end, (piece + 1) * (length // PIECES))):
+            for stream in range(first_stream, last_stream + 1):
+                k = stream * length + j - skipped
+                if 0 <= k < count:
+                    reader.order[n] = k
+                    n += 1
+        reader.piece_end[piece] = n
+
 # --- scores of `rows` rows, 1, 2 or 4
 
-cdef inline void dot_products(int rows, const Attention* a, const Reader* reader, const elem* key, const elem* value,
-                              Py_ssize_t count, Py_ssize_t row, real* scores) noexcept nogil:
-    cdef int keys = max(LANES // rows, 1), r, k
-    cdef vreal[4 * LANES] sums
+cdef inline void add_products(int rows, int keys, const Source* key, Py_ssize_t at, const vmask* only,
+                              const real* query, Py_ssize_t query_step, vreal* sums) noexcept nogil:
+    """A register of each key times that of each query. only: the lanes that count, or NULL."""
     cdef vreal x
-    cdef real[4 * LANES] lane
-    cdef const elem* at
-    cdef const real* query = reader.query_rows + row * padded(a.width)
-    cdef Py_ssize_t j, i, turn, whole = steps(a.width, LANES) - 1
-    cdef Py_ssize_t stride = a.key_stride[2], value_stride = a.value_stride[2]
-    for turn in range(steps(count, keys)):
-        j = turn * keys
-        at = key + j * stride
-        for k in range(rows * keys):
-            sums[k] = fill(0)
-        for k in range(<int>min(keys, count - j)):      # values come next, a column at a time: far apart
-            for i in range(steps(a.value_width * sizeof(elem), 64)):
-                prefetch(<const char*>(value + (j + k) * value_stride) + 64 * i)
-        if j + keys <= count:
-            for i in range(whole):
-                for k in range(keys):
-                    x = load_elem(at + k * stride + i * LANES)
-                    for r in range(rows):
-                        sums[k * rows + r] = fma_(x, load(query + r * padded(a.width) + i * LANES), sums[k * rows + r])
-            for k in range(keys):
-                x = keep_where(reader.tail, load_elem(at + k * stride + a.width - LANES))
-                for r in range(rows):
-                    sums[k * rows + r] = fma_(x, load(query + r * padded(a.width) + whole * LANES), sums[k * rows + r])
-        else:
-            for k in range(<int>(count - j)):
-                for i in range(whole + 1):
-                    x = load_elem(at + k * stride + register_at(i, a.width))
-                    if i == whole:
-                        x = keep_where(reader.tail, x)
-                    for r in range(rows):
-                        sums[k * rows + r] = fma_(x, load(query + r * padded(a.width) + i * LANES), sums[k * rows + r])
-        for k in range(rows * keys // LANES):
-            store(lane + k * LANES, sums_of(sums + k * LANES))
+    cdef int r, k
+    for k in range(keys):
+        x = load_elem(key[k] + at)
+        if only != NULL:
+            x = keep_where(only[0], x)
         for r in range(rows):
-            for k in range(keys):
-                scores[r * KEYS + j + k] = lane[k * rows + r]
+            sums[r * keys + k] = fma_(x, load(query + r * query_step), sums[r * keys + k])
+
+cdef inline void dot_products(int rows, int keys, const Attention* a, const Reader* reader, const elem* key,
+                              Py_ssize_t row, int first, int last, real* scores) noexcept nogil:
+    """The scores of keys number first to last - 1 in order, `keys` at a time."""
+    cdef vreal[4 * LANES] sums
+    cdef real[4 * LANES] lane
+    cdef Source[LANES] at
+    cdef const real* query = reader.query_rows + row * padded(a.width)
+    cdef Py_ssize_t i, step = padded(a.width), whole = a.width // LANES
+    cdef int turn, r, k, filled = (rows * keys + LANES - 1) // LANES * LANES
+    for turn in range((last - first) // keys):
+        for k in range(keys):
+            at[k] = key + reader.order[first + turn * keys + k] * a.key_stride[2]
+        for k in range(filled):
+            sums[k] = fill(0)
+        for i in range(whole):
+            add_products(rows, keys, at, i * LANES, NULL, query + i * LANES, step, sums)
+        if whole * LANES < a.width:
+            add_products(rows, keys, at, a.width - LANES, &reader.tail, query + whole * LANES, step, sums)
+        for k in range(filled // LANES):
+            store(lane + k * LANES, sums_of(sums + k * LANES))
+        for k in range(keys):
+            for r in range(rows):
+                scores[r * READ + reader.order[first + turn * keys + k]] = lane[r * keys + k]
+
+cdef inline void scores_of_block(int rows, const Attention* a, const Reader* reader, const elem* key, int count,
+                                 Py_ssize_t row, real* scores) noexcept nogil:
+    cdef int keys = max(LANES // rows, 1), done = count // keys * keys
+    dot_products(rows, keys, a, reader, key, row, 0, done, scores)
+    dot_products(rows, 1, a, reader, key, row, done, count, scores)
 
 # --- what happens to the scores of one row
 
@@ -156,46 +187,57 @@ cdef inline void weigh_row(Py_ssize_t count, bint moments, real* scores, Found* 
 
 # --- values
 
-cdef inline void some_values(int rows, int columns, int first, const elem* value, Py_ssize_t stride,
-                             Py_ssize_t count, Py_ssize_t i, Py_ssize_t width, const real* weights, const real* factor,
-                             real* out, Py_ssize_t out_step) noexcept nogil:
-    """Registers i, i + 1, ... of the rows' outs; the first `first` of them are done already."""
-    cdef vreal[TOGETHER] sums
-    cdef vreal[TOGETHER] x
-    cdef vreal weight
-    cdef Py_ssize_t j
-    cdef const elem* at
-    cdef real* to
-    cdef int r, c
-    for c in range(rows * columns):
-        sums[c] = fill(0)
-    for j in range(count):
-        at = value + j * stride
-        for c in range(columns):
-            x[c] = load_elem(at + register_at(i + c, width))
-        for r in range(rows):
-            weight = fill(weights[r * KEYS + j])
-            for c in range(columns):
-                sums[r * columns + c] = fma_(weight, x[c], sums[r * columns + c])
-    for r in range(rows):
-        for c in range(columns):
-            if c >= first:
-                to = out + r * out_step + (i + c) * LANES
-                store(to, fma_(load(to), fill(factor[r]), sums[r * columns + c]))
-
-cdef inline void add_rows(int rows, const elem* value, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t width,
-                          const real* weights, const real* factor, real* out, Py_ssize_t out_step) noexcept nogil:
-    """out[row] = out[row] * factor[row] + sum over j of weights[row][j] * value[j]."""
-    cdef Py_ssize_t i = 0, done, registers = steps(width, LANES), columns = TOGETHER // rows
-    if registers < columns:
+cdef inline void add_weighted(int rows, int values, const elem* value, Py_ssize_t stride, const int* order, int first,
+                              int last, Py_ssize_t width, const real* weights, real* sums,
+                              Py_ssize_t step) noexcept nogil:
+    """sums[row] += weights[row][j] * value[j], one after the other, j number first to last - 1 in order; `values` at a
+    time, as many as have their weights in registers."""
+    cdef vreal[8] weight
+    cdef vreal[4] sum_
+    cdef Source[8] at
+    cdef vreal x
+    cdef Py_ssize_t i, registers = steps(width, LANES)
+    cdef int turn, r, k, j
+    for turn in range((last - first) // values):
+        for k in range(values):
+            j = order[first + turn * values + k]
+            at[k] = value + j * stride
+            for r in range(rows):
+                weight[r * values + k] = fill(weights[r * READ + j])
         for i in range(registers):
-            some_values(rows, 1, 0, value, stride, count, i, width, weights, factor, out, out_step)
-        return
-    while i < registers:
-        done = max(i + columns - registers, 0)
-        i -= done
-        some_values(rows, TOGETHER // rows, <int>done, value, stride, count, i, width, weights, factor, out, out_step)
-        i += columns
+            for r in range(rows):
+                sum_[r] = load(sums + r * step + i * LANES)
+            for k in range(values):
+                x = load_elem(at[k] + register_at(i, width))
+                for r in range(rows):
+                    sum_[r] = fma_(weight[r * values + k], x, sum_[r])
+            for r in range(rows):
+                store(sums + r * step + i * LANES, sum_[r])
+
+cdef inline void add_rows(int rows, const elem* value, Py_ssize_t stride, const Reader* reader, Py_ssize_t width,
+                          const real* weights, const real* factor, real* out, Py_ssize_t out_step) noexcept nogil:
+    """out[row] = out[row] * factor[row] + sum over the block's keys j of weights[row][j] * value[j]."""
+    cdef Py_ssize_t step = padded(width), i
+    cdef real* sums = reader.sums
+    cdef real* to
+    cdef int values = max(8 // rows, 1), piece, first = 0, last, r, done
+    for r in range(rows):
+        for i in range(step // LANES):
+            to = out + r * out_step + i * LANES
+            store(to, load(to) * fill(factor[r]))
+    for piece in range(PIECES):
+        last = reader.piece_end[piece]
+        if last == first:
+            continue
+        done = first + (last - first) // values * values
+        memset(sums, 0, rows * step * sizeof(real))
+        add_weighted(rows, values, value, stride, reader.order, first, done, width, weights, sums, step)
+        add_weighted(rows, 1, value, stride, reader.order, done, last, width, weights, sums, step)
+        for r in range(rows):
+            for i in range(step // LANES):
+                to = out + r * out_step + i * LANES
+                store(to, load(to) + load(sums + r * step + i * LANES))
+        first = last
 
 cdef void put_back_rows(const Attention* a, const Reader* reader, const elem* value, Py_ssize_t key,
                         Py_ssize_t count, real* found) noexcept nogil:
@@ -209,11 +251,11 @@ cdef void put_back_rows(const Attention* a, const Reader* reader, const elem* va
                 continue
             for row in range(a.length * a.shared):
                 if (reader.begin[row] <= key + j < reader.end[row]
-                        and (a.terms == 0 or reader.added[row * KEYS + j] != -INFINITY)):
+                        and (a.terms == 0 or reader.added[row * READ + j] != -INFINITY)):
                     for i in range(steps(a.value_width, LANES)):        # the last register repeats some
                         at = register_at(i, a.value_width)
                         if at <= e < at + LANES:
-                            out_of(a, found, row)[i * LANES + e - at] += reader.scores[row * KEYS + j] * x
+                            out_of(a, found, row)[i * LANES + e - at] += reader.scores[row * READ + j] * x
 
 # --- a block of keys, and a part
 
@@ -234,27 +276,28 @@ cdef void read_block(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Py_s
     for row in range(rows):
         what[row] = 0
         if a.terms:
-            what[row] = fetch_terms(a, b, reader.head[row], reader.query[row], start, count, reader.added + row * KEYS)
+            what[row] = fetch_terms(a, b, reader.head[row], reader.query[row], start, count, reader.added + row * READ)
             all_ |= what[row]
         if what[row] & 4 or reader.begin[row] > start or reader.end[row] < stop:
             hidden = True
     if a.terms and not all_ & 1:
         return
+    order_keys(reader, <int>(start % READ), <int>count)
     row = 0
     while row < rows:
-        scores = reader.scores + row * KEYS
+        scores = reader.scores + row * READ
         if rows - row >= 3:
-            dot_products(4, a, reader, key, value, count, row, scores)
+            scores_of_block(4, a, reader, key, <int>count, row, scores)
             row += 4
         elif rows - row >= 2:
-            dot_products(2, a, reader, key, value, count, row, scores)
+            scores_of_block(2, a, reader, key, <int>count, row, scores)
             row += 2
         else:
-            dot_products(1, a, reader, key, value, count, row, scores)
+            scores_of_block(1, a, reader, key, <int>count, row, scores)
             row += 1
     for row in range(rows):
-        scores = reader.scores + row * KEYS
-        adjust_scores(a, b, reader.head[row], reader.query[row], start, count, what[row], reader.added + row * KEYS,
+        scores = reader.scores + row * READ
+        adjust_scores(a, b, reader.head[row], reader.query[row], start, count, what[row], reader.added + row * READ,
                       scores)
         begin, end = min(max(reader.begin[row] - start, 0), count), max(reader.end[row] - start, 0)
         for j in range(begin):
@@ -267,15 +310,15 @@ cdef void read_block(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Py_s
         finite, value_stride = reader.clean, a.value_width
     row = 0
     while row < rows:
-        scores, factor, out = reader.scores + row * KEYS, reader.factor + row, out_of(a, found, row)
+        scores, factor, out = reader.scores + row * READ, reader.factor + row, out_of(a, found, row)
         if rows - row >= 3:
-            add_rows(4, finite, value_stride, count, a.value_width, scores, factor, out, found_size(a))
+            add_rows(4, finite, value_stride, reader, a.value_width, scores, factor, out, found_size(a))
             row += 4
         elif rows - row >= 2:
-            add_rows(2, finite, value_stride, count, a.value_width, scores, factor, out, found_size(a))
+            add_rows(2, finite, value_stride, reader, a.value_width, scores, factor, out, found_size(a))
             row += 2
         else:
-            add_rows(1, finite, value_stride, count, a.value_width, scores, factor, out, found_size(a))
+            add_rows(1, finite, value_stride, reader, a.value_width, scores, factor, out, found_size(a))
             row += 1
     if finite != value:
         put_back_rows(a, reader, value, start, count, found)
@@ -314,9 +357,9 @@ cdef void read_part(const Attention* a, Py_ssize_t pair, Py_ssize_t part, Reader
             begin = min(begin, reader.begin[row])
         end = max(end, reader.end[row])
     end = min(end, start + size)
-    start = max(start, begin // KEYS * KEYS)
+    start = max(start, begin // LANES * LANES)      # a score's lane must not depend on where the others begin
     while start < end:
-        stop = min(start + KEYS, end)
+        stop = min(start - start % READ + READ, end)
         read_block(a, b, key_head, start, stop, reader, found)
         start = stop
     if size >= a.keys:
@@ -364,17 +407,20 @@ cdef class Readers:
     def __cinit__(self, int threads, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t value_width, Py_ssize_t pairs,
                   Py_ssize_t pair_reals):
         cdef Py_ssize_t query_bytes = lines((rows + 1) * padded(width) * sizeof(real))
+        cdef Py_ssize_t sums_bytes = lines(4 * padded(value_width) * sizeof(real))
         cdef Py_ssize_t t
         cdef Reader* reader
         cdef char* at
-        self.reader_bytes = lines(sizeof(Reader)) + query_bytes + lines(KEYS * value_width * sizeof(elem))
+        self.reader_bytes = lines(sizeof(Reader)) + query_bytes + sums_bytes + lines(READ * value_width * sizeof(elem))
         self.threads, self.pair_reals = threads, pair_reals
         self.block = <char*>allocate(threads * self.reader_bytes + pairs * pair_reals * <Py_ssize_t>sizeof(real))
         for t in range(threads):
             reader = self.reader(t)
             at = <char*>reader + lines(sizeof(Reader))
             reader.query_rows = <real*>at
-            reader.clean = <elem*>(at + query_bytes)
+            reader.count = 0
+            reader.sums = <real*>(at + query_bytes)
+            reader.clean = <elem*>(at + query_bytes + sums_bytes)
 
     cdef inline Reader* reader(self, Py_ssize_t t) noexcept nogil:
         return <Reader*>(self.block + t * self.reader_bytes)

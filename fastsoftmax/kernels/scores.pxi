@@ -10,11 +10,12 @@
 # Weights are powers of two, 2**(log2(e) * (score - top)). Where nothing but a scale comes to the products, log2(e)
 # enters with it (`binary`); else that would be one more rounding of what may be large.
 #
-# A row's result depends on its own elements and on KEYS alone: not on the rows beside it, nor on threads. A key that is
-# hidden from it adds exact zeros wherever it is not skipped.
+# A row's result depends on its own elements and on KEYS or READ alone: not on the rows beside it, nor on threads. A key
+# that is hidden from it adds exact zeros wherever it is not skipped.
 
 cdef enum:
     KEYS = 128              # keys of a block: their scores stay in the L1 cache
+    READ = 512              # keys of a block where they are read for a few queries: long enough for streams of memory
     MAX_TERMS = 4
     # kinds of a term's elements
     BOOLEAN = 0
@@ -108,7 +109,7 @@ cdef const real* line_of(const Term* term, Py_ssize_t b, Py_ssize_t head, Py_ssi
 cdef int fetch_terms(const Attention* a, Py_ssize_t b, Py_ssize_t head, Py_ssize_t query, Py_ssize_t key,
                      Py_ssize_t count, real* added) noexcept nogil:
     """The sum of all terms; returns bits: 1, a key is visible; 2, something is to be added; 4, a key is hidden."""
-    cdef real[KEYS] line
+    cdef real[READ] line
     cdef const real* x
     cdef Py_ssize_t j
     cdef int t, visible = 0, different = 0, hidden = 0
