@@ -37,9 +37,9 @@
 #define LARGE 2048.0
 #endif
 
-/* Whether r may be rounded before it enters p: the faster way, and with a fused multiply-add close enough for
- * float; the others need the digits. */
-#define REDUCTION_IN_ONE (FUSED && REAL_BITS == 32)
+/* Whether r may be rounded before it enters p: the faster way, and with a fused multiply-add close enough; without one
+ * the digits are needed. */
+#define REDUCTION_IN_ONE FUSED
 
 /* d: four arguments. d_lo: what to add to them, or NULL. magic: ROUNDER plus the exponent bias.
  * p, f: the results, exp = f + p * f. */
