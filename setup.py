@@ -91,8 +91,8 @@ def extensions():
     ]
     return [
         *kernels,
-        Extension("fastsoftmax._cpu", ["fastsoftmax/_cpu.pyx"], define_macros=tables,
-                  extra_compile_args=compile_flags(), **common),
+        Extension("fastsoftmax._cpu", ["fastsoftmax/_cpu.pyx"], include_dirs=["fastsoftmax"], define_macros=tables,
+                  extra_compile_args=compile_flags(), depends=[str(KERNELS / "guard.h")], **common),
         Extension("fastsoftmax._front", ["fastsoftmax/_front.pyx"], include_dirs=[numpy.get_include()],
                   define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")],
                   extra_compile_args=compile_flags(), **common),

@@ -1,6 +1,6 @@
 """Calls while other programs have the cores: two threads against one.
 
-    python bench/busy.py [--busy 1] [--seconds 1]
+    python bench/busy.py [--busy 1] [--seconds 4]
 
 Each of `--busy` cores runs an endless loop, as another program might. Calls by one thread and by all threads take
 turns; the ratio of their times must not be above 1.3. Median, mean, 99th percentile and maximum, since what another
@@ -17,7 +17,8 @@ import numpy as np
 
 import fastsoftmax
 
-SHAPES = ((66, 1000), (256, 1000), (1024, 1000), (1, 128256), (4096, 1000), (1, 2_000_000))
+SOFTMAX = ((66, 1000), (256, 1000), (1024, 1000), (1, 128256), (4096, 1000), (1, 2_000_000))
+ATTENTION = ((1, 12, 12, 512, 512, 64), (1, 32, 8, 1, 4096, 128))       # B, Hq, Hk, L, S, E: a prefill, and a decoding
 
 
 def durations(call, seconds):
@@ -31,21 +32,33 @@ def durations(call, seconds):
     return np.array(found) * 1e6
 
 
+def call_of(shape):
+    """Softmax of (rows, n), or attention of (B, Hq, Hk, L, S, E)."""
+    rng = np.random.default_rng(0)
+    if shape in SOFTMAX:
+        x = rng.normal(size=shape).astype(np.float32)
+        out = np.empty_like(x)
+        return lambda: fastsoftmax.softmax(x, -1, out=out)
+    b, hq, hk, length, s, e = shape
+    q, k, v = (rng.normal(size=size).astype(np.float32) for size in ((b, hq, length, e), (b, hk, s, e), (b, hk, s, e)))
+    out = np.empty_like(q)
+    return lambda: fastsoftmax.scaled_dot_product_attention(q, k, v, enable_gqa=True, out=out)
+
+
 def measure(shape, threads, seconds):
-    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    out = np.empty_like(x)
+    call = call_of(shape)
     found = {1: [], threads: []}
     for _ in range(4):
         for number in found:
             with fastsoftmax.num_threads(number):
-                found[number].append(durations(lambda: fastsoftmax.softmax(x, -1, out=out), seconds / 8))
+                found[number].append(durations(call, seconds / 8))
     return [np.concatenate(found[number]) for number in found]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--busy", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each shape")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each shape")
     options = parser.parse_args()
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
@@ -58,7 +71,7 @@ def main():
         time.sleep(0.5)
         print(f"{options.busy} of {len(cpus)} cores busy; microseconds by 1 thread and by {len(cpus)}, and their ratio")
         print("| shape | " + " | ".join(("median", "mean", "p99", "max")) + " |\n| --- | --- | --- | --- | --- |")
-        for shape in SHAPES:
+        for shape in SOFTMAX + ATTENTION:
             one, all_ = measure(shape, len(cpus), options.seconds)
             cells = [
                 f"{f(one):.0f}, {f(all_):.0f}: {f(all_) / f(one):.2f}"

@@ -63,6 +63,16 @@ cdef extern from *:
     const char* openmp_path() nogil
     int prepare_forks() nogil
 
+cdef extern from "kernels/guard.h" nogil:
+    ctypedef long long int64_t
+    ctypedef struct Guard:
+        int64_t alone, factor, credit, regions, losses
+    ctypedef struct Region:
+        int64_t start, first, last, own, all
+    int64_t region_loss(const Region*, int64_t)
+    void guard_learn(Guard*, int64_t)
+    const int64_t GUARD_FIRST
+
 cdef extern from "<fenv.h>" nogil:
     ctypedef struct fenv_t:
         pass
@@ -96,6 +106,36 @@ cdef class usual_modes:
 
     def __exit__(self, *exc_info):
         fesetenv(&self.before)
+
+
+cdef Guard guard = Guard(0, GUARD_FIRST, 0, 0, 0)      # the process's: see kernels/guard.h
+guard_address = <size_t>&guard
+
+
+def guarded():
+    """Nanoseconds that callers still compute alone, how many parallel regions there were, how many of these lost."""
+    return max(guard.alone, 0), guard.regions, guard.losses
+
+
+def work_alone(int64_t nanoseconds):
+    """For tests: callers compute alone for so long."""
+    guard.alone = nanoseconds
+
+
+def learned(regions):
+    """For tests: nanoseconds that a new guard has callers compute alone after each of some regions.
+
+    Regions are (start, first, last, end, own, all), as in kernels/guard.h; between them callers do compute for so long.
+    """
+    cdef Guard new = Guard(0, GUARD_FIRST, 0, 0, 0)
+    cdef Region region
+    found = []
+    for start, first, last, end, own, all_ in regions:
+        region.start, region.first, region.last, region.own, region.all = start, first, last, own, all_
+        new.alone = 0
+        guard_learn(&new, region_loss(&region, end))
+        found.append(new.alone)
+    return found
 
 
 def openmp():

@@ -14,11 +14,14 @@ import pytest
 
 import fastsoftmax
 from fastsoftmax import (
+    _cpu,
     _dispatch,
     _threads,
+    causal_mask_,
     get_num_threads,
     logsumexp,
     num_threads,
+    scaled_dot_product_attention,
     set_num_threads,
     show_config,
     softmax,
@@ -31,8 +34,10 @@ BIG = np.random.default_rng(0).normal(size=(300, 4000)).astype(np.float32)
 @pytest.fixture(autouse=True)
 def _restore():
     before = get_num_threads()
+    _cpu.work_alone(0)
     yield
     set_num_threads(before)
+    _cpu.work_alone(0)
 
 
 def python(code, **env):
@@ -252,6 +257,7 @@ def test_a_forked_child_computes_after_a_threaded_call():
     with num_threads(3):
         expected = softmax(BIG, -1)
         for _ in range(3):
+            _cpu.work_alone(0)          # or a busy machine would have it done by one thread
             pid = os.fork()
             if pid == 0:
                 os._exit(0 if np.array_equal(softmax(BIG, -1), expected) else 1)
@@ -314,6 +320,107 @@ def test_the_gil_is_released():
     ticker.join()
     during = [start, *(t for t in ticks if start < t < start + spent), start + spent]
     assert max(b - a for a, b in pairwise(during)) < spent / 2
+
+
+# --- when several threads cost more than they gain: kernels/guard.h
+
+HEADS = BIG[:256].reshape(4, 4000, 64)
+PARALLEL = {  # one for each place where threads are used
+    "rows": lambda: softmax(BIG, -1),
+    "columns": lambda: softmax(BIG, 0),
+    "a long row": lambda: softmax(BIG[:25].reshape(-1)),
+    "attention of many queries": lambda: scaled_dot_product_attention(*[HEADS[:, :500]] * 3, is_causal=True),
+    "attention of few queries": lambda: scaled_dot_product_attention(HEADS[:, :3], HEADS, HEADS),
+    "a mask": lambda: causal_mask_(BIG[:, :600].copy()),
+}
+
+
+def regions():
+    return _cpu.guarded()[1]
+
+
+@pytest.mark.parametrize("call", PARALLEL.values(), ids=PARALLEL)
+def test_threads_are_used_unless_callers_must_compute_alone(call):
+    """The same bits, alone, together, and where being alone ends in the middle of the call."""
+    with num_threads(1):
+        before = regions()
+        expected = call()
+        assert regions() == before
+    with num_threads(3):
+        _cpu.work_alone(10**15)
+        assert np.array_equal(call(), expected)
+        assert regions() == before
+        assert 0 < _cpu.guarded()[0] < 10**15       # the time of its tasks is taken off
+        for nanoseconds in (0, 1):                  # 1: the first task pays that
+            _cpu.work_alone(nanoseconds)
+            before = regions()
+            assert np.array_equal(call(), expected)
+            assert regions() > before
+
+
+def test_small_calls_and_single_threads_do_not_pay():
+    _cpu.work_alone(10**15)
+    with num_threads(1):
+        softmax(BIG, -1)
+    with num_threads(3):
+        softmax(BIG[:2], -1)
+    assert _cpu.guarded()[0] == 10**15
+
+
+def region(wall, busy, own, all_, waking=0):
+    return 5000, 5000 + waking, 5000 + waking + busy, 5000 + wall, own, all_
+
+
+LOST = region(150, 50, 1, 2)            # one thread would have needed 100
+
+
+def test_what_is_lost_is_followed_by_ten_times_as_long_alone():
+    assert _cpu.learned([LOST]) == [500]
+    assert _cpu.learned([region(150, 75, 3, 4)]) == [500]
+    assert _cpu.learned([region(150, 150, 3, 3)]) == [0]        # the caller did it all, and did not wait
+    assert _cpu.learned([region(180, 150, 3, 3)]) == [300]      # and waited
+    assert _cpu.learned([region(60, 50, 1, 2)]) == [0]
+    assert _cpu.learned([region(150, 50, 1, 2, waking=30)]) == [500]
+    assert _cpu.learned([region(100, 50, 1, 2)]) == [0]
+    assert _cpu.learned([region(10**6, 0, 0, 4)]) == [0]        # others did it all: nothing to compare with
+    for weight in (1, 10**5, 10**13):                           # in any units
+        assert _cpu.learned([region(150, 75, 3 * weight, 4 * weight)])[0] == pytest.approx(500, rel=0.05)
+
+
+def test_loss_after_loss_takes_longer_until_a_region_gains():
+    gained = region(100, 50, 1, 2)
+    assert _cpu.learned([LOST] * 7) == [500, 1000, 2000, 4000, 8000, 8000, 8000]
+    assert _cpu.learned([LOST, LOST, gained, LOST]) == [500, 1000, 0, 500]
+    hour = 3600 * 10**9
+    assert _cpu.learned([region(hour, hour // 4, 1, 2)] * 2) == [10**9] * 2     # at most a second
+
+
+def test_what_was_gained_is_set_against_a_loss():
+    gained = region(60, 50, 1, 2)                                       # 40
+    assert _cpu.learned([gained, LOST]) == [0, 100]
+    assert _cpu.learned([gained, gained, LOST, LOST]) == [0, 0, 0, 200]
+    most = 4_000_000
+    long_ago = region(most, 10 * most, 1, 2)                            # far more than is remembered
+    assert _cpu.learned([long_ago, region(most + 150, 50, 1, 2)]) == [0, 500]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be kept to one CPU here")
+def test_losses_are_noticed():
+    """Two threads on one CPU must lose before long: the runtime counted CPUs when it was loaded, and spins."""
+    code = """
+import os, numpy as np, fastsoftmax
+from fastsoftmax import _cpu
+x = np.zeros((100, 1000), np.float32)
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+with fastsoftmax.num_threads(2):
+    while not _cpu.guarded()[2]:
+        fastsoftmax.softmax(x, -1)
+    _cpu.work_alone(10**15)
+    before = _cpu.guarded()
+    fastsoftmax.softmax(x, -1)
+    print(before[1] == _cpu.guarded()[1])
+"""
+    assert printed(code) == "True"
 
 
 LONG = {  # each a single call of many seconds, but for softmax, which cannot do without memory

@@ -414,7 +414,7 @@ cdef inline Py_ssize_t rows_a_task(Py_ssize_t rows) noexcept nogil:
     cdef Py_ssize_t registers = steps(rows, LANES)
     return steps(registers, steps(registers, GROUPS * COLUMNS)) * LANES
 
-cdef void attend(const Attention* a, Py_ssize_t task, Desk* desk) noexcept nogil:
+cdef void attend(const Attention* a, Py_ssize_t task, Desk* desk, Region* region) noexcept nogil:
     """One task: rows_a_task rows of the queries that share a key head; the last rows, which may see most, first."""
     cdef fp_state state = fp_enter()
     cdef Py_ssize_t rows = a.length * a.shared, size = rows_a_task(rows), blocks = steps(rows, size)
@@ -422,12 +422,14 @@ cdef void attend(const Attention* a, Py_ssize_t task, Desk* desk) noexcept nogil
     cdef Py_ssize_t b = task // blocks // a.key_heads
     cdef Py_ssize_t row = block * size, last = min(row + size, rows), count
     cdef Py_ssize_t begin = a.keys, end = 0, start, stop, key_stride = a.key_stride[2], value_stride = a.value_stride[2]
+    cdef Py_ssize_t weight = 0
     cdef const elem* key
     cdef const elem* value
     cdef const real* key_block
     cdef const real* value_block
     cdef Group* g
     cdef int groups = 0, k
+    start_task(region)
     while row < last:
         g = &desk.group[groups]
         count = min(columns_of(steps(last - row, LANES)) * LANES, last - row)
@@ -435,6 +437,7 @@ cdef void attend(const Attention* a, Py_ssize_t task, Desk* desk) noexcept nogil
         load_queries(a, b, g)
         start_rows(a, b, g)
         begin, end = min(begin, g.some_begin), max(end, g.some_end)
+        weight += g.columns * (max(g.some_end - g.some_begin, 0) + LANES)
         row += count
         groups += 1
     start = begin // KEYS * KEYS
@@ -461,6 +464,7 @@ cdef void attend(const Attention* a, Py_ssize_t task, Desk* desk) noexcept nogil
     for k in range(groups):
         finish_group(a, b, &desk.group[k])
     fp_leave(state)
+    end_task(region, weight)
 
 # --- all blocks
 
@@ -501,6 +505,7 @@ cdef class Desks:
 cdef int attend_all(const Attention* a, int threads) except -1:
     cdef Py_ssize_t t, turn, start, stop, slice_, rows = a.length * a.shared, size = rows_a_task(rows)
     cdef Py_ssize_t tasks = a.batch * a.key_heads * steps(rows, size)
+    cdef Region region
     cdef Desks desks
     threads = <int>min(threads, tasks)
     desks = Desks(threads, a.width, a.value_width)
@@ -510,11 +515,15 @@ cdef int attend_all(const Attention* a, int threads) except -1:
         start = turn * slice_
         stop = min(start + slice_, tasks)
         with nogil:
-            if threads == 1:
-                for t in range(start, stop):
-                    attend(a, t, desks.desk(0))
-            else:
+            region = alone_at_first(threads)
+            while start < stop and alone(&region):
+                attend(a, start, desks.desk(0), &region)
+                start += 1
+            if start < stop:
+                begin_region(&region)
                 for t in prange(start, stop, num_threads=threads, schedule="dynamic"):
-                    attend(a, t, desks.desk(threadid()))
+                    attend(a, t, desks.desk(threadid()), &region)
+                end_region(&region)
+            learn(&region)
         PyErr_CheckSignals()
     return 0

@@ -338,12 +338,14 @@ cdef void finish_row(const Attention* a, Py_ssize_t b, Py_ssize_t head, Py_ssize
     for i in range(steps(a.value_width, LANES)):
         store_elem(out + register_at(i, a.value_width), load(x + i * LANES) * inverse)
 
-cdef void read_part(const Attention* a, Py_ssize_t pair, Py_ssize_t part, Reader* reader, real* found) noexcept nogil:
+cdef void read_part(const Attention* a, Py_ssize_t pair, Py_ssize_t part, Reader* reader, real* found,
+                    Region* region) noexcept nogil:
     """One task: the queries of a batch and key head with one part of the keys; found: (parts, rows + 1, found_size)."""
     cdef fp_state state = fp_enter()
     cdef Py_ssize_t b = pair // a.key_heads, key_head = pair % a.key_heads, rows = a.length * a.shared, row
-    cdef Py_ssize_t size = part_size(a.keys), start = part * size, stop, begin = a.keys, end = 0
+    cdef Py_ssize_t size = part_size(a.keys), start = part * size, stop, begin = a.keys, end = 0, read = 0
     cdef Found* one
+    start_task(region)
     read_queries(a, b, key_head, reader)
     found += part * (rows + 1) * found_size(a)
     memset(found, 0, (rows + 1) * found_size(a) * sizeof(real))
@@ -361,13 +363,16 @@ cdef void read_part(const Attention* a, Py_ssize_t pair, Py_ssize_t part, Reader
     while start < end:
         stop = min(start - start % READ + READ, end)
         read_block(a, b, key_head, start, stop, reader, found)
+        read += stop - start
         start = stop
     if size >= a.keys:
         for row in range(rows):
             finish_row(a, b, reader.head[row], reader.query[row], found_of(a, found, row))
     fp_leave(state)
+    end_task(region, read + FEW_ROWS)
 
-cdef void merge_parts(const Attention* a, Py_ssize_t pair, Py_ssize_t parts, real* found) noexcept nogil:
+cdef void merge_parts(const Attention* a, Py_ssize_t pair, Py_ssize_t parts, real* found,
+                      Region* region) noexcept nogil:
     """What a row has found in each part, brought to one top, and added up in the first part's place."""
     cdef fp_state state = fp_enter()
     cdef Py_ssize_t b = pair // a.key_heads, key_head = pair % a.key_heads, rows = a.length * a.shared, row, part, i
@@ -377,6 +382,7 @@ cdef void merge_parts(const Attention* a, Py_ssize_t pair, Py_ssize_t parts, rea
     cdef const real* x
     cdef real top
     cdef vreal shift, fall, own_fall, factor, own_factor
+    start_task(region)
     for row in range(rows):
         whole = found_of(a, found, row)
         to = out_of(a, found, row)
@@ -396,6 +402,7 @@ cdef void merge_parts(const Attention* a, Py_ssize_t pair, Py_ssize_t parts, rea
                 store(to + i * LANES, fma_(load(to + i * LANES), factor, load(x + i * LANES) * own_factor))
         finish_row(a, b, key_head * a.shared + row % a.shared, row // a.shared, whole)
     fp_leave(state)
+    end_task(region, 1)
 
 # --- the call
 
@@ -439,7 +446,8 @@ cdef inline bint is_decoding(const Attention* a) noexcept nogil:
 
 cdef int decode(const Attention* a, int threads) except -1:
     cdef Py_ssize_t rows = a.length * a.shared, parts = steps(a.keys, part_size(a.keys)), pairs = a.batch * a.key_heads
-    cdef Py_ssize_t turn, start, count, t
+    cdef Py_ssize_t turn, start, count, t, first
+    cdef Region region
     cdef Py_ssize_t at_once = <Py_ssize_t>100000000 // (work_of_row(a) + 100000)
     cdef Readers readers
     # Pairs that are worked on at a time: some for each thread, not too long without a look for an interrupt, and, with
@@ -451,17 +459,27 @@ cdef int decode(const Attention* a, int threads) except -1:
         start = turn * at_once
         count = min(at_once, pairs - start)
         with nogil:
-            if threads == 1:
-                for t in range(count * parts):
-                    read_part(a, start + t // parts, t % parts, readers.reader(0), readers.found(t // parts))
-                if parts > 1:
-                    for t in range(count):
-                        merge_parts(a, start + t, parts, readers.found(t))
-            else:
-                for t in prange(count * parts, num_threads=threads, schedule="dynamic"):
-                    read_part(a, start + t // parts, t % parts, readers.reader(threadid()), readers.found(t // parts))
-                if parts > 1:
-                    for t in prange(count, num_threads=threads, schedule="static"):
-                        merge_parts(a, start + t, parts, readers.found(t))
+            region = alone_at_first(threads)
+            first = 0
+            while first < count * parts and alone(&region):
+                read_part(a, start + first // parts, first % parts, readers.reader(0), readers.found(first // parts),
+                          &region)
+                first += 1
+            if first < count * parts:
+                begin_region(&region)
+                for t in prange(first, count * parts, num_threads=threads, schedule="dynamic"):
+                    read_part(a, start + t // parts, t % parts, readers.reader(threadid()), readers.found(t // parts),
+                              &region)
+                end_region(&region)
+            first = 0 if parts > 1 else count
+            while first < count and alone(&region):
+                merge_parts(a, start + first, parts, readers.found(first), &region)
+                first += 1
+            if first < count:
+                begin_region(&region)
+                for t in prange(first, count, num_threads=threads, schedule="static"):
+                    merge_parts(a, start + t, parts, readers.found(t), &region)
+                end_region(&region)
+            learn(&region)
         PyErr_CheckSignals()
     return 0

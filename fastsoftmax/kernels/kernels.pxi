@@ -4,6 +4,7 @@ from cython.parallel cimport prange, threadid
 from cpython.exc cimport PyErr_CheckSignals
 
 include "vec.pxi"           # the words
+include "guard.pxi"         # many threads, or the caller alone
 include "rows.pxi"          # what is asked, and the constants of a row
 include "along.pxi"         # one row at a time
 include "across.pxi"        # WIDTH rows at a time

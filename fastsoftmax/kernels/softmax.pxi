@@ -16,13 +16,16 @@ cdef void across_task(const Rows* rows, Py_ssize_t task, Py_ssize_t tiles_a_task
         stream_end()
     fp_leave(state)
 
-cdef void some_rows(const Rows* rows, bint across, Py_ssize_t task, Py_ssize_t size, const Work* work) noexcept nogil:
+cdef void some_rows(const Rows* rows, bint across, Py_ssize_t task, Py_ssize_t size, const Work* work,
+                    Region* region) noexcept nogil:
+    start_task(region)
     if across:
         across_task(rows, task, size, work)
     else:
         along_task(rows, task, size, work)
+    end_task(region, 1)
 
-# One long row, shared by threads: the passes of row_along, a task a chunk.
+# One long row, shared by threads: the passes of row_along, a chunk after the other.
 cdef struct LongRow:
     Py_ssize_t o, i, n
     bint keep
@@ -32,21 +35,32 @@ cdef struct LongRow:
     Shift shift
     Outcome outcome
 
-cdef void long_row_task(int phase, const Rows* rows, const LongRow* row, Py_ssize_t task,
-                        const Work* work) noexcept nogil:
-    cdef fp_state state = fp_enter()
-    cdef Py_ssize_t start = task * CHUNK, count = min(row.n - start, CHUNK)
+cdef inline void long_row_chunk(int phase, const Rows* rows, const LongRow* row, Py_ssize_t chunk,
+                                const Work* work) noexcept nogil:
+    cdef Py_ssize_t start = chunk * CHUNK, count = min(row.n - start, CHUNK)
     cdef real* kept = work.kept + start if row.keep else work.kept
     if phase == 1:
-        row.tops[task] = top_of_chunk(rows, row.o, row.i, start, count, work)
+        row.tops[chunk] = top_of_chunk(rows, row.o, row.i, start, count, work)
     elif phase == 2:
-        clear(&row.sums[task])
-        sum_chunk(row.sum_of, rows, row.o, row.i, start, count, &row.shift, kept, work, &row.sums[task])
+        clear(&row.sums[chunk])
+        sum_chunk(row.sum_of, rows, row.o, row.i, start, count, &row.shift, kept, work, &row.sums[chunk])
     else:
         write_chunk(rows, row.o, row.i, start, count, &row.shift, &row.outcome, kept, row.keep, work)
-        if rows.streamed:
-            stream_end()
+
+cdef void long_row_share(int phase, const Rows* rows, const LongRow* row, Py_ssize_t start, Py_ssize_t stop,
+                         Py_ssize_t share, Py_ssize_t shares, const Work* work, Region* region) noexcept nogil:
+    """One task: of the chunks start .. stop - 1 those of one thread, the same in every phase. A chunk would be too
+    short to look at the clock after it."""
+    cdef fp_state state = fp_enter()
+    cdef Py_ssize_t chunk, end = start + (stop - start) * (share + 1) // shares
+    start_task(region)
+    start += (stop - start) * share // shares
+    for chunk in range(start, end):
+        long_row_chunk(phase, rows, row, chunk, work)
+    if rows.streamed:
+        stream_end()
     fp_leave(state)
+    end_task(region, end - start)
 
 cdef int long_row_between(int phase, const Rows* rows, LongRow* row) noexcept nogil:
     """What follows from all chunks together; the next phase, or 0."""
@@ -157,8 +171,9 @@ cdef inline bint goes_across(const Rows* rows) noexcept nogil:
 
 cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) except -1:
     cdef LongRow row
-    cdef Py_ssize_t tasks, t, turn, start, stop
-    cdef int phase = 1
+    cdef Py_ssize_t tasks, turn, start, stop
+    cdef int phase = 1, share
+    cdef Region region
     cdef Scratch scratch
     cdef Work* works
     cdef void* chunks
@@ -174,6 +189,7 @@ cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) exc
     works = scratch.works
     chunks = allocate(tasks * <Py_ssize_t>(sizeof(Sums) + sizeof(real)))
     try:
+        region = alone_at_first(threads)
         row.sums = <Sums*>chunks
         row.tops = <real*>(row.sums + tasks)
         while phase:
@@ -181,14 +197,18 @@ cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) exc
                 start = turn * (SLICE // CHUNK)
                 stop = min(start + SLICE // CHUNK, tasks)
                 with nogil:
-                    if threads == 1:
-                        for t in range(start, stop):
-                            long_row_task(phase, rows, &row, t, works)
+                    if alone(&region):
+                        long_row_share(phase, rows, &row, start, stop, 0, 1, works, &region)
                     else:
-                        for t in prange(start, stop, num_threads=threads, schedule="static"):
-                            long_row_task(phase, rows, &row, t, &works[threadid()])
+                        begin_region(&region)
+                        for share in prange(threads, num_threads=threads, schedule="static"):
+                            long_row_share(phase, rows, &row, start, stop, share, threads, &works[share], &region)
+                        end_region(&region)
+                    if tasks > SLICE // CHUNK:          # long enough to gain by itself
+                        learn(&region)
                 PyErr_CheckSignals()
             phase = long_row_between(phase, rows, &row)
+        learn(&region)
     finally:
         free(chunks)
     return 0
@@ -197,6 +217,7 @@ cdef int compute(Rows* rows, int threads) except -1:
     """All rows, on `threads` threads, with a look for an interrupt now and then."""
     cdef Py_ssize_t row_size, row_count, size, tasks, slice_, t, turn, start, stop
     cdef bint across = goes_across(rows)
+    cdef Region region
     cdef Scratch scratch
     cdef Work* works
     if across:
@@ -224,12 +245,16 @@ cdef int compute(Rows* rows, int threads) except -1:
         start = turn * slice_
         stop = min(start + slice_, tasks)
         with nogil:
-            if threads == 1:
-                for t in range(start, stop):
-                    some_rows(rows, across, t, size, works)
-            else:
+            region = alone_at_first(threads)
+            while start < stop and alone(&region):
+                some_rows(rows, across, start, size, works, &region)
+                start += 1
+            if start < stop:
+                begin_region(&region)
                 for t in prange(start, stop, num_threads=threads, schedule="dynamic"):
-                    some_rows(rows, across, t, size, &works[threadid()])
+                    some_rows(rows, across, t, size, &works[threadid()], &region)
+                end_region(&region)
+            learn(&region)
         PyErr_CheckSignals()
     return 0
 

@@ -1,0 +1,87 @@
+/* Whether a second thread gains anything.
+
+   At the end of a parallel region the caller waits for every thread. While another program has a worker's core, that
+   worker may not run for a slice of the scheduler or several, 4 to 40 ms; so a call of 40 us on two threads can take a
+   hundred times what it takes on one. Nothing says beforehand whether a core is free: so every region is measured.
+   From the caller's own tasks follows what one thread would have needed for all of them; what the region took beyond
+   that is its loss, and callers then compute alone for FIRST times the loss, which bounds what is lost to a tenth,
+   whatever the scheduler does. Only the time of tasks counts: a program that calls now and then would lose as often as
+   it tries. Where loss follows loss the factor grows up to LARGEST, the time up to LONGEST; a call that gains resets it.
+   What was gained before is set against a loss, up to CREDIT: one hiccup among thousands of calls is no reason to stop.
+   The regions of a call count together: the maximum of a long row is too short to gain, its exponentials are not.
+
+   There is one Guard in a process, in _cpu.pyx, since the cores are the same for all kernels. Callers read and write it
+   without a lock: words that are old or overwritten cost a little time, and results do not depend on it. Integers
+   throughout: this runs in the caller's floating-point environment, where an addition may trap or leave a flag. */
+#pragma once
+#include <stdint.h>
+#include <time.h>
+
+typedef struct {
+    int64_t alone;                      /* ns for which callers still compute alone; below 0: none */
+    int64_t factor;                     /* by which the next loss is multiplied */
+    int64_t credit;                     /* ns gained of late, for losses to come */
+    int64_t regions, losses;            /* how many there were: for tests */
+} Guard;
+
+typedef struct {                        /* a call's parallel regions, one after the other */
+    int threads, parallel;              /* parallel: in a region; else the caller is alone */
+    int64_t start;                      /* ns */
+    int64_t first, last;                /* when the caller began the first of its tasks, and finished the last */
+    int64_t own, all;                   /* the weight of the caller's tasks, and of everybody's */
+    int64_t regions, loss;              /* how many there were, and what they lost together, ns */
+} Region;
+
+#define GUARD_FIRST 10
+#define GUARD_LARGEST 160
+#define GUARD_LONGEST 1000000000        /* ns */
+#define GUARD_CREDIT 4000000            /* ns */
+
+#if defined(__GNUC__)
+#define GUARD_READ(word) __atomic_load_n(&(word), __ATOMIC_RELAXED)
+#define GUARD_WRITE(word, value) __atomic_store_n(&(word), (value), __ATOMIC_RELAXED)
+#define GUARD_ADD(word, value) ((void)__atomic_fetch_add(&(word), (value), __ATOMIC_RELAXED))
+#else
+#define GUARD_READ(word) (word)
+#define GUARD_WRITE(word, value) ((void)((word) = (value)))
+#define GUARD_ADD(word, value) ((void)((word) += (value)))
+#endif
+
+static inline int64_t guard_now(void) {
+#if defined(CLOCK_MONOTONIC)
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * (int64_t)1000000000 + t.tv_nsec;
+#else
+    return 0;                           /* nothing takes time, and nothing is ever lost */
+#endif
+}
+
+/* A region that ends now: by how much it took longer than one thread would have; below 0, what it gained. */
+static inline int64_t region_loss(const Region *region, int64_t now) {
+    int64_t own = region->own, all = GUARD_READ(region->all);
+    while (all >> 20) {                 /* so that the product below does not overflow */
+        all >>= 1;
+        own >>= 1;
+    }
+    if (own == 0)                       /* others did it all, before the caller came: nothing to compare with */
+        return -1;
+    return now - region->start - (region->last - region->first) * all / own;
+}
+
+/* What a call, or a slice of it, lost in all its regions. */
+static inline void guard_learn(Guard *guard, int64_t loss) {
+    int64_t factor = GUARD_READ(guard->factor), credit = GUARD_READ(guard->credit) - loss, alone;
+    GUARD_WRITE(guard->credit, credit < 0 ? 0 : credit < GUARD_CREDIT ? credit : GUARD_CREDIT);
+    if (loss <= 0)
+        GUARD_WRITE(guard->factor, GUARD_FIRST);
+    if (credit >= 0)
+        return;
+    loss = -credit;
+    GUARD_ADD(guard->losses, 1);
+    alone = loss < GUARD_LONGEST / factor ? factor * loss : GUARD_LONGEST;
+    if (GUARD_READ(guard->alone) <= 0 && factor < GUARD_LARGEST)    /* of callers that lose at once, one counts */
+        GUARD_WRITE(guard->factor, 2 * factor);
+    if (alone > GUARD_READ(guard->alone))
+        GUARD_WRITE(guard->alone, alone);
+}
