@@ -107,13 +107,13 @@ def pairs_of(start, stop, step):
 
 def sweep(step):
     """library, function -> (largest error, the x where it is)."""
-    worst = {}
-    last, chunk = int(np.float32(104).view(np.uint32)), step << 20
+    worst, measured = {}, libraries(dim=1)
+    last, chunk = int(np.float32(104).view(np.uint32)), step << 17        # in the cache
     for number, start in enumerate(range(0, last + 1, chunk)):
         scores, true = pairs_of(start, min(start + chunk, last + 1), step)
         units = {name: np.spacing(np.abs(values).astype(np.float32)) for name, values in true.items()}
         few = slice(None, None, max(1, 64 // step))
-        for library, (isa, functions) in libraries(dim=1).items():
+        for library, (isa, functions) in measured.items():
             part = slice(None) if isa else few
             with np.errstate(all="ignore"), _dispatch.using(isa or _dispatch.isa()):
                 for name, function in functions.items():
@@ -123,7 +123,7 @@ def sweep(step):
                     if error.flat[at] > worst.get((library, name), (-1,))[0]:
                         row = scores[part][at // 2 if error.ndim == 2 else at]
                         worst[library, name] = float(error.flat[at]), row.tolist()
-        if number % 50 == 0:
+        if number % 100 == 0:
             print(f"\r{start / last:.0%}", end="", file=sys.stderr, flush=True)
     print("\r", end="", file=sys.stderr)
     return worst

@@ -19,6 +19,24 @@ FUNCTIONS = {
     "softmax_entropy": lambda module, x: module.softmax_entropy(x, 0),
     "causal_softmax": lambda module, x: module.causal_softmax(x),
 }
+ATTENTION = {       # few queries go another way than many
+    "many queries": ((2, 4, 70, 40), {"is_causal": True}), "few queries": ((2, 4, 1, 40), {"key_lengths": [600, 77]}),
+    "every option": ((2, 4, 50, 7), {
+        "is_causal": True, "causal_offset": 550, "window": (300, 5), "softcap": 20.0, "sinks": [0.0, 1.0, 2.0, 3.0],
+        "alibi_slopes": [0.1, 0.0, 0.2, 0.3], "key_lengths": [600, 77]}),
+}
+
+
+def check_attention(dtype, tolerance, rng):
+    for name, ((batch, heads, length, width), options) in ATTENTION.items():
+        query = rng.normal(size=(batch, heads, length, width)).astype(dtype)
+        key, value = rng.normal(size=(2, batch, 2, 600, width)).astype(dtype)
+        with fastsoftmax.num_threads(2):
+            got = fastsoftmax.scaled_dot_product_attention(query, key, value, enable_gqa=True, **options)
+        wide = (a.astype(np.float64) for a in (query, key, value))
+        expected = reference.scaled_dot_product_attention(*wide, enable_gqa=True, **options)
+        np.testing.assert_allclose(got, expected, tolerance, tolerance, err_msg=name)
+    return len(ATTENTION)
 
 
 def main():
@@ -35,6 +53,7 @@ def main():
                         expected = call(reference, x.astype(np.float64))
                         np.testing.assert_allclose(got, expected, tolerance, tolerance, err_msg=f"{name} {isa}")
                         checked += 1
+                checked += check_attention(dtype, 3 * tolerance, rng)
     unsupported = [isa for isa in _dispatch.built() if isa not in _dispatch.supported()]
     print(f"fastsoftmax {fastsoftmax.__version__}: {checked} results right with {', '.join(_dispatch.supported())}; "
           f"not supported by this CPU: {', '.join(unsupported) or 'none'}")
