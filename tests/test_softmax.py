@@ -225,6 +225,40 @@ def test_only_minus_infinity(kernel):
         assert np.all(np.isneginf(np.asarray(logsumexp(x, -1)).astype(float)))
 
 
+def test_the_only_element_weighs_one(kernel):
+    x = (np.random.default_rng(0).normal(size=(500, 1)) * 30).astype(kernel.dtype)
+    np.testing.assert_array_equal(call("softmax", x), 1)
+    np.testing.assert_array_equal(call("softmax", x.T.copy(), 0), 1)
+    np.testing.assert_array_equal(call("softmax", x[0]), 1)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 6, 9, 17, 40])
+def test_many_short_rows(kernel, n):
+    """The worst of a row's errors come together in one of millions: one where the weight lies above a power of two, and
+    the result below."""
+    rng = np.random.default_rng(n)
+    widest = 700 if kernel.dtype.itemsize == 8 else 100
+    for case in range(8):
+        offset = rng.normal() * 10 ** rng.uniform(0, 3) if case % 3 == 0 else 0
+        x = (offset - rng.random((40_000 // n, n)) * 10 ** rng.uniform(-2, np.log10(widest))).astype(kernel.dtype)
+        if case % 2:
+            x[:, 0] = x.max(1)
+        check("softmax", call("softmax", x), x)
+
+
+HARD_ROWS = [       # which were 2.1 to 2.6 ULP off in the library's first days
+    [float.fromhex(v) for v in row.split()] for row in (
+        "0x1.c8de86p+7 0x1.a79478p+7 0x1.9c93d8p+7 0x1.b99a48p+7",
+        "-0x1.0f0a2cp+4 -0x1.11e388p+3 -0x1.1b1a34p+3 -0x1.882fe0p+1 -0x1.d82c18p+3 -0x1.2af7dep+3",
+        "-0x1.787cb8p+2 -0x1.2c4b44p+4 -0x1.b06df2p+3 -0x1.d0ceb8p+3")]
+
+
+@pytest.mark.parametrize("row", HARD_ROWS)
+def test_hard_rows(kernel, row):
+    x = expect([row] * 40, kernel.dtype)
+    check("softmax", call("softmax", x), x)
+
+
 @pytest.mark.parametrize("value", [0.0, -0.0, 5.0, -INF, INF, NAN])
 def test_a_row_of_one(kernel, value):
     x = np.full((3, 1), value, kernel.dtype)

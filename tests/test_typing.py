@@ -124,6 +124,7 @@ def sources():
 def verdict(tmp_path_factory, pytestconfig):
     """What mypy says of all files, in one run."""
     folder = tmp_path_factory.mktemp("typing")
+    cache = getattr(pytestconfig, "cache", None)        # there is none with -p no:cacheprovider
     for name, text in sources().items():
         (folder / f"{name}.py").write_text(text)
     package = Path(__file__).parent.parent
@@ -134,7 +135,7 @@ def verdict(tmp_path_factory, pytestconfig):
             "--follow-imports=silent",
             # a README shows one thing after another in one namespace, perhaps with packages that bear no types
             *("--allow-redefinition", "--ignore-missing-imports"),
-            f"--cache-dir={pytestconfig.cache.mkdir('mypy') if pytestconfig.cache else os.devnull}",
+            f"--cache-dir={cache.mkdir('mypy') if cache else os.devnull}",
             *(f"{name}.py" for name in sources()),
         ],
         cwd=folder,

@@ -475,7 +475,7 @@ cdef Outcome conclude_across(int sum_of, bint scaled, const Shift* s, Py_ssize_t
         sum.chain[part % 4] = wide_add(sum.chain[part % 4], tile.weights[part * COLS + c])
     weights = wide_sum_end(sum)
     if sum_of == SOFTMAX:
-        return outcome_of(SOFTMAX, s, False, n, weights, weights, ties, enough)
+        return outcome_of(SOFTMAX, s, scaled, n, weights, weights, ties, enough)
     if sum_of == ENTROPY:
         for part in range(WIDTH):
             moments.chain[part % 4] = wide_add(moments.chain[part % 4], tile.moments[part * COLS + c])

@@ -294,7 +294,7 @@ cdef bint conclude(int sum_of, const Rows* rows, Py_ssize_t n, const Shift* s, S
     cdef vmask enough
     cdef int v
     if sum_of == SOFTMAX:
-        outcome[0] = outcome_of(SOFTMAX, s, False, n, weights, weights, ties, &enough)
+        outcome[0] = outcome_of(SOFTMAX, s, rows.scaled, rows.n, weights, weights, ties, &enough)
         return True
     for v in range(1, COLS):
         ties = ties + sums.ties[v]
@@ -446,7 +446,7 @@ cdef inline void plain_rows(int result, const Rows* rows, Py_ssize_t first_row, 
             ties = sums.ties[0]
             for v in range(1, COLS):
                 ties = ties + sums.ties[v]
-            outcome = outcome_of(sum_of, &s, False, n, sums.weights[0] if n <= WIDTH else wide_total(sums.weights),
+            outcome = outcome_of(sum_of, &s, False, rows.n, sums.weights[0] if n <= WIDTH else wide_total(sums.weights),
                                  sums.weights[0], hsum(ties) if sum_of == OTHERS else ties, &enough)
             next_top = largest(next_x, next_n)
             if sum_of == OTHERS and first(keep_where(enough, fill(1))) == 0:

@@ -81,7 +81,7 @@ cdef inline void set_top(Shift* s, vreal top) noexcept nogil:
     highest = top - s.center
     s.limit = highest + fill(VANISHES) * s.temperature
     exponent = fma_(highest * s.factor, fill(LOG2E), fill(ROUNDER)) - fill(ROUNDER)
-    s.magic = fill(ROUNDER + (EXPONENT_BIAS + SCALE_BITS)) - exponent
+    s.magic = fill(ROUNDER + STEPS * (EXPONENT_BIAS + SCALE_BITS)) - exponent * fill(STEPS)
 
 cdef inline void scores_of(const Shift* s, vreal x, bint scaled, vreal* score, vreal* score_lo) noexcept nogil:
     """x / temperature as the sum of two reals."""
@@ -139,14 +139,13 @@ cdef inline void add_weights(int result, vreal* total, vreal* lost, const vreal*
     add_exactly(result, total, lost, fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0]))))
 
 cdef inline void leave_out(int result, const Shift* s, vreal x, vreal* f, vreal* ties) noexcept nogil:
-    """Leaves the largest elements, and those without weight, out of a logarithm's sum, and counts the largest: by
-    their f, all the same power of two, for OTHERS, in which those without weight do no harm."""
-    cdef vreal all_ = f[0]
+    """Leaves the largest elements out of a logarithm's sum, and counts them; those without weight too, but for OTHERS,
+    in which they do no harm."""
     if result == OTHERS:
-        f[0] = keep_where(less(x, s.top), all_)
-        ties[0] = ties[0] + (all_ - f[0])
+        f[0] = keep_where(less(x, s.top), f[0])
+        ties[0] = ties[0] + choose(less(x, s.top), fill(0), fill(1))
     elif result != SOFTMAX:
-        f[0] = keep_where(is_other(s, x), all_)
+        f[0] = keep_where(is_other(s, x), f[0])
         ties[0] = ties[0] + keep_where(equal(x, s.top), fill(1))
 
 cdef inline vwide sum_of_group(const vreal* p, const vreal* f) noexcept nogil:
@@ -187,13 +186,13 @@ cdef inline void clear(Sums* sums) noexcept nogil:
         sums.moments[v] = wide_zero()
         sums.ties[v] = fill(0)
 
-cdef inline vwide weight_of_top(const Shift* s, bint scaled, vreal* f_of_top) noexcept nogil:
+cdef inline vwide weight_of_top(const Shift* s, bint scaled, vreal* rounded) noexcept nogil:
     cdef vreal[4] x, p, f
     cdef int a
     for a in range(4):
         x[a] = s.top
     weigh4(x, s, False, scaled, p, f)
-    f_of_top[0] = f[0]
+    rounded[0] = fma_(p[0], f[0], f[0])
     return wide_of(f[0], p[0] * f[0])
 
 # What a row's results are made from: weights * (hi + lo), or scores - (hi + lo).
@@ -214,14 +213,15 @@ cdef inline Outcome outcome_of(int result, const Shift* s, bint scaled, Py_ssize
     """`weights`, `moments` and `ties` are the whole row's, in every lane that has this row. enough: where OTHERS is."""
     cdef Outcome outcome
     cdef vwide of_top, others
-    cdef vreal zero = fill(0), f, hi, lo
+    cdef vreal zero = fill(0), hi, lo
     enough[0] = equal(zero, zero)
     if result == SOFTMAX:
+        if n == 1:                              # divided by itself as it was rounded, so that it is 1, or NaN
+            weight_of_top(s, scaled, &hi)
+            weights = wide_add(wide_of(hi, zero), wide_subtract(weights, weights))
         wide_split(wide_divide(wide_of(fill(1), zero), weights), &outcome.hi, &outcome.lo)
         return outcome
-    of_top = weight_of_top(s, scaled, &f)
-    if result == OTHERS:
-        ties = ties / f
+    of_top = weight_of_top(s, scaled, &hi)
     others = wide_add(wide_of(ties, fill(-1)), wide_divide(weights, of_top))
     if result == ENTROPY:
         moments = wide_divide(wide_divide(moments, of_top), wide_add(wide_of(fill(1), zero), others))

@@ -65,7 +65,7 @@ cdef extern from "exp.h" nogil:
     void exp4(const vreal*, const vreal*, const vreal*, vreal*, vreal*) noexcept
     const real LOG2E, ROUNDER, SCALE, VANISHES, LARGE
     enum:
-        EXPONENT_BIAS, SCALE_BITS
+        STEPS, EXPONENT_BIAS, SCALE_BITS
 
 cdef extern from "exp2.h" nogil:
     vreal exp2_(vreal) noexcept                 # of at most 1

@@ -23,6 +23,7 @@ WORD vint shift_left(vint a, int n) { return (vint)((ubits)a << n); }
 WORD vint shift_right(vint a, int n) { return a >> n; }
 WORD vint shift_in_zeros(vint a, int n) { return (vint)((ubits)a >> n); }
 
+WORD vreal look_up(const real *table, vint index) { return table[index & 7]; }
 WORD vmask less(vreal a, vreal b) { return a < b; }
 WORD vmask equal(vreal a, vreal b) { return a == b; }
 WORD vmask less_bits(vint a, vint b) { return a < b; }
