@@ -43,7 +43,7 @@ cdef struct Rows:
     Py_ssize_t temperature_outer, temperature_inner
 
 # The constants of one row, or of LANES rows. Weights are exp(scores - top), scores = x / temperature, times
-# a factor between 2**-1/2 and 2**1/2 and SCALE, which cancel in every result.
+# a factor between 2**-1/2 and 2**1/2, BASE (exp.h) and SCALE, which cancel in every result.
 #
 # Why not simply exp(x - top): x - top is rounded, and that error, half an ULP of a number up to 104,
 # is 64 ULP of the weight. So a small maximum is not subtracted from x: exp(x) is computed, and the power of
