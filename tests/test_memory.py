@@ -181,13 +181,16 @@ def test_causal_rows(kernel, arena, at_end):
 @needs_mprotect
 def test_hidden_scores_are_never_read(kernel, arena):
     """They lie where nobody may read."""
-    for visible in (*range(2, 70), LONGEST, PAGE // 8):     # a row of one element is 1; of one visible, to an ULP
+    for visible in (*range(1, 70), LONGEST, PAGE // 8):
         x = arena.x_lines.beyond(arena.dtype, visible, (1, 3 * LONGEST))[:, :, None]
         y = np.empty((1, 3 * LONGEST, 1), arena.dtype)
         _dispatch.kernels(kernel.tag).softmax_rows(0, x, y, None, None, visible - 1, 1, False)
         alone = np.empty((1, visible, 1), arena.dtype)
         _dispatch.kernels(kernel.tag).softmax_rows(0, x[:, :visible], alone, None, None, None, 1, False)
-        np.testing.assert_array_equal(y[:, :visible], alone)
+        if visible == 1 and arena.dtype != np.uint16:       # alone it is 1 exactly; among others to an ULP
+            np.testing.assert_allclose(y[:, :1], alone, np.finfo(arena.dtype).eps, 0)
+        else:
+            np.testing.assert_array_equal(y[:, :visible], alone)
         assert not y[:, visible:].any()
 
 
