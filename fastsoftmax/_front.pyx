@@ -1,9 +1,9 @@
 """The short ways in, for calls that take less time than Python needs to look at their arguments.
 
 `contiguous` brings contiguous arrays of native floats to their kernel without another Python object;
-`attention_inputs` looks at attention's arrays. What does not fit is answered with None, and softmax.py or attention.py
-takes the long way, which checks, explains and raises. `strided` and `spread` make the views that all ways need, at a
-twentieth of the cost of NumPy's own, which are written in Python.
+`attention_inputs` and `attention_result` look at attention's arrays. What does not fit is answered with None, and
+softmax.py or attention.py takes the long way, which checks, explains and raises. `strided` and `spread` make the views
+that all ways need, at a twentieth of the cost of NumPy's own, which are written in Python.
 """
 cimport numpy as cnp
 from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
@@ -130,6 +130,46 @@ def attention_inputs(query, key, value, bint enable_gqa):
         return None
     return (q, k, v, (of_q[0],), of_q[1], of_k[2], of_q[3], (of_q[0], of_q[1], of_q[2], of_v[3]),
             4 - cnp.PyArray_NDIM(query))
+
+
+cdef void extent(cnp.ndarray array, const char** first, const char** end) noexcept:
+    """The memory between an array's first and last element, whatever the signs of its strides."""
+    cdef Py_ssize_t i, last
+    first[0] = <const char*>cnp.PyArray_DATA(array)
+    end[0] = first[0] + cnp.PyArray_ITEMSIZE(array)
+    for i in range(cnp.PyArray_NDIM(array)):
+        last = (cnp.PyArray_DIM(array, i) - 1) * cnp.PyArray_STRIDE(array, i)
+        if last < 0:
+            first[0] += last
+        else:
+            end[0] += last
+
+
+cdef inline bint far_apart(cnp.ndarray x, const char* first, const char* end) noexcept:
+    cdef const char *x_first
+    cdef const char *x_end
+    extent(x, &x_first, &x_end)
+    return x_end <= first or end <= x_first
+
+
+def attention_result(out, cnp.ndarray q, cnp.ndarray k, cnp.ndarray v, tuple shape, int added):
+    """`out` in four dimensions for a kernel to write to; None where that is not plain to see.
+
+    q, k, v, shape and added are what attention_inputs returned. What lies between the inputs, or is not as it should
+    be, is for attention.py to look at.
+    """
+    cdef cnp.ndarray y = of_four_dimensions(out)
+    cdef const char *first
+    cdef const char *end
+    cdef int i
+    if (y is None or 4 - cnp.PyArray_NDIM(out) != added or cnp.PyArray_DESCR(y) != cnp.PyArray_DESCR(q)
+            or not cnp.PyArray_ISWRITEABLE(out)):
+        return None
+    for i in range(4):
+        if cnp.PyArray_DIM(y, i) != <Py_ssize_t>shape[i]:
+            return None
+    extent(y, &first, &end)
+    return y if far_apart(q, first, end) and far_apart(k, first, end) and far_apart(v, first, end) else None
 
 
 def contiguous(int result, x, axis, temperature, out):

@@ -215,14 +215,15 @@ def scaled_dot_product_attention(
         raise NotImplementedError(f"dropout is not implemented: dropout_p must be 0, got {dropout_p}")
     tag = _arrays.tag(query.dtype) if type(query) is np.ndarray else None
     fit = _front.attention_inputs(query, key, value, enable_gqa) if tag else None
-    if (attn_mask is bias is scale is window is softcap is alibi_slopes is sinks is key_lengths is out is None and fit
+    if (attn_mask is bias is scale is window is softcap is alibi_slopes is sinks is key_lengths is None and fit
             and type(causal_offset) is int and -FAR <= causal_offset <= FAR and not (return_lse or return_entropy)):
         # Decoding makes very many such calls, most of them small: they are not asked for what they do not have.
         q, k, v, batch, heads, _, width, y_shape, added = fit
-        y = np.empty(y_shape, q.dtype)
-        _call(tag, q, k, v, y, (), _default_scale(width, heads), _repeated(causal_offset, batch, np.int64), -1,
-              0 if is_causal else -1, None, 0.0, None, None, None, None)
-        return y if added == 0 else y[0] if added == 1 else y[0, 0]
+        y = np.empty(y_shape, q.dtype) if out is None else _front.attention_result(out, q, k, v, y_shape, added)
+        if y is not None:
+            _call(tag, q, k, v, y, (), _default_scale(width, heads), _repeated(causal_offset, batch, np.int64), -1,
+                  0 if is_causal else -1, None, 0.0, None, None, None, None)
+            return out if out is not None else y if added == 0 else y[0] if added == 1 else y[0, 0]
     return _attention(fit, query, key, value, attn_mask, is_causal, scale, enable_gqa, bias, causal_offset, window,
                       softcap, alibi_slopes, sinks, key_lengths, return_lse, return_entropy, out)
 

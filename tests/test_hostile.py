@@ -561,3 +561,38 @@ def test_the_short_way_in_needs_no_more_than_it_says():
                   x[..., :2], x.swapaxes(1, 2), x[..., ::-1], x.astype(">f8"), x.astype("f4"), np.zeros((3, 4, 3))):
         assert _front.attention_inputs(x, other, other, True) is None
         assert _front.attention_inputs(other, x, x, True) is None
+    fit = _front.attention_inputs(x, x, x, False)
+    asked = fit[:3] + fit[-2:]
+    fixed, named = np.zeros((2, 4, 3)), np.zeros((2, 4, 3)).view(type("Named", (np.ndarray,), {}))
+    fixed.flags.writeable = False
+    assert _front.attention_result(np.zeros((2, 3, 4)).swapaxes(1, 2)[..., ::-1][..., ::-1], *asked) is None
+    for out in (None, 1.0, x, x[::-1], fixed, named, np.zeros((1, 2, 4, 3)), np.zeros((4, 3)), np.zeros((2, 4, 4)),
+                np.zeros((2, 4, 3), "f4"), np.zeros((2, 4, 3), ">f8"), np.zeros((2, 4, 6))[..., ::2],
+                np.ma.zeros((2, 4, 3)), np.zeros((2, 4, 3)).tolist()):
+        assert _front.attention_result(out, *asked) is None
+    out = np.zeros((4, 2, 5))[::-1, :, 1:4].swapaxes(0, 1)
+    seen = _front.attention_result(out, *asked)
+    assert seen.shape == (1, 2, 4, 3) and seen[0].__array_interface__ == out.__array_interface__
+
+
+def test_the_short_way_out_knows_memory_apart():
+    """Whatever the strides' signs: an `out` that the short way takes shares no memory with any input."""
+    rng = np.random.default_rng(5)
+    taken = 0
+    for _ in range(3000):
+        memory = np.zeros(rng.integers(60, 200), np.float32)
+        views = []
+        for _ in range(4):
+            steps = [int(rng.choice([-1, 1]) * rng.integers(2, 9)) for _ in range(2)] + [1]
+            low = sum(min(s * (n - 1), 0) for s, n in zip(steps, (2, 3, 2), strict=True))
+            high = sum(max(s * (n - 1), 0) for s, n in zip(steps, (2, 3, 2), strict=True))
+            first = int(rng.integers(-low, len(memory) - high))
+            views.append(as_strided(memory[first:], (2, 3, 2), [4 * s for s in steps]))
+        *inputs, out = views
+        fit = _front.attention_inputs(*inputs, False)
+        if _front.attention_result(out, *fit[:3], *fit[-2:]) is not None:
+            taken += 1
+            assert not any(np.shares_memory(out, x) for x in inputs)
+        else:
+            assert any(np.may_share_memory(out, x) for x in inputs)
+    assert 300 < taken < 2700
