@@ -299,6 +299,39 @@ def test_layout_does_not_change_bits(kernel, function, layout):
         assert laid.tobytes() == before
 
 
+@pytest.mark.parametrize("function", ["softmax", "log_softmax"])
+def test_every_address(kernel, function):
+    """Wherever in a cache line rows and results begin, also in place; nothing beside the results is written."""
+    for n in (17, 63, 64, 65, 200):
+        x = sample(kernel.dtype, (3, n), 10)
+        expected = call(function, x)
+        for start in range(17):
+            memory = np.full(x.size + 34, 7, kernel.dtype)
+            given = memory[start : start + x.size].reshape(x.shape)
+            given[:] = x
+            assert_same_bits(call(function, given), expected)
+            for first in {0, 5, start}:
+                room = np.full(x.size + 34, 7, kernel.dtype)
+                call(function, given, out=room[first : first + x.size].reshape(x.shape))
+                assert_same_bits(room[first : first + x.size].reshape(x.shape), expected)
+                assert np.all(room[:first] == 7) and np.all(room[first + x.size :] == 7)
+            assert_same_bits(call(function, given, out=given), expected)
+            assert np.all(memory[:start] == 7) and np.all(memory[start + x.size :] == 7)
+
+
+@pytest.mark.parametrize("largest", [0.0, 255.0, -255.0, 257.0, -257.0, 2047.0, 2049.0, 30000.0])
+def test_largest_elements_on_either_side_of_what_is_subtracted(kernel, largest):
+    """A large maximum is subtracted, a small one is not; neighbours may be of either kind."""
+    for function in FAMILY:
+        for shape in ((40, 10), (40, 100), (3, 300)):
+            x = sample(kernel.dtype, shape, 3)
+            x[::2] = (x[::2].astype(np.float64) + largest).astype(kernel.dtype)
+            check(function, call(function, x), x)
+            check(function, call(function, np.ascontiguousarray(x.T), 0).T, x)
+            alone = np.stack([np.asarray(call(function, row)) for row in x])
+            assert_same_bits(call(function, x), alone)
+
+
 @family
 def test_transposed_and_broadcast_inputs(kernel, function):
     x = sample(kernel.dtype, (4, 6, 35), 10)

@@ -225,8 +225,16 @@ cdef void prefetch_block(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_
 # Weights and sums. A full block goes at once, four elements of a partial sum together; the last block of a row, which
 # may be nearly empty, in two steps.
 
-cdef inline void full_block(int result, bint scaled, const Shift* shift, real* x, Across* tile,
-                            vreal* ties) noexcept nogil:
+cdef inline bint any_center(const Shift* s) noexcept nogil:
+    """Whether a column's center is not zero: see weigh4."""
+    cdef vreal largest_center = fill(0)
+    cdef int c
+    for c in range(COLS):
+        largest_center = vmax(vabs(s[c].center), largest_center)
+    return hmax(largest_center) != 0
+
+cdef inline void full_block(int result, bint scaled, bint centered, const Shift* shift, real* x, Across* tile,
+                            vcount* ties) noexcept nogil:
     cdef Shift[COLS] s
     cdef vreal[4] e, p, f
     cdef vreal total, lost, moment
@@ -239,7 +247,7 @@ cdef inline void full_block(int result, bint scaled, const Shift* shift, real* x
             at = part * WIDTH + c * LANES
             for a in range(4):
                 e[a] = load(x + at + a * WIDTH * WIDTH)
-            weigh4(e, &s[c], False, scaled, p, f)
+            weigh4(e, &s[c], False, scaled, centered, p, f)
             if result == SOFTMAX:
                 for a in range(4):
                     store(x + at + a * WIDTH * WIDTH, fma_(p[a], f[a], f[a]))
@@ -258,7 +266,7 @@ cdef inline void full_block(int result, bint scaled, const Shift* shift, real* x
             store(tile.lost + at, lost)
 
 cdef inline void weigh_block(int result, bint scaled, const Shift* shift, Py_ssize_t count, real* x, Across* tile,
-                             vreal* ties) noexcept nogil:
+                             vcount* ties) noexcept nogil:
     """First step: p and f of the elements, and the weights in place of them if they are the result."""
     cdef Shift[COLS] s
     cdef vreal[4] e, p, f
@@ -272,7 +280,7 @@ cdef inline void weigh_block(int result, bint scaled, const Shift* shift, Py_ssi
         k = step * (4 * LANES)
         for a in range(4):
             e[a] = load(x + k + a * LANES)
-        weigh4(e, s, True, scaled, p, f)
+        weigh4(e, s, True, scaled, True, p, f)
         for a in range(4):
             if result == SOFTMAX:
                 store(x + k + a * LANES, fma_(p[a], f[a], f[a]))
@@ -327,15 +335,17 @@ cdef inline void sum_block(int result, bint scaled, const Shift* s, Py_ssize_t c
             store(tile.lost + at, lost)
 
 cdef inline void add_block(int result, bint scaled, const Shift* s, Py_ssize_t count, real* x, Across* tile,
-                           vreal* ties) noexcept nogil:
-    if count == BLOCK:
-        full_block(result, scaled, s, x, tile, ties)
+                           vcount* ties) noexcept nogil:
+    if count == BLOCK and not scaled and (result == SOFTMAX or result == OTHERS) and not any_center(s):
+        full_block(result, False, False, s, x, tile, ties)
+    elif count == BLOCK:
+        full_block(result, scaled, True, s, x, tile, ties)
     else:
         weigh_block(result, scaled, s, count, x, tile, ties)
         sum_block(result, scaled, s, count, x, tile)
 
 cdef void add_block_of(int sum_of, bint scaled, const Shift* s, Py_ssize_t count, real* x, Across* tile,
-                       vreal* ties) noexcept nogil:
+                       vcount* ties) noexcept nogil:
     # one call for each of the cases, so that the compiler makes each its own loop
     if sum_of == SOFTMAX:
         if scaled:
@@ -369,14 +379,14 @@ cdef void end_chunk(int result, Across* tile) noexcept nogil:
 # Rows that are one block need no chunks. If they have no more elements than there are partial sums, as the narrowest
 # have, they have one sum: see sum_of_few.
 
-cdef inline void narrow_turn(int result, bint scaled, const Shift* s, real* x, vreal* ties, vreal* total, vreal* lost,
-                             vwide_sum* moments) noexcept nogil:
+cdef inline void narrow_turn(int result, bint scaled, bint centered, const Shift* s, real* x, vcount* ties,
+                             vreal* total, vreal* lost, vwide_sum* moments) noexcept nogil:
     """The next four elements of a column."""
     cdef vreal[4] e, p, f
     cdef int k
     for k in range(4):
         e[k] = load(x + k * WIDTH)
-    weigh4(e, s, False, scaled, p, f)
+    weigh4(e, s, False, scaled, centered, p, f)
     for k in range(4):
         if result == SOFTMAX:
             store(x + k * WIDTH, fma_(p[k], f[k], f[k]))
@@ -391,34 +401,36 @@ cdef inline void narrow_turn(int result, bint scaled, const Shift* s, real* x, v
 cdef struct Narrow:
     vreal[COLS] total
     vreal[COLS] lost
-    vreal[COLS] ties
+    vcount[COLS] ties
     vwide_sum[COLS] moments
 
-cdef inline void narrow_sums(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x,
+cdef inline void narrow_sums(int result, bint scaled, bint centered, const Shift* s, Py_ssize_t n, real* x,
                              Narrow* sums) noexcept nogil:
     cdef Py_ssize_t turn, k, c
     for c in range(COLS):
         sums.moments[c] = wide_sum_start()
         sums.total[c] = start_of(result)
         sums.lost[c] = fill(0)
-        sums.ties[c] = fill(0)
+        sums.ties[c] = no_count()
         for k in range(n, steps(n, 4) * 4):     # elements that weigh nothing, as in full_group
             store(x + k * WIDTH + c * LANES, fill(-INFINITY))
     # the columns by turns, since each waits for its sums; one loop, since two together have too many registers
     for turn in range(steps(n, 4) * COLS):
         c = turn % COLS
-        narrow_turn(result, scaled, &s[c], x + turn // COLS * (4 * WIDTH) + c * LANES, &sums.ties[c], &sums.total[c],
-                    &sums.lost[c], &sums.moments[c])
+        narrow_turn(result, scaled, centered, &s[c], x + turn // COLS * (4 * WIDTH) + c * LANES, &sums.ties[c],
+                    &sums.total[c], &sums.lost[c], &sums.moments[c])
 
 cdef inline void narrow_outcomes(int result, bint scaled, const Shift* s, Py_ssize_t n, const Narrow* sums,
                                  Outcome* outcome, vmask* enough) noexcept nogil:
+    cdef Few few
     cdef int c
     for c in range(COLS):
-        outcome[c] = outcome_of(result, &s[c], scaled, n, wide_of(sums.total[c] - start_of(result), sums.lost[c]),
-                                wide_sum_end(sums.moments[c]), sums.ties[c], &enough[c])
+        few.total, few.lost = sums.total[c] - start_of(result), sums.lost[c]
+        outcome[c] = outcome_of_few(result, &s[c], scaled, n, few, wide_sum_end(sums.moments[c]),
+                                    real_count(sums.ties[c]), &enough[c])
 
 cdef inline Outcome single_column(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, int c,
-                                  const Across* tile, vreal ties, vmask* enough) noexcept nogil:
+                                  const Across* tile, vcount ties, vmask* enough) noexcept nogil:
     cdef vwide_sum sum = wide_sum_start(), moments = wide_sum_start()
     cdef vreal[4] p, f
     cdef Py_ssize_t turn
@@ -430,17 +442,17 @@ cdef inline Outcome single_column(int result, bint scaled, const Shift* s, Py_ss
             if result == ENTROPY:
                 moments.chain[k] = wide_add(moments.chain[k],
                                             moment_of(s, scaled, x, tile, 4 * turn + k, c, n))
-    return outcome_of(result, s, scaled, n, wide_sum_end(sum), wide_sum_end(moments), ties, enough)
+    return outcome_of(result, s, scaled, n, wide_sum_end(sum), wide_sum_end(moments), real_count(ties), enough)
 
 cdef inline void conclude_block(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, Across* tile,
                                 Outcome* outcome, vmask* enough) noexcept nogil:
-    cdef vreal[COLS] ties
+    cdef vcount[COLS] ties
     cdef Narrow sums
     cdef int c
     for c in range(COLS):
-        ties[c] = fill(0)
+        ties[c] = no_count()
     if n <= WIDTH:
-        narrow_sums(result, scaled, s, n, x, &sums)
+        narrow_sums(result, scaled, True, s, n, x, &sums)
         narrow_outcomes(result, scaled, s, n, &sums, outcome, enough)
     else:
         weigh_block(result, scaled, s, n, x, tile, ties)
@@ -467,7 +479,7 @@ cdef void conclude_single(int sum_of, bint scaled, const Shift* s, Py_ssize_t n,
         conclude_block(LOGSUMEXP, False, s, n, x, tile, outcome, enough)
 
 cdef Outcome conclude_across(int sum_of, bint scaled, const Shift* s, Py_ssize_t n, int c, const Across* tile,
-                             vreal ties, vmask* enough) noexcept nogil:
+                             vcount ties, vmask* enough) noexcept nogil:
     cdef vwide_sum sum = wide_sum_start(), moments = wide_sum_start()
     cdef vwide weights
     cdef int part
@@ -475,14 +487,14 @@ cdef Outcome conclude_across(int sum_of, bint scaled, const Shift* s, Py_ssize_t
         sum.chain[part % 4] = wide_add(sum.chain[part % 4], tile.weights[part * COLS + c])
     weights = wide_sum_end(sum)
     if sum_of == SOFTMAX:
-        return outcome_of(SOFTMAX, s, scaled, n, weights, weights, ties, enough)
+        return outcome_of(SOFTMAX, s, scaled, n, weights, weights, real_count(ties), enough)
     if sum_of == ENTROPY:
         for part in range(WIDTH):
             moments.chain[part % 4] = wide_add(moments.chain[part % 4], tile.moments[part * COLS + c])
-        return outcome_of(ENTROPY, s, True, n, weights, wide_sum_end(moments), ties, enough)
+        return outcome_of(ENTROPY, s, True, n, weights, wide_sum_end(moments), real_count(ties), enough)
     if sum_of == OTHERS:
-        return outcome_of(OTHERS, s, scaled, n, weights, weights, ties, enough)
-    return outcome_of(LOGSUMEXP, s, scaled, n, weights, weights, ties, enough)
+        return outcome_of(OTHERS, s, scaled, n, weights, weights, real_count(ties), enough)
+    return outcome_of(LOGSUMEXP, s, scaled, n, weights, weights, real_count(ties), enough)
 
 cdef inline Shift shift_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, bint scaled,
                                vreal top) noexcept nogil:
@@ -529,12 +541,13 @@ cdef void write_scalars(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t
 cdef void sums_across(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Shift* s,
                       bint keep, real* kept, Across* tile, Outcome* outcome, vmask* enough) noexcept nogil:
     """Rows longer than a block."""
-    cdef vreal[COLS] ties, top
+    cdef vcount[COLS] ties
+    cdef vreal[COLS] top
     cdef Py_ssize_t b, j, k, count
     cdef real* x
     cdef int c
     for c in range(COLS):
-        ties[c] = fill(0)
+        ties[c] = no_count()
         top[c] = s[c].top
     for k in range(WIDTH * COLS):
         tile.weights[k] = wide_zero()
@@ -585,7 +598,8 @@ cdef inline void better_outcomes(const vmask* enough, const Outcome* exact, Outc
 cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Work* work) noexcept nogil:
     """The rows in columns i to i + width."""
     cdef bint keep = rows.n * WIDTH <= KEEP
-    cdef vreal[COLS] top, ties
+    cdef vreal[COLS] top
+    cdef vcount[COLS] ties
     cdef Shift[COLS] s
     cdef Outcome[COLS] outcome, exact
     cdef vmask[COLS] enough, enough_
@@ -594,7 +608,7 @@ cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t w
     cdef int c, sum_of
     for c in range(COLS):
         top[c] = fill(-INFINITY)
-        ties[c] = fill(0)
+        ties[c] = no_count()
     for b in range(steps(rows.n, BLOCK)):
         j = b * BLOCK
         count = min(rows.n - j, <Py_ssize_t>BLOCK)
@@ -672,7 +686,7 @@ cdef void narrow_exact(const Shift* s, Py_ssize_t n, real* tile, const vmask* en
     cdef Narrow sums
     cdef Outcome[COLS] exact
     cdef vmask[COLS] enough_
-    narrow_sums(LOGSUMEXP, False, s, n, tile, &sums)
+    narrow_sums(LOGSUMEXP, False, True, s, n, tile, &sums)
     narrow_outcomes(LOGSUMEXP, False, s, n, &sums, exact, enough_)
     better_outcomes(enough, exact, outcome)
 
@@ -700,8 +714,10 @@ cdef inline void narrow_tiles(int result, const Rows* rows, Py_ssize_t first_til
     cdef Py_ssize_t t
     cdef int c
     for t in range(first_tile, end + 1):
-        if is_filled:
-            narrow_sums(sum_of, False, s, rows.n, tile, &sums)
+        if is_filled and any_center(s):
+            narrow_sums(sum_of, False, True, s, rows.n, tile, &sums)
+        elif is_filled:
+            narrow_sums(sum_of, False, False, s, rows.n, tile, &sums)
         fills = False
         if t < end:
             next_place = place_of(rows, t)

@@ -43,6 +43,19 @@ cdef inline const elem* full_group(const elem* x, Py_ssize_t count, Py_ssize_t b
             group[k] = x[k]
     return group
 
+# NumPy's arrays start anywhere in a cache line, and a register across two lines takes twice the time. So what may begin
+# where it likes begins at a whole register, and the weights are kept as far from one as the results will be.
+cdef enum:
+    ALIGNED = 8 * LANES     # elements from which that is worth a register more
+
+cdef inline Py_ssize_t to_register(const elem* x) noexcept nogil:
+    """How many elements stand before the next whole register."""
+    return (-(<Py_ssize_t>(<size_t>x // sizeof(elem)))) & (LANES - 1)
+
+cdef inline real* beside(const elem* y, real* kept) noexcept nogil:
+    """Where in `kept`, which has room for a register more, the weights go whose results go to y."""
+    return kept + ((-(<Py_ssize_t>(<size_t>kept // sizeof(real))) - to_register(y)) & (LANES - 1))
+
 cdef inline real largest(const elem* x, Py_ssize_t count) noexcept nogil:
     """NaN is passed over: it is found by its weight."""
     cdef vreal[4] top
@@ -51,6 +64,9 @@ cdef inline real largest(const elem* x, Py_ssize_t count) noexcept nogil:
     cdef int a
     for a in range(4):
         top[a] = fill(-INFINITY)
+    if count >= ALIGNED:
+        top[0] = vmax(load_elem(x), top[0])
+        k = to_register(x)
     while k + 4 * LANES <= count:
         for a in range(4):
             top[a] = vmax(load_elem(x + k + a * LANES), top[a])
@@ -77,78 +93,94 @@ cdef inline void prefetch_group(const elem* at) noexcept nogil:
     for a in range(GROUP * <int>sizeof(elem) // 64):
         prefetch(<const char*>at + 64 * a)
 
-cdef inline void weigh(int result, const Shift* shift, bint scaled, const elem* x, Py_ssize_t count, Py_ssize_t n,
-                       real* kept, const Soon* soon, Sums* sums) noexcept nogil:
-    """Adds a chunk of a row of n elements to `sums`; keeps the weights if they are the result. soon: may be NULL."""
-    cdef vreal[COLS] total, lost, ties
+# A chunk's running sums, and what a row of one group has instead.
+cdef struct Running:
+    vreal[COLS] total, lost
+    vcount[COLS] ties
+    real[WIDTH] few_p, few_f
+
+cdef inline void weigh_group(int result, const Shift* s, bint scaled, bint centered, const elem* group, Py_ssize_t n,
+                             real* kept, Running* running, Sums* sums) noexcept nogil:
     cdef vreal[4] e, p, f
     cdef vreal moment
+    cdef int a, v
+    for v in range(rolled(COLS)):
+        for a in range(4):
+            e[a] = load_elem(group + (a * COLS + v) * LANES)
+        weigh4(e, s, False, scaled, centered, p, f)
+        if result == SOFTMAX:
+            for a in range(4):
+                store(kept + (a * COLS + v) * LANES, fma_(p[a], f[a], f[a]))
+        else:
+            for a in range(4):
+                leave_out(result, s, e[a], &f[a], &running.ties[v])
+        if result == ENTROPY:
+            moment = fill(0)
+            for a in range(4):
+                moment = fma_(fma_(p[a], f[a], f[a]), score_below_top(s, e[a], scaled), moment)
+            sums.moments[v] = wide_add(sums.moments[v], wide_of(moment, fill(0)))
+        if n <= WIDTH:
+            store(running.few_p + v * LANES, p[0])
+            store(running.few_f + v * LANES, f[0])
+        elif n <= GROUP:
+            sums.weights[v] = sum_of_group(p, f)
+        else:
+            add_weights(result, &running.total[v], &running.lost[v], p, f)
+
+cdef inline void weigh(int result, const Shift* shift, bint scaled, bint centered, const elem* x, Py_ssize_t count,
+                       Py_ssize_t n, real* kept, const Soon* soon, Sums* sums) noexcept nogil:
+    """Adds a chunk of a row of n elements to `sums`; keeps the weights if they are the result. soon: may be NULL."""
+    cdef Running running
     cdef Shift s = shift[0]
-    cdef real[WIDTH] few_p, few_f
     cdef elem[LANES + GROUP] buffer
     cdef const elem* group
-    cdef Py_ssize_t g, k
-    cdef int a, v
+    cdef Py_ssize_t k = 0
+    cdef int v
     for v in range(COLS):
-        total[v] = start_of(result)
-        lost[v] = fill(0)
-        ties[v] = fill(0)
-    for g in range(steps(count, GROUP)):
-        k = g * GROUP
+        running.total[v] = start_of(result)
+        running.lost[v] = fill(0)
+        running.ties[v] = no_count()
+    if n > GROUP:
+        while k + GROUP <= count:
+            if soon != NULL:
+                prefetch_group(soon.x + k)
+                prefetch_group(soon.y + k)
+            weigh_group(result, &s, scaled, centered, x + k, GROUP + 1, kept + k, &running, sums)   # any n above GROUP
+            k += GROUP
+    if k < count:
         group = x + k
         if count - k < GROUP:
             group = full_group(group, count - k, k, buffer)
-        elif soon != NULL:
-            prefetch_group(soon.x + k)
-            prefetch_group(soon.y + k)
-        for v in range(COLS):
-            for a in range(4):
-                e[a] = load_elem(group + (a * COLS + v) * LANES)
-            weigh4(e, &s, False, scaled, p, f)
-            if result == SOFTMAX:
-                for a in range(4):
-                    store(kept + k + (a * COLS + v) * LANES, fma_(p[a], f[a], f[a]))
-            else:
-                for a in range(4):
-                    leave_out(result, &s, e[a], &f[a], &ties[v])
-            if result == ENTROPY:
-                moment = fill(0)
-                for a in range(4):
-                    moment = fma_(fma_(p[a], f[a], f[a]), score_below_top(&s, e[a], scaled), moment)
-                sums.moments[v] = wide_add(sums.moments[v], wide_of(moment, fill(0)))
-            if n <= WIDTH:
-                store(few_p + v * LANES, p[0])
-                store(few_f + v * LANES, f[0])
-            elif n <= GROUP:
-                sums.weights[v] = sum_of_group(p, f)
-            else:
-                add_weights(result, &total[v], &lost[v], p, f)
+        weigh_group(result, &s, scaled, centered, group, n, kept + k, &running, sums)
     if n <= WIDTH:
-        sums.weights[0] = sum_of_few(result, few_p, few_f, count)
+        sums.few = sum_of_few(result, running.few_p, running.few_f, count)
     for v in range(COLS):
-        sums.ties[v] = sums.ties[v] + ties[v]
-        if not (n <= GROUP):
-            sums.weights[v] = wide_add(sums.weights[v], wide_of(total[v] - start_of(result), lost[v]))
+        sums.ties[v] = sums.ties[v] + real_count(running.ties[v])
+        if n > GROUP:
+            sums.weights[v] = wide_add(sums.weights[v], wide_of(running.total[v] - start_of(result), running.lost[v]))
 
 cdef void weigh_chunk(int result, bint scaled, const Shift* s, const elem* x, Py_ssize_t count, Py_ssize_t n,
                       real* kept, Sums* sums) noexcept nogil:
     # one call for each of the cases, so that the compiler makes each its own loop
-    if result == SOFTMAX:
-        if scaled:
-            weigh(SOFTMAX, s, True, x, count, n, kept, NULL, sums)
-        else:
-            weigh(SOFTMAX, s, False, x, count, n, kept, NULL, sums)
-    elif result == ENTROPY:
-        weigh(ENTROPY, s, True, x, count, n, kept, NULL, sums)
+    cdef bint centered = first(s.center) != 0
+    if result == ENTROPY:
+        weigh(ENTROPY, s, True, True, x, count, n, kept, NULL, sums)
+    elif result == SOFTMAX and scaled:
+        weigh(SOFTMAX, s, True, True, x, count, n, kept, NULL, sums)
+    elif result == SOFTMAX and centered:
+        weigh(SOFTMAX, s, False, True, x, count, n, kept, NULL, sums)
+    elif result == SOFTMAX:
+        weigh(SOFTMAX, s, False, False, x, count, n, kept, NULL, sums)
+    elif result == OTHERS and scaled:
+        weigh(OTHERS, s, True, True, x, count, n, kept, NULL, sums)
+    elif result == OTHERS and centered:
+        weigh(OTHERS, s, False, True, x, count, n, kept, NULL, sums)
     elif result == OTHERS:
-        if scaled:
-            weigh(OTHERS, s, True, x, count, n, kept, NULL, sums)
-        else:
-            weigh(OTHERS, s, False, x, count, n, kept, NULL, sums)
+        weigh(OTHERS, s, False, False, x, count, n, kept, NULL, sums)
     elif scaled:
-        weigh(LOGSUMEXP, s, True, x, count, n, kept, NULL, sums)
+        weigh(LOGSUMEXP, s, True, True, x, count, n, kept, NULL, sums)
     else:
-        weigh(LOGSUMEXP, s, False, x, count, n, kept, NULL, sums)
+        weigh(LOGSUMEXP, s, False, True, x, count, n, kept, NULL, sums)
 
 # Past the caches go whole cache lines, WIDTH reals each. A line that is written partly this way and partly through the
 # caches takes as long as ten.
@@ -207,12 +239,13 @@ cdef inline void finish(int result, const Shift* shift, const Outcome* outcome_,
     cdef Shift s = shift[0]
     cdef Outcome outcome = outcome_[0]
     cdef Py_ssize_t k = 0, last = count - LANES
-    cdef vreal end
+    cdef vreal begin, end
     cdef int a
     if stride != 1 or count < LANES:
         finish_few(result, &s, &outcome, scaled, kept, x, y, stride, 0, count)
         return
-    end = source(result, kept, x, last)         # overlaps what is before it, so it is read first: y may be x
+    begin = source(result, kept, x, 0)          # both overlap what is between, so they are read first: y may be x
+    end = source(result, kept, x, last)
     if streamed and count >= 2 * WIDTH:
         k = to_line(y)
         finish_few(result, &s, &outcome, scaled, kept, x, y, 1, 0, k)
@@ -228,6 +261,8 @@ cdef inline void finish(int result, const Shift* shift, const Outcome* outcome_,
             k += LANES
         finish_few(result, &s, &outcome, scaled, kept, x, y, 1, k, count)
         return
+    if count >= ALIGNED:
+        k = to_register(y)
     while k + 4 * LANES <= count:
         for a in range(4):
             store_elem(y + k + a * LANES, result_of(
@@ -237,6 +272,8 @@ cdef inline void finish(int result, const Shift* shift, const Outcome* outcome_,
         store_elem(y + k, result_of(result, &s, &outcome, scaled, source(result, kept, x, k)))
         k += LANES
     store_elem(y + last, result_of(result, &s, &outcome, scaled, end))
+    if count >= ALIGNED:
+        store_elem(y, result_of(result, &s, &outcome, scaled, begin))
 
 cdef void finish_chunk(int result, bint scaled, const Shift* s, const Outcome* outcome, const real* kept,
                        const elem* x, elem* y, Py_ssize_t stride, Py_ssize_t count, bint streamed) noexcept nogil:
@@ -286,26 +323,32 @@ cdef inline int first_sum(const Rows* rows) noexcept nogil:
     """What is summed first."""
     return rows.result if rows.result == SOFTMAX or rows.result == ENTROPY else OTHERS
 
+cdef inline Outcome outcome_along(int sum_of, const Rows* rows, Py_ssize_t n, bint scaled, const Shift* s,
+                                  const Sums* sums, vreal ties, vmask* enough) noexcept nogil:
+    cdef vwide moments = wide_total(sums.moments) if sum_of == ENTROPY else wide_zero()
+    if n <= WIDTH:
+        return outcome_of_few(sum_of, s, scaled, rows.n, sums.few, moments, ties, enough)
+    return outcome_of(sum_of, s, scaled, rows.n, wide_total(sums.weights), moments, ties, enough)
+
 cdef bint conclude(int sum_of, const Rows* rows, Py_ssize_t n, const Shift* s, Sums* sums,
                    Outcome* outcome) noexcept nogil:
     """The outcome, and whether it is exact enough; if not, LOGSUMEXP is to be summed."""
-    cdef vwide weights = sums.weights[0] if n <= WIDTH else wide_total(sums.weights)
     cdef vreal ties = sums.ties[0]
     cdef vmask enough
     cdef int v
     if sum_of == SOFTMAX:
-        outcome[0] = outcome_of(SOFTMAX, s, rows.scaled, rows.n, weights, weights, ties, &enough)
+        outcome[0] = outcome_along(SOFTMAX, rows, n, rows.scaled, s, sums, ties, &enough)
         return True
     for v in range(1, COLS):
         ties = ties + sums.ties[v]
     ties = hsum(ties)
     if sum_of == OTHERS:
-        outcome[0] = outcome_of(OTHERS, s, rows.scaled, n, weights, weights, ties, &enough)
+        outcome[0] = outcome_along(OTHERS, rows, n, rows.scaled, s, sums, ties, &enough)
         return first(keep_where(enough, fill(1))) != 0
     if sum_of == ENTROPY:
-        outcome[0] = outcome_of(ENTROPY, s, True, n, weights, wide_total(sums.moments), ties, &enough)
+        outcome[0] = outcome_along(ENTROPY, rows, n, True, s, sums, ties, &enough)
     else:
-        outcome[0] = outcome_of(LOGSUMEXP, s, rows.scaled, n, weights, weights, ties, &enough)
+        outcome[0] = outcome_along(LOGSUMEXP, rows, n, rows.scaled, s, sums, ties, &enough)
     return True
 
 # Rows that hold no finite maximum, or a NaN beside hidden elements: whatever the result, it is made of these.
@@ -366,12 +409,11 @@ cdef real top_of_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Work* w
 cdef void sum_row(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t n, const Shift* s,
                   const Work* work, Sums* sums) noexcept nogil:
     cdef Py_ssize_t chunk, start
-    cdef real* kept
+    cdef real* kept = beside(rows.y + o * rows.y_outer + i * rows.y_inner, work.kept)
     clear(sums)
     for chunk in range(steps(n, CHUNK)):
         start = chunk * CHUNK
-        kept = work.kept + start if n <= KEEP else work.kept
-        sum_chunk(sum_of, rows, o, i, start, min(n - start, CHUNK), s, kept, work, sums)
+        sum_chunk(sum_of, rows, o, i, start, min(n - start, CHUNK), s, kept + start if n <= KEEP else kept, work, sums)
 
 cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_row, const Work* work) noexcept nogil:
     """Row r, whose largest element is `top`. Returns that of next_row: finding it here, before the results of row r
@@ -381,7 +423,7 @@ cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_ro
     cdef int sum_of
     cdef bint keep = n <= KEEP
     cdef real next_top = -INFINITY
-    cdef real* kept
+    cdef real* kept = beside(rows.y + o * rows.y_outer + i * rows.y_inner, work.kept)
     cdef Shift s
     cdef Sums sums
     cdef Outcome outcome
@@ -401,8 +443,7 @@ cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_ro
         return next_top
     for chunk in range(steps(n, CHUNK)):
         start = chunk * CHUNK
-        kept = work.kept + start if keep else work.kept
-        write_chunk(rows, o, i, start, min(n - start, CHUNK), &s, &outcome, kept, keep, work)
+        write_chunk(rows, o, i, start, min(n - start, CHUNK), &s, &outcome, kept + start if keep else kept, keep, work)
     return next_top
 
 # The usual case: contiguous rows of one chunk, neither masked nor scaled. The same as row_along, in one piece: what is
@@ -420,6 +461,7 @@ cdef inline void plain_rows(int result, const Rows* rows, Py_ssize_t first_row, 
     cdef const elem* next_x = x
     cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner
     cdef elem* next_y = y
+    cdef real* kept
     cdef real top = largest(x, n), next_top
     cdef vreal ties
     cdef vmask enough
@@ -442,19 +484,23 @@ cdef inline void plain_rows(int result, const Rows* rows, Py_ssize_t first_row, 
             no_temperature(&s)
             set_top(&s, fill(top))
             clear(&sums)
-            weigh(sum_of, &s, False, x, n, n, work.kept, &soon, &sums)
+            kept = beside(y, work.kept)
+            if first(s.center) == 0:
+                weigh(sum_of, &s, False, False, x, n, n, kept, &soon, &sums)
+            else:
+                weigh(sum_of, &s, False, True, x, n, n, kept, &soon, &sums)
             ties = sums.ties[0]
             for v in range(1, COLS):
                 ties = ties + sums.ties[v]
-            outcome = outcome_of(sum_of, &s, False, rows.n, sums.weights[0] if n <= WIDTH else wide_total(sums.weights),
-                                 sums.weights[0], hsum(ties) if sum_of == OTHERS else ties, &enough)
+            outcome = outcome_along(sum_of, rows, n, False, &s, &sums, hsum(ties) if sum_of == OTHERS else ties,
+                                    &enough)
             next_top = largest(next_x, next_n)
             if sum_of == OTHERS and first(keep_where(enough, fill(1))) == 0:
                 weigh_again(rows, r, &s, work, &outcome)
             if result == LOGSUMEXP:
                 y[0] = elem_of(first(outcome.hi + outcome.lo))
             else:
-                finish(result, &s, &outcome, False, work.kept, x, y, 1, n, rows.streamed)
+                finish(result, &s, &outcome, False, kept, x, y, 1, n, rows.streamed)
         else:
             next_top = largest(next_x, next_n)
             row_along(rows, r, top, r, work)

@@ -91,13 +91,17 @@ cdef inline void scores_of(const Shift* s, vreal x, bint scaled, vreal* score, v
         score[0] = x * s.factor
         score_lo[0] = product_error(x, s.factor, score[0]) + x * s.factor_lo
 
-cdef inline void weigh4(const vreal* x, const Shift* s, bint across, bint scaled, vreal* p, vreal* f) noexcept nogil:
-    """The weights f + p * f of four registers of x. Along a row there is one Shift; across, one a column."""
+cdef inline void weigh4(const vreal* x, const Shift* s, bint across, bint scaled, bint centered, vreal* p,
+                        vreal* f) noexcept nogil:
+    """The weights f + p * f of four registers of x. Along a row there is one Shift; across, one a column.
+
+    centered: whether a center may be other than zero; where all are zero, subtracting them is a twelfth of the work.
+    """
     cdef vreal[4] d, d_lo, magic
     cdef int a, c
     for a in range(4):
         c = a % COLS if across else 0
-        d[a] = vmax(s[c].limit, x[a] - s[c].center)
+        d[a] = vmax(s[c].limit, x[a] - s[c].center if centered else x[a])
         magic[a] = s[c].magic
     if scaled:
         for a in range(4):
@@ -138,34 +142,40 @@ cdef inline void add_weights(int result, vreal* total, vreal* lost, const vreal*
         add_exactly(result, total, lost, f[a])
     add_exactly(result, total, lost, fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0]))))
 
-cdef inline void leave_out(int result, const Shift* s, vreal x, vreal* f, vreal* ties) noexcept nogil:
+cdef inline void leave_out(int result, const Shift* s, vreal x, vreal* f, vcount* ties) noexcept nogil:
     """Leaves the largest elements out of a logarithm's sum, and counts them; those without weight too, but for OTHERS,
     in which they do no harm."""
+    cdef vmask tie = equal(x, s.top)
     if result == OTHERS:
-        f[0] = keep_where(less(x, s.top), f[0])
-        ties[0] = ties[0] + choose(less(x, s.top), fill(0), fill(1))
+        f[0] = leave_where(tie, f[0])
+        ties[0] = count_where(tie, ties[0])
     elif result != SOFTMAX:
         f[0] = keep_where(is_other(s, x), f[0])
-        ties[0] = ties[0] + keep_where(equal(x, s.top), fill(1))
+        ties[0] = count_where(tie, ties[0])
 
 cdef inline vwide sum_of_group(const vreal* p, const vreal* f) noexcept nogil:
     """The sum of a row that is one group."""
     cdef vreal pf = fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0])))
     return wide_add(wide_add(wide_of(f[0], f[1]), wide_of(f[2], f[3])), wide_of(pf, fill(0)))
 
-cdef inline vwide sum_of_few(int result, const real* p, const real* f, Py_ssize_t n) noexcept nogil:
-    """The sum of a row of at most WIDTH elements, in every lane: that of narrow_sums. Up to the next multiple of four,
-    elements that weigh nothing follow."""
-    cdef vreal total = start_of(result), lost = fill(0)
+# The sum of a row of at most WIDTH elements, whose lost part is small beside it.
+cdef struct Few:
+    vreal total, lost
+
+cdef inline Few sum_of_few(int result, const real* p, const real* f, Py_ssize_t n) noexcept nogil:
+    """In every lane; as narrow_sums has it. Up to the next multiple of four, elements that weigh nothing follow."""
+    cdef Few few
     cdef vreal[4] p_, f_
     cdef Py_ssize_t turn
     cdef int k
+    few.total, few.lost = start_of(result), fill(0)
     for turn in range(steps(n, 4)):
         for k in range(4):
             p_[k] = fill(p[4 * turn + k])
             f_[k] = fill(f[4 * turn + k])
-        add_weights(result, &total, &lost, p_, f_)
-    return wide_of(total - start_of(result), lost)
+        add_weights(result, &few.total, &few.lost, p_, f_)
+    few.total = few.total - start_of(result)
+    return few
 
 cdef inline vreal score_below_top(const Shift* s, vreal x, bint scaled) noexcept nogil:
     cdef vreal score, score_lo, top, top_lo
@@ -178,6 +188,7 @@ cdef struct Sums:
     vwide[COLS] weights
     vwide[COLS] moments     # weight * (score - top), for the entropy
     vreal[COLS] ties        # how many elements are as large as the largest: see leave_out
+    Few few                 # instead of weights, for a row of at most WIDTH elements
 
 cdef inline void clear(Sums* sums) noexcept nogil:
     cdef int v
@@ -191,7 +202,7 @@ cdef inline vwide weight_of_top(const Shift* s, bint scaled, vreal* rounded) noe
     cdef int a
     for a in range(4):
         x[a] = s.top
-    weigh4(x, s, False, scaled, p, f)
+    weigh4(x, s, False, scaled, True, p, f)
     rounded[0] = fma_(p[0], f[0], f[0])
     return wide_of(f[0], p[0] * f[0])
 
@@ -208,6 +219,20 @@ cdef inline Outcome logarithm_of(const Shift* s, bint scaled, vwide others) noex
     wide_split_sum(score, score_lo, wide_log1p(others), &outcome.hi, &outcome.lo)
     return outcome
 
+cdef inline Outcome outcome_of_few(int result, const Shift* s, bint scaled, Py_ssize_t n, Few few, vwide moments,
+                                   vreal ties, vmask* enough) noexcept nogil:
+    """outcome_of for rows of at most WIDTH elements."""
+    cdef Outcome outcome
+    cdef vreal rounded
+    if result != SOFTMAX:
+        return outcome_of(result, s, scaled, n, wide_of(few.total, few.lost), moments, ties, enough)
+    enough[0] = equal(fill(0), fill(0))
+    if n == 1:                                  # divided by itself as it was rounded, so that it is 1, or NaN
+        weight_of_top(s, scaled, &rounded)
+        few.total, few.lost = rounded + (few.total - few.total), fill(0)
+    reciprocal(few.total, few.lost, &outcome.hi, &outcome.lo)
+    return outcome
+
 cdef inline Outcome outcome_of(int result, const Shift* s, bint scaled, Py_ssize_t n, vwide weights, vwide moments,
                                vreal ties, vmask* enough) noexcept nogil:
     """`weights`, `moments` and `ties` are the whole row's, in every lane that has this row. enough: where OTHERS is."""
@@ -216,9 +241,6 @@ cdef inline Outcome outcome_of(int result, const Shift* s, bint scaled, Py_ssize
     cdef vreal zero = fill(0), hi, lo
     enough[0] = equal(zero, zero)
     if result == SOFTMAX:
-        if n == 1:                              # divided by itself as it was rounded, so that it is 1, or NaN
-            weight_of_top(s, scaled, &hi)
-            weights = wide_add(wide_of(hi, zero), wide_subtract(weights, weights))
         wide_split(wide_divide(wide_of(fill(1), zero), weights), &outcome.hi, &outcome.lo)
         return outcome
     of_top = weight_of_top(s, scaled, &hi)

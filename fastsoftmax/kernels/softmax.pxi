@@ -38,7 +38,9 @@ cdef struct LongRow:
 cdef inline void long_row_chunk(int phase, const Rows* rows, const LongRow* row, Py_ssize_t chunk,
                                 const Work* work) noexcept nogil:
     cdef Py_ssize_t start = chunk * CHUNK, count = min(row.n - start, CHUNK)
-    cdef real* kept = work.kept + start if row.keep else work.kept
+    cdef real* kept = beside(rows.y + row.o * rows.y_outer + row.i * rows.y_inner, work.kept)
+    if row.keep:
+        kept += start
     if phase == 1:
         row.tops[chunk] = top_of_chunk(rows, row.o, row.i, start, count, work)
     elif phase == 2:

@@ -93,6 +93,15 @@ WORD vreal hsum(vreal a)
     return fill(sum);
 }
 
+/* n, but the compiler does not know it: for a loop that is better left as it is. */
+WORD int rolled(int n)
+{
+#if defined __GNUC__
+    __asm__("" : "+r"(n));
+#endif
+    return n;
+}
+
 /* The sum of two numbers, and what its rounding lost (Knuth). */
 WORD vreal sum_error(vreal a, vreal b, vreal sum)
 {
@@ -102,5 +111,13 @@ WORD vreal sum_error(vreal a, vreal b, vreal sum)
 
 /* The same where a is known to be the larger of the two, or zero (Dekker). */
 WORD vreal fast_sum_error(vreal a, vreal b, vreal sum) { return b - (sum - a); }
+
+/* 1 / (a + b) as the sum of two reals, to nearly twice a real's digits; b is small beside a. */
+WORD void reciprocal(vreal a, vreal b, vreal *hi, vreal *lo)
+{
+    const vreal sum = a + b, q = fill(1) / sum, product = q * sum;
+    *hi = q;
+    *lo = (((fill(1) - product) - product_error(q, sum, product)) - q * fast_sum_error(a, b, sum)) * q;
+}
 
 #endif

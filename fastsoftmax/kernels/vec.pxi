@@ -5,6 +5,7 @@ cdef extern from "vec.h" nogil:
     ctypedef float real
     ctypedef float vreal
     ctypedef int vmask
+    ctypedef int vcount
     ctypedef struct vwide:
         pass
     ctypedef struct fp_state:
@@ -19,6 +20,7 @@ cdef extern from "vec.h" nogil:
     void stream(real*, vreal) noexcept
     void stream_end() noexcept
     void prefetch(const void*) noexcept
+    int rolled(int) noexcept
     vreal load_elem(const elem*) noexcept
     void store_elem(elem*, vreal) noexcept
     real real_of(const elem*) noexcept
@@ -30,6 +32,10 @@ cdef extern from "vec.h" nogil:
     vmask both(vmask, vmask) noexcept
     vreal choose(vmask, vreal, vreal) noexcept
     vreal keep_where(vmask, vreal) noexcept
+    vreal leave_where(vmask, vreal) noexcept
+    vcount no_count() noexcept
+    vcount count_where(vmask, vcount) noexcept
+    vreal real_count(vcount) noexcept
 
     vreal vmax(vreal, vreal) noexcept           # the second where either is NaN
     vreal vabs(vreal) noexcept
@@ -38,6 +44,7 @@ cdef extern from "vec.h" nogil:
     vreal scale(vreal, vreal, vreal) noexcept   # a * (hi + lo)
     vreal sum_error(vreal, vreal, vreal) noexcept
     vreal fast_sum_error(vreal, vreal, vreal) noexcept
+    void reciprocal(vreal, vreal, vreal*, vreal*) noexcept
     real hmax(vreal) noexcept
     vreal hsum(vreal) noexcept
     real first(vreal) noexcept

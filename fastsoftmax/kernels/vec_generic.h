@@ -29,8 +29,14 @@ WORD vmask equal(vreal a, vreal b) { return a == b; }
 WORD vmask less_bits(vint a, vint b) { return a < b; }
 WORD vmask both(vmask a, vmask b) { return a & b; }
 WORD vreal keep_where(vmask m, vreal a) { return m ? a : 0; }
+WORD vreal leave_where(vmask m, vreal a) { return m ? 0 : a; }
 WORD vint choose_bits(vmask m, vint a, vint b) { return m ? a : b; }
 WORD vreal choose(vmask m, vreal a, vreal b) { return m ? a : b; }
+
+typedef ireal vcount;
+WORD vcount no_count(void) { return 0; }
+WORD vcount count_where(vmask m, vcount a) { return a + m; }
+WORD vreal real_count(vcount a) { return (vreal)a; }
 
 WORD vreal fma_(vreal a, vreal b, vreal c) { return a * b + c; }
 WORD vreal fnma(vreal a, vreal b, vreal c) { return c - a * b; }

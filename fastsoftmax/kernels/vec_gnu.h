@@ -26,8 +26,14 @@ WORD vmask equal(vreal a, vreal b) { return a == b; }
 WORD vmask less_bits(vint a, vint b) { return a < b; }
 WORD vmask both(vmask a, vmask b) { return a & b; }
 WORD vreal keep_where(vmask m, vreal a) { return (vreal)(m & (vint)a); }      /* a or zero */
+WORD vreal leave_where(vmask m, vreal a) { return (vreal)(~m & (vint)a); }    /* zero or a */
 WORD vint choose_bits(vmask m, vint a, vint b) { return (m & a) | (~m & b); }
 WORD vreal choose(vmask m, vreal a, vreal b) { return (vreal)choose_bits(m, (vint)a, (vint)b); }
+
+typedef vint vcount;                        /* how often something was true, a lane */
+WORD vcount no_count(void) { return (vint){0}; }
+WORD vcount count_where(vmask m, vcount a) { return a - m; }
+WORD vreal real_count(vcount a) { return __builtin_convertvector(a, vreal); }
 
 #if LANES == 2
 #define LANE_NUMBERS {0, 1}
