@@ -40,10 +40,54 @@ cdef extern from *:
     }
     /* libgomp's threads do not live on in a forked child, but its record of them does, and a parallel region there
        would wait for them forever. So the forking thread's idle team is dismissed before every fork; parent
-       and child each make a new one when they next need it. */
-    static void dismiss_team(void) { if (!omp_in_parallel()) omp_pause_resource_all(omp_pause_hard); }
+       and child each make a new one when they next need it. Nobody did so for the main thread of a process where
+       `inherited` is true: its team, if it has one, cannot even be dismissed. */
+    static int inherited = 0;
+    #if defined(__linux__)
+    #include <link.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    static int on_main_thread(void) { return getpid() == (pid_t)syscall(SYS_gettid); }
+    typedef struct { int count, runtime, own; } LoadOrder;
+    static int holds(const struct dl_phdr_info *object, const void *address) {
+        for (int i = 0; i < object->dlpi_phnum; i++) {
+            const ElfW(Phdr) *part = &object->dlpi_phdr[i];
+            const char *start = (const char *)object->dlpi_addr + part->p_vaddr;
+            if (part->p_type == PT_LOAD && (const char *)address >= start
+                    && (const char *)address < start + part->p_memsz)
+                return 1;
+        }
+        return 0;
+    }
+    static int look_at(struct dl_phdr_info *object, size_t size, void *order_) {
+        LoadOrder *order = order_;
+        (void)size;
+        if (holds(object, (void *)&omp_get_max_threads))
+            order->runtime = order->count;
+        if (holds(object, &inherited))
+            order->own = order->count;
+        order->count++;
+        return 0;
+    }
+    /* Whether the runtime was loaded before this module, the first of ours: by another library that uses it. */
+    static int openmp_was_here(void) {
+        LoadOrder order = {0, 0, 0};
+        dl_iterate_phdr(look_at, &order);
+        return order.runtime < order.own;
+    }
+    #else
+    static int on_main_thread(void) { return 0; }
+    static int openmp_was_here(void) { return 0; }
+    #endif
+    static void dismiss_team(void) {
+        if (!omp_in_parallel() && !(inherited && on_main_thread()))
+            omp_pause_resource_all(omp_pause_hard);
+    }
     static int prepare_forks(void) { return pthread_atfork(dismiss_team, NULL, NULL); }
     #else
+    static int inherited = 0;
+    static int on_main_thread(void) { return 0; }
+    static int openmp_was_here(void) { return 0; }
     static const char *openmp_path(void) { return ""; }
     static int prepare_forks(void) { return 0; }
     #endif
@@ -62,6 +106,9 @@ cdef extern from *:
     bint supports_v4() nogil
     const char* openmp_path() nogil
     int prepare_forks() nogil
+    bint openmp_was_here() nogil
+    bint on_main_thread() nogil
+    bint inherited
 
 cdef extern from "kernels/guard.h" nogil:
     ctypedef long long int64_t
@@ -141,6 +188,25 @@ def learned(regions):
 def openmp():
     """Version (a date, yyyymm) and path of the OpenMP runtime in this process."""
     return {"version": OPENMP_VERSION, "path": openmp_path().decode()}
+
+
+def _was_forked():
+    """Whether this process is a forked child that has not started another program since. Linux tells, others do not."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[6]) & 0x40 != 0      # PF_FORKNOEXEC of linux/sched.h
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+# A parent that had not imported this package could not dismiss a team before the fork. Where another library shares the
+# runtime with us, the thread that lives on in the child may have a team of dead threads, and would wait for it forever.
+inherited = openmp_was_here() and _was_forked()
+
+
+def must_be_alone():
+    """Whether the calling thread may not start others."""
+    return inherited and on_main_thread()
 
 
 if prepare_forks() != 0:

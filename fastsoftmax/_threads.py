@@ -7,6 +7,8 @@ import os
 import threading
 from typing import Self, SupportsIndex
 
+from fastsoftmax import _cpu
+
 # Elements from which a second thread is worth its start; see bench/README.md for the measurement.
 PARALLEL = 1 << 16
 
@@ -186,11 +188,13 @@ class num_threads(contextlib.ContextDecorator):
 
 def why():
     """Where the number of threads comes from."""
+    if _cpu.must_be_alone():
+        return "1 here: forked from a process in which another library may have used the same OpenMP runtime"
     return "num_threads" if _local.numbers else _reason
 
 
 def threads_for(elements):
     """How many threads a call on so many elements should use."""
-    if elements < PARALLEL:
+    if elements < PARALLEL or _cpu.must_be_alone():
         return 1
     return max(1, min(get_num_threads(), elements // (PARALLEL // 2)))

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -123,6 +124,52 @@ def test_a_fork_in_a_thread_while_others_call(expected):
         finally:
             stop.set()
         assert all(c.result(60) for c in calling)
+
+
+@linux
+@pytest.mark.parametrize("imported", ["in the child", "in the parent"])
+def test_another_library_of_the_same_runtime(imported):
+    """A library that shares our OpenMP runtime has worked on several threads when the process forks. Its team is not
+    there in the child; whoever joins it hangs. A fork by another thread than the library's is no problem."""
+    program = """
+import ctypes, os, sys, threading
+if {early}:
+    import fastsoftmax
+runtime = ctypes.CDLL({path!r})
+def work():                             # a region of two threads whose body is a function of the runtime's
+    runtime.GOMP_parallel(runtime.omp_get_thread_num, None, 2, 0)
+work()
+def right():
+    import numpy as np, fastsoftmax
+    x = np.random.default_rng(0).normal(size=(300, 1000))
+    with fastsoftmax.num_threads(1):
+        expected = fastsoftmax.softmax(x, -1)
+    with fastsoftmax.num_threads(3):
+        return np.array_equal(fastsoftmax.softmax(x, -1), expected)
+def in_child(work):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if work() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+def in_thread(work):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join()
+    return found == [True]
+in_child(right)
+in_child(lambda: in_thread(right) and right() and in_thread(right))
+in_child(lambda: right() and in_child(lambda: right() and in_thread(right)) is None and right())
+assert right()
+work()
+"""
+    path = fastsoftmax.show_config("dicts")["openmp"]["path"]
+    if "gomp" not in path:
+        pytest.skip(f"the OpenMP runtime is another one than libgomp: {path!r}")
+    subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c",
+         program.format(early=imported == "in the parent", path=path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}, timeout=60, check=True)
 
 
 def _in_pool(k):
