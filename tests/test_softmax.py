@@ -1020,6 +1020,17 @@ def test_causal_rows_have_the_bits_of_what_they_see(kernel, shape, offset):
     assert_same_bits(causal_softmax(x, offset=offset, out=x), y)
 
 
+def test_causal_rows_of_few_among_many(kernel):
+    """Rows long enough to be shared by threads, of which the first see one element, two, ..."""
+    x = sample(kernel.dtype, (19, 40_000), 5)
+    expected = causal_softmax(np.ascontiguousarray(x[:, :19]))
+    for threads in (1, 5):
+        with fastsoftmax.num_threads(threads):
+            y = causal_softmax(x)
+        assert not np.any(y[:, 19:])
+        assert_same_bits(y[:, :19], expected)
+
+
 def test_causal_softmax_of_special_rows(kernel):
     x = np.zeros((3, 3), kernel.dtype)
     x[1, 0], x[2, 2] = NAN, INF

@@ -78,6 +78,7 @@ cdef int long_row_between(int phase, const Rows* rows, LongRow* row) noexcept no
         row.sum_of = first_sum(rows)
     elif phase == 2:
         clear(&sums)
+        sums.few = row.sums[0].few          # a causal row may see very few
         for task in range(tasks):
             for v in range(COLS):
                 sums.weights[v] = wide_add(sums.weights[v], row.sums[task].weights[v])
