@@ -28,6 +28,7 @@ cdef extern from *:
             && SUPPORTS("avx512dq") && SUPPORTS("avx512vl");
     }
 
+    #include <stdint.h>
     #if defined(_OPENMP)
     #include <omp.h>
     #endif
@@ -91,6 +92,54 @@ cdef extern from *:
     static const char *openmp_path(void) { return ""; }
     static int prepare_forks(void) { return 0; }
     #endif
+    #if defined(__linux__)
+    #include <fcntl.h>
+    #include <sched.h>
+    #include <stdlib.h>
+    #include <string.h>
+    #include <time.h>
+    #include <unistd.h>
+    /* ns that others than this process have had of the cores that this thread may use, and how many cores those are;
+       -1 where the system does not tell. From the lines of /proc/stat: cpu0 user nice system idle iowait irq softirq
+       steal ... in ticks; what a virtual machine's host took from it, steal, is taken too. */
+    static int64_t taken_now(int64_t *cores) {
+        char text[1 << 15], *line = text;
+        cpu_set_t ours;
+        struct timespec own;
+        long long ticks = 0, tick = sysconf(_SC_CLK_TCK);
+        int file = open("/proc/stat", O_RDONLY | O_CLOEXEC);
+        ssize_t length = file < 0 ? -1 : read(file, text, sizeof text - 1);
+        if (file >= 0)
+            close(file);
+        if (length <= 0 || tick <= 0 || sched_getaffinity(0, sizeof ours, &ours) != 0
+                || clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &own) != 0)
+            return -1;
+        text[length] = 0;
+        *cores = 0;
+        while ((line = strchr(line, 10)) != NULL && strncmp(++line, "cpu", 3) == 0) {
+            char *end;
+            long number = strtol(line + 3, &end, 10);
+            if (number < 0 || number >= CPU_SETSIZE || !CPU_ISSET(number, &ours))
+                continue;
+            for (int column = 0; column < 8; column++) {
+                long long value = strtoll(end, &end, 10);
+                if (column != 3 && column != 4)
+                    ticks += value;
+            }
+            ++*cores;
+        }
+        if (line == NULL || *cores != CPU_COUNT(&ours))         /* cut off, or some are not listed */
+            return -1;
+        ticks = ticks * (1000000000 / tick) - (own.tv_sec * 1000000000LL + own.tv_nsec);
+        return ticks < 0 ? 0 : ticks;
+    }
+    #define TAKEN_NOW taken_now
+    #else
+    #define TAKEN_NOW NULL
+    #endif
+    static int64_t test_taken, test_cores;
+    static int64_t taken_in_test(int64_t *cores) { *cores = test_cores; return test_taken; }
+
     #if defined(_OPENMP)
     #define OPENMP_VERSION _OPENMP
     #else
@@ -113,12 +162,19 @@ cdef extern from *:
 cdef extern from "kernels/guard.h" nogil:
     ctypedef long long int64_t
     ctypedef struct Guard:
-        int64_t alone, factor, credit, regions, losses
+        int64_t alone, factor, credit, regions, losses, since, taken
+        int64_t (*taken_now)(int64_t* cores)
     ctypedef struct Region:
         int64_t start, first, last, own, all
     int64_t region_loss(const Region*, int64_t)
     void guard_learn(Guard*, int64_t)
+    bint guard_goes_on(Guard*, int64_t threads, int64_t now)
     const int64_t GUARD_FIRST
+
+cdef extern from *:
+    int64_t (*TAKEN_NOW)(int64_t*)
+    int64_t taken_in_test(int64_t*)
+    int64_t test_taken, test_cores
 
 cdef extern from "<fenv.h>" nogil:
     ctypedef struct fenv_t:
@@ -155,7 +211,7 @@ cdef class usual_modes:
         fesetenv(&self.before)
 
 
-cdef Guard guard = Guard(0, GUARD_FIRST, 0, 0, 0)      # the process's: see kernels/guard.h
+cdef Guard guard = Guard(0, GUARD_FIRST, 0, 0, 0, 0, 0, TAKEN_NOW)         # the process's: see kernels/guard.h
 guard_address = <size_t>&guard
 
 
@@ -166,7 +222,7 @@ def guarded():
 
 def work_alone(int64_t nanoseconds):
     """For tests: callers compute alone for so long."""
-    guard.alone = nanoseconds
+    guard.alone, guard.since = nanoseconds, 0
 
 
 def learned(regions):
@@ -174,7 +230,7 @@ def learned(regions):
 
     Regions are (start, first, last, end, own, all), as in kernels/guard.h; between them callers do compute for so long.
     """
-    cdef Guard new = Guard(0, GUARD_FIRST, 0, 0, 0)
+    cdef Guard new = Guard(0, GUARD_FIRST, 0, 0, 0, 0, 0, NULL)
     cdef Region region
     found = []
     for start, first, last, end, own, all_ in regions:
@@ -183,6 +239,28 @@ def learned(regions):
         guard_learn(&new, region_loss(&region, end))
         found.append(new.alone)
     return found
+
+
+def goes_on(spell, threads, cores, taken_before, taken_now):
+    """For tests: nanoseconds that callers go on alone after a spell alone, in which other programs had the cores for
+    taken_now - taken_before nanoseconds."""
+    global test_taken, test_cores
+    cdef Guard new = Guard(0, GUARD_FIRST, 0, 0, 0, 1, taken_before, taken_in_test)
+    test_taken, test_cores = taken_now, cores
+    if guard_goes_on(&new, threads, 1 + spell):
+        assert new.since == 1 + spell and new.taken == taken_now
+        return new.alone
+    assert new.since == 0
+    return 0
+
+
+def taken():
+    """(ns that other programs have had of the cores that the calling thread may use, how many those are); (-1, ...)
+    where the system does not tell."""
+    cdef int64_t cores = 0
+    if guard.taken_now == NULL:
+        return -1, 0
+    return guard.taken_now(&cores), cores
 
 
 def openmp():

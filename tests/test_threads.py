@@ -404,6 +404,44 @@ def test_what_was_gained_is_set_against_a_loss():
     assert _cpu.learned([long_ago, region(most + 150, 50, 1, 2)]) == [0, 500]
 
 
+def test_no_attempt_while_others_have_the_cores():
+    second = 10**9
+
+    def goes_on(others, threads=2, cores=2, spell=second, before=7 * second):
+        return _cpu.goes_on(spell, threads, cores, before, before + int(others * spell)) / second
+
+    assert [goes_on(others) for others in (0, 0.4, 0.6, 1, 2)] == [0, 0, 1, 1, 1]
+    assert [goes_on(others, threads=3, cores=8) for others in (0, 5.4, 5.6, 8)] == [0, 0, 1, 1]
+    assert goes_on(0, threads=64) == 0          # more threads than cores: as many as there are
+    assert goes_on(1, spell=second // 10) == 0.1
+    assert goes_on(1, spell=second // 25) == 0  # too short a time to say
+    assert goes_on(1, spell=3600 * second) == 1     # at most a second, then the system is asked again
+    assert goes_on(-8) == 0                     # the system does not tell
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell here what other programs use")
+def test_what_other_programs_use_is_known():
+    """An endless loop on each of our cores takes what we leave; our own work is not counted."""
+    cores = sorted(os.sched_getaffinity(0))
+    loop = "import os; os.sched_setaffinity(0, {%d}); print(flush=True)\nwhile True: pass"
+    loops = [subprocess.Popen([sys.executable, "-c", loop % core], stdout=subprocess.PIPE) for core in cores]
+    try:
+        for other in loops:
+            other.stdout.readline()
+        before, known = _cpu.taken()
+        start, own = time.monotonic_ns(), time.process_time_ns()
+        while time.monotonic_ns() < start + 10**9:
+            pass
+        taken, spell, own = _cpu.taken()[0] - before, time.monotonic_ns() - start, time.process_time_ns() - own
+    finally:
+        for other in loops:
+            other.kill()
+            other.wait()
+    assert known == len(cores)
+    # every core was busy all the time, with them or with us; the account is in ticks
+    assert taken == pytest.approx(len(cores) * spell - own, abs=0.1 * len(cores) * spell)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be kept to one CPU here")
 def test_losses_are_noticed():
     """Two threads on one CPU must lose before long: the runtime counted CPUs when it was loaded, and spins."""

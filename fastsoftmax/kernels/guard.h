@@ -10,6 +10,9 @@
    What was gained before is set against a loss, up to CREDIT: one hiccup among thousands of calls is no reason to stop.
    The regions of a call count together: the maximum of a long row is too short to gain, its exponentials are not.
 
+   Before the next attempt the system is asked what other programs had of our cores since the loss, where it tells. While
+   that is more than half a core too much for so many threads, callers go on alone: an attempt would lose as much again.
+
    There is one Guard in a process, in _cpu.pyx, since the cores are the same for all kernels. Callers read and write it
    without a lock: words that are old or overwritten cost a little time, and results do not depend on it. Integers
    throughout: this runs in the caller's floating-point environment, where an addition may trap or leave a flag. */
@@ -22,6 +25,11 @@ typedef struct {
     int64_t factor;                     /* by which the next loss is multiplied */
     int64_t credit;                     /* ns gained of late, for losses to come */
     int64_t regions, losses;            /* how many there were: for tests */
+    int64_t since;                      /* ns, when callers began to compute alone; 0: they may try */
+    int64_t taken;                      /* ns of our cores that other programs had had by then */
+    /* ns that other programs have had of the cores that we may use, until now, and how many those are; below 0: who
+       knows. NULL likewise. */
+    int64_t (*taken_now)(int64_t *cores);
 } Guard;
 
 typedef struct {                        /* a call's parallel regions, one after the other */
@@ -36,15 +44,19 @@ typedef struct {                        /* a call's parallel regions, one after 
 #define GUARD_LARGEST 160
 #define GUARD_LONGEST 1000000000        /* ns */
 #define GUARD_CREDIT 4000000            /* ns */
+#define GUARD_KNOWN 50000000            /* ns from which the system's account, in ticks of 10 ms, is worth reading */
 
 #if defined(__GNUC__)
 #define GUARD_READ(word) __atomic_load_n(&(word), __ATOMIC_RELAXED)
 #define GUARD_WRITE(word, value) __atomic_store_n(&(word), (value), __ATOMIC_RELAXED)
 #define GUARD_ADD(word, value) ((void)__atomic_fetch_add(&(word), (value), __ATOMIC_RELAXED))
+#define GUARD_TAKE(word) __atomic_exchange_n(&(word), 0, __ATOMIC_RELAXED)
 #else
 #define GUARD_READ(word) (word)
 #define GUARD_WRITE(word, value) ((void)((word) = (value)))
 #define GUARD_ADD(word, value) ((void)((word) += (value)))
+#define GUARD_TAKE(word) guard_take(&(word))
+static inline int64_t guard_take(int64_t *word) { int64_t was = *word; *word = 0; return was; }
 #endif
 
 static inline int64_t guard_now(void) {
@@ -69,9 +81,29 @@ static inline int64_t region_loss(const Region *region, int64_t now) {
     return now - region->start - (region->last - region->first) * all / own;
 }
 
+static inline void guard_begin_alone(Guard *guard, int64_t alone, int64_t now, int64_t taken) {
+    GUARD_WRITE(guard->taken, taken);
+    GUARD_WRITE(guard->since, now);
+    GUARD_WRITE(guard->alone, alone);
+}
+
+/* Called where the time alone is over, by the first caller who comes: whether it had better go on, since other programs
+   have half a core or more of those that so many threads need. */
+static inline int guard_goes_on(Guard *guard, int64_t threads, int64_t now) {
+    int64_t since = GUARD_TAKE(guard->since), spell = now - since, cores = 0, taken, left;
+    if (since == 0 || spell < GUARD_KNOWN || guard->taken_now == 0)
+        return 0;
+    taken = guard->taken_now(&cores);
+    left = cores * spell - (taken - GUARD_READ(guard->taken));
+    if (taken < 0 || GUARD_READ(guard->taken) < 0 || 2 * left >= (2 * (threads < cores ? threads : cores) - 1) * spell)
+        return 0;
+    guard_begin_alone(guard, spell < GUARD_LONGEST ? spell : GUARD_LONGEST, now, taken);
+    return 1;
+}
+
 /* What a call, or a slice of it, lost in all its regions. */
 static inline void guard_learn(Guard *guard, int64_t loss) {
-    int64_t factor = GUARD_READ(guard->factor), credit = GUARD_READ(guard->credit) - loss, alone;
+    int64_t factor = GUARD_READ(guard->factor), credit = GUARD_READ(guard->credit) - loss, alone, cores;
     GUARD_WRITE(guard->credit, credit < 0 ? 0 : credit < GUARD_CREDIT ? credit : GUARD_CREDIT);
     if (loss <= 0)
         GUARD_WRITE(guard->factor, GUARD_FIRST);
@@ -83,5 +115,5 @@ static inline void guard_learn(Guard *guard, int64_t loss) {
     if (GUARD_READ(guard->alone) <= 0 && factor < GUARD_LARGEST)    /* of callers that lose at once, one counts */
         GUARD_WRITE(guard->factor, 2 * factor);
     if (alone > GUARD_READ(guard->alone))
-        GUARD_WRITE(guard->alone, alone);
+        guard_begin_alone(guard, alone, guard_now(), guard->taken_now ? guard->taken_now(&cores) : -1);
 }

@@ -12,7 +12,7 @@ from fastsoftmax import _cpu
 cdef extern from "guard.h" nogil:
     ctypedef long long int64_t
     ctypedef struct Guard:
-        int64_t alone, regions
+        int64_t alone, regions, since
     ctypedef struct Region:
         int threads, parallel
         int64_t start, first, last, own, all, regions, loss
@@ -21,6 +21,7 @@ cdef extern from "guard.h" nogil:
     void GUARD_ADD(int64_t, int64_t) noexcept
     int64_t region_loss(const Region*, int64_t) noexcept
     void guard_learn(Guard*, int64_t) noexcept
+    bint guard_goes_on(Guard*, int64_t, int64_t) noexcept
 
 cdef Guard* guard = <Guard*><size_t>_cpu.guard_address
 
@@ -32,7 +33,9 @@ cdef inline Region alone_at_first(int threads) noexcept nogil:
     return region
 
 cdef inline bint alone(const Region* region) noexcept nogil:
-    return region.threads == 1 or GUARD_READ(guard.alone) > 0
+    if region.threads == 1 or GUARD_READ(guard.alone) > 0:
+        return True
+    return GUARD_READ(guard.since) != 0 and guard_goes_on(guard, region.threads, guard_now())
 
 cdef inline void begin_region(Region* region) noexcept nogil:
     region.parallel = True
