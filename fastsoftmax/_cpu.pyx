@@ -162,7 +162,7 @@ cdef extern from *:
 cdef extern from "kernels/guard.h" nogil:
     ctypedef long long int64_t
     ctypedef struct Guard:
-        int64_t alone, factor, credit, regions, losses, since, taken
+        int64_t alone, factor, credit, regions, losses, since, granted, taken
         int64_t (*taken_now)(int64_t* cores)
     ctypedef struct Region:
         int64_t start, first, last, own, all
@@ -211,7 +211,7 @@ cdef class usual_modes:
         fesetenv(&self.before)
 
 
-cdef Guard guard = Guard(0, GUARD_FIRST, 0, 0, 0, 0, 0, TAKEN_NOW)         # the process's: see kernels/guard.h
+cdef Guard guard = Guard(0, GUARD_FIRST, 0, 0, 0, 0, 0, 0, TAKEN_NOW)      # the process's: see kernels/guard.h
 guard_address = <size_t>&guard
 
 
@@ -230,7 +230,7 @@ def learned(regions):
 
     Regions are (start, first, last, end, own, all), as in kernels/guard.h; between them callers do compute for so long.
     """
-    cdef Guard new = Guard(0, GUARD_FIRST, 0, 0, 0, 0, 0, NULL)
+    cdef Guard new = Guard(0, GUARD_FIRST, 0, 0, 0, 0, 0, 0, NULL)
     cdef Region region
     found = []
     for start, first, last, end, own, all_ in regions:
@@ -241,11 +241,11 @@ def learned(regions):
     return found
 
 
-def goes_on(spell, threads, cores, taken_before, taken_now):
-    """For tests: nanoseconds that callers go on alone after a spell alone, in which other programs had the cores for
-    taken_now - taken_before nanoseconds."""
+def goes_on(spell, granted, threads, cores, taken_before, taken_now):
+    """For tests: nanoseconds that callers go on alone after a spell in which they computed alone for `granted`, and
+    other programs had the cores for taken_now - taken_before nanoseconds."""
     global test_taken, test_cores
-    cdef Guard new = Guard(0, GUARD_FIRST, 0, 0, 0, 1, taken_before, taken_in_test)
+    cdef Guard new = Guard(0, GUARD_FIRST, 0, 0, 0, 1, granted, taken_before, taken_in_test)
     test_taken, test_cores = taken_now, cores
     if guard_goes_on(&new, threads, 1 + spell):
         assert new.since == 1 + spell and new.taken == taken_now

@@ -407,8 +407,9 @@ def test_what_was_gained_is_set_against_a_loss():
 def test_no_attempt_while_others_have_the_cores():
     second = 10**9
 
-    def goes_on(others, threads=2, cores=2, spell=second, before=7 * second):
-        return _cpu.goes_on(spell, threads, cores, before, before + int(others * spell)) / second
+    def goes_on(others, threads=2, cores=2, spell=second, elsewhere=0, before=7 * second):
+        granted = spell - int(elsewhere * spell)
+        return _cpu.goes_on(spell, granted, threads, cores, before, before + int(others * spell)) / second
 
     assert [goes_on(others) for others in (0, 0.4, 0.6, 1, 2)] == [0, 0, 1, 1, 1]
     assert [goes_on(others, threads=3, cores=8) for others in (0, 5.4, 5.6, 8)] == [0, 0, 1, 1]
@@ -417,6 +418,8 @@ def test_no_attempt_while_others_have_the_cores():
     assert goes_on(1, spell=second // 25) == 0  # too short a time to say
     assert goes_on(1, spell=3600 * second) == 1     # at most a second, then the system is asked again
     assert goes_on(-8) == 0                     # the system does not tell
+    # others had the cores while the caller did not want them: two programs that take turns
+    assert [goes_on(2, elsewhere=share) for share in (0.4, 0.6, 0.9)] == [1, 0, 0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell here what other programs use")

@@ -26,6 +26,7 @@ typedef struct {
     int64_t credit;                     /* ns gained of late, for losses to come */
     int64_t regions, losses;            /* how many there were: for tests */
     int64_t since;                      /* ns, when callers began to compute alone; 0: they may try */
+    int64_t granted;                    /* ns for which they then should */
     int64_t taken;                      /* ns of our cores that other programs had had by then */
     /* ns that other programs have had of the cores that we may use, until now, and how many those are; below 0: who
        knows. NULL likewise. */
@@ -84,14 +85,16 @@ static inline int64_t region_loss(const Region *region, int64_t now) {
 static inline void guard_begin_alone(Guard *guard, int64_t alone, int64_t now, int64_t taken) {
     GUARD_WRITE(guard->taken, taken);
     GUARD_WRITE(guard->since, now);
+    GUARD_WRITE(guard->granted, alone);
     GUARD_WRITE(guard->alone, alone);
 }
 
 /* Called where the time alone is over, by the first caller who comes: whether it had better go on, since other programs
-   have half a core or more of those that so many threads need. */
+   have half a core or more of those that so many threads need. If callers were elsewhere for most of the time, what
+   others did meanwhile says nothing. */
 static inline int guard_goes_on(Guard *guard, int64_t threads, int64_t now) {
     int64_t since = GUARD_TAKE(guard->since), spell = now - since, cores = 0, taken, left;
-    if (since == 0 || spell < GUARD_KNOWN || guard->taken_now == 0)
+    if (since == 0 || spell < GUARD_KNOWN || spell > 2 * GUARD_READ(guard->granted) || guard->taken_now == 0)
         return 0;
     taken = guard->taken_now(&cores);
     left = cores * spell - (taken - GUARD_READ(guard->taken));
