@@ -196,9 +196,10 @@ def test_hidden_scores_are_never_read(kernel, arena):
 
 @needs_mprotect
 @ENDS
+@pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("shape", [(1, 4100, 1), (2, 4095, 3), (1, 33_005, 1), (2, 4100, 17), (1, (1 << 20) + 4, 1)])
-def test_long_rows(kernel, at_end, shape):
-    """Beyond a chunk, shared by threads, streamed, and too long to be kept."""
+def test_long_rows(kernel, at_end, shape, streamed):
+    """Beyond a chunk, shared by threads, streamed, kept in place of the results, and too long to be kept elsewhere."""
     outer, n, inner = shape
     if n > 1 << 20 and kernel.isa == "generic":
         shape = outer, n >> 4, inner
@@ -208,7 +209,7 @@ def test_long_rows(kernel, at_end, shape):
     out = Guarded(1, size)
     for result in RESULTS:
         y = out.contiguous(seen, (shape[0], 1 if result in SCALARS else shape[1], inner), at_end)
-        by_address(kernel, result, x, y, threads=2, streamed=result not in SCALARS)
+        by_address(kernel, result, x, y, threads=2, streamed=streamed and result not in SCALARS)
 
 # ---------------------------------------------------------------- attention
 

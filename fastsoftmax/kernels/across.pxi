@@ -237,7 +237,7 @@ cdef inline void full_block(int result, bint scaled, bint centered, const Shift*
                             vcount* ties) noexcept nogil:
     cdef Shift[COLS] s
     cdef vreal[4] e, p, f
-    cdef vreal total, lost, moment
+    cdef vreal total, lost, rest, moment
     cdef Py_ssize_t part, at
     cdef int a, c
     for c in range(COLS):
@@ -261,9 +261,11 @@ cdef inline void full_block(int result, bint scaled, bint centered, const Shift*
                 tile.moments[part * COLS + c] = wide_add(tile.moments[part * COLS + c], wide_of(moment, fill(0)))
             total = load(tile.total + at)
             lost = load(tile.lost + at)
-            add_weights(result, &total, &lost, p, f)
+            rest = load(tile.rest + at)
+            add_weights(result, &total, &lost, &rest, p, f)
             store(tile.total + at, total)
             store(tile.lost + at, lost)
+            store(tile.rest + at, rest)
 
 cdef inline void weigh_block(int result, bint scaled, const Shift* shift, Py_ssize_t count, real* x, Across* tile,
                              vcount* ties) noexcept nogil:
@@ -318,7 +320,7 @@ cdef inline void sum_block(int result, bint scaled, const Shift* s, Py_ssize_t c
                            Across* tile) noexcept nogil:
     """Second step: element j of a row goes to partial sum j modulo WIDTH."""
     cdef vreal[4] p, f
-    cdef vreal total, lost
+    cdef vreal total, lost, rest
     cdef Py_ssize_t part, at
     cdef int c
     for part in range(min(count, <Py_ssize_t>WIDTH)):
@@ -330,9 +332,11 @@ cdef inline void sum_block(int result, bint scaled, const Shift* s, Py_ssize_t c
                     tile.moments[part * COLS + c], moment_of(&s[c], scaled, x, tile, part, c, count))
             total = load(tile.total + at)
             lost = load(tile.lost + at)
-            add_weights(result, &total, &lost, p, f)
+            rest = load(tile.rest + at)
+            add_weights(result, &total, &lost, &rest, p, f)
             store(tile.total + at, total)
             store(tile.lost + at, lost)
+            store(tile.rest + at, rest)
 
 cdef inline void add_block(int result, bint scaled, const Shift* s, Py_ssize_t count, real* x, Across* tile,
                            vcount* ties) noexcept nogil:
@@ -369,12 +373,29 @@ cdef inline void start_chunk(int result, Across* tile) noexcept nogil:
     for k in range(WIDTH * COLS):
         store(tile.total + k * LANES, start_of(result))
         store(tile.lost + k * LANES, fill(0))
+        store(tile.rest + k * LANES, fill(0))
 
-cdef void end_chunk(int result, Across* tile) noexcept nogil:
+cdef inline void load_sums(int result, const Across* tile, Py_ssize_t k, vreal* total, vreal* lost) noexcept nogil:
+    """With the rest in them."""
+    cdef vreal rest = load(tile.rest + k * LANES)
+    total[0], lost[0] = load(tile.total + k * LANES), load(tile.lost + k * LANES)
+    add_rest(result, total, lost, &rest)
+
+cdef void end_run(int result, Across* tile) noexcept nogil:
+    cdef vreal total, lost
     cdef Py_ssize_t k
     for k in range(WIDTH * COLS):
-        tile.weights[k] = wide_add(tile.weights[k], wide_of(
-            load(tile.total + k * LANES) - start_of(result), load(tile.lost + k * LANES)))
+        load_sums(result, tile, k, &total, &lost)
+        store(tile.total + k * LANES, total)
+        store(tile.lost + k * LANES, lost)
+        store(tile.rest + k * LANES, fill(0))
+
+cdef void end_chunk(int result, Across* tile) noexcept nogil:
+    cdef vreal total, lost
+    cdef Py_ssize_t k
+    for k in range(WIDTH * COLS):
+        load_sums(result, tile, k, &total, &lost)
+        tile.weights[k] = wide_add(tile.weights[k], wide_of(total - start_of(result), lost))
 
 # Rows that are one block need no chunks. If they have no more elements than there are partial sums, as the narrowest
 # have, they have one sum: see sum_of_few.
@@ -383,6 +404,7 @@ cdef inline void narrow_turn(int result, bint scaled, bint centered, const Shift
                              vreal* total, vreal* lost, vwide_sum* moments) noexcept nogil:
     """The next four elements of a column."""
     cdef vreal[4] e, p, f
+    cdef vreal rest = fill(0)
     cdef int k
     for k in range(4):
         e[k] = load(x + k * WIDTH)
@@ -395,7 +417,8 @@ cdef inline void narrow_turn(int result, bint scaled, bint centered, const Shift
         if result == ENTROPY:
             moments.chain[k] = wide_add(moments.chain[k], wide_of(
                 fma_(p[k], f[k], f[k]) * score_below_top(s, e[k], scaled), fill(0)))
-    add_weights(result, total, lost, p, f)
+    add_weights(result, total, lost, &rest, p, f)
+    add_rest(result, total, lost, &rest)
 
 # The sums of COLS registers' rows while they are made.
 cdef struct Narrow:
@@ -412,7 +435,7 @@ cdef inline void narrow_sums(int result, bint scaled, bint centered, const Shift
         sums.total[c] = start_of(result)
         sums.lost[c] = fill(0)
         sums.ties[c] = no_count()
-        for k in range(n, steps(n, 4) * 4):     # elements that weigh nothing, as in full_group
+        for k in range(n, steps(n, 4) * 4):     # elements that weigh nothing, as from load_upto
             store(x + k * WIDTH + c * LANES, fill(-INFINITY))
     # the columns by turns, since each waits for its sums; one loop, since two together have too many registers
     for turn in range(steps(n, 4) * COLS):
@@ -567,6 +590,8 @@ cdef void sums_across(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, 
         add_block_of(sum_of, rows.scaled, s, count, x, tile, ties)
         if (j + BLOCK) % CHUNK == 0 or j + BLOCK >= rows.n:
             end_chunk(sum_of, tile)
+        elif RUN > BLOCK and (j + BLOCK) % RUN == 0:
+            end_run(sum_of, tile)
     for c in range(COLS):
         outcome[c] = conclude_across(sum_of, rows.scaled, &s[c], rows.n, c, tile, ties[c], &enough[c])
 

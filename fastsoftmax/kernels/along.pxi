@@ -25,23 +25,20 @@ cdef inline const elem* fetch(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_s
         buffer[k] = x[k * rows.x_n] if where[k * rows.where_n] else ELEM_MINUS_INFINITY
     return buffer
 
-cdef inline const elem* full_group(const elem* x, Py_ssize_t count, Py_ssize_t before, elem* buffer) noexcept nogil:
-    """The last, incomplete group of a chunk, filled up with elements that weigh nothing. The last register overlaps
-    what is before it, if only elements `before` the group, so that none goes alone. buffer: LANES + GROUP elements."""
-    cdef elem* group = buffer + LANES
-    cdef Py_ssize_t k, last = count - LANES
-    for k in range(4 * COLS):
-        store_elem(group + k * LANES, fill(-INFINITY))
+cdef inline vreal load_upto(const elem* x, Py_ssize_t k, Py_ssize_t count, Py_ssize_t before) noexcept nogil:
+    """Elements k to k + LANES of x, which has `count`, and `before` more in front of it; beyond them, what weighs
+    nothing."""
+    cdef elem[LANES] line
+    cdef Py_ssize_t i
+    if k + LANES <= count:
+        return load_elem(x + k)
+    if k >= count:
+        return fill(-INFINITY)
     if before + count >= LANES:
-        k = 0
-        while k < last:
-            store_elem(group + k, load_elem(x + k))
-            k += LANES
-        store_elem(group + last, load_elem(x + last))
-    else:
-        for k in range(count):
-            group[k] = x[k]
-    return group
+        return load_last(x + count, count - k)
+    for i in range(LANES):
+        line[i] = x[k + i] if k + i < count else ELEM_MINUS_INFINITY
+    return load_elem(line)
 
 # NumPy's arrays start anywhere in a cache line, and a register across two lines takes twice the time. So what may begin
 # where it likes begins at a whole register, and the weights are kept as far from one as the results will be.
@@ -59,7 +56,6 @@ cdef inline real* beside(const elem* y, real* kept) noexcept nogil:
 cdef inline real largest(const elem* x, Py_ssize_t count) noexcept nogil:
     """NaN is passed over: it is found by its weight."""
     cdef vreal[4] top
-    cdef elem[LANES + GROUP] buffer
     cdef Py_ssize_t k = 0
     cdef int a
     for a in range(4):
@@ -75,11 +71,7 @@ cdef inline real largest(const elem* x, Py_ssize_t count) noexcept nogil:
         top[0] = vmax(load_elem(x + k), top[0])
         k += LANES
     if k < count:
-        if count >= LANES:
-            x += count - LANES
-        else:
-            x = full_group(x, count, 0, buffer)
-        top[1] = vmax(load_elem(x), top[1])
+        top[1] = vmax(load_elem(x + count - LANES) if count >= LANES else load_upto(x, 0, count, 0), top[1])
     return hmax(vmax(vmax(top[0], top[1]), vmax(top[2], top[3])))
 
 # What will be wanted soon: the next row's elements, and the memory of the results, which stores alone would bring near
@@ -93,70 +85,86 @@ cdef inline void prefetch_group(const elem* at) noexcept nogil:
     for a in range(GROUP * <int>sizeof(elem) // 64):
         prefetch(<const char*>at + 64 * a)
 
-# A chunk's running sums, and what a row of one group has instead.
+# A chunk's running sums, and what a row of few elements has instead.
 cdef struct Running:
-    vreal[COLS] total, lost
+    vreal[COLS] total, lost, rest
     vcount[COLS] ties
-    real[WIDTH] few_p, few_f
 
-cdef inline void weigh_group(int result, const Shift* s, bint scaled, bint centered, const elem* group, Py_ssize_t n,
-                             real* kept, Running* running, Sums* sums) noexcept nogil:
+cdef struct FewWeights:
+    real[WIDTH] p, f
+
+cdef inline void weigh_part(int v, int result, const Shift* s, bint scaled, bint centered, const elem* group,
+                            Py_ssize_t count, Py_ssize_t before, Py_ssize_t n, real* kept, Running* running,
+                            FewWeights* few, Sums* sums) noexcept nogil:
+    """Registers v, v + COLS, ... of a group of `count` elements, `before` of its row in front of it."""
     cdef vreal[4] e, p, f
     cdef vreal moment
-    cdef int a, v
-    for v in range(rolled(COLS)):
+    cdef int a
+    for a in range(4):
+        e[a] = load_upto(group, (a * COLS + v) * LANES, count, before)
+    weigh4(e, s, False, scaled, centered, p, f)
+    if result != SOFTMAX:
         for a in range(4):
-            e[a] = load_elem(group + (a * COLS + v) * LANES)
-        weigh4(e, s, False, scaled, centered, p, f)
-        if result == SOFTMAX:
-            for a in range(4):
-                store(kept + (a * COLS + v) * LANES, fma_(p[a], f[a], f[a]))
-        else:
-            for a in range(4):
-                leave_out(result, s, e[a], &f[a], &running.ties[v])
-        if result == ENTROPY:
-            moment = fill(0)
-            for a in range(4):
-                moment = fma_(fma_(p[a], f[a], f[a]), score_below_top(s, e[a], scaled), moment)
-            sums.moments[v] = wide_add(sums.moments[v], wide_of(moment, fill(0)))
-        if n <= WIDTH:
-            store(running.few_p + v * LANES, p[0])
-            store(running.few_f + v * LANES, f[0])
-        elif n <= GROUP:
-            sums.weights[v] = sum_of_group(p, f)
-        else:
-            add_weights(result, &running.total[v], &running.lost[v], p, f)
+            leave_out(result, s, e[a], &f[a], &running.ties[v])
+    if result == ENTROPY:
+        moment = fill(0)
+        for a in range(4):
+            moment = fma_(fma_(p[a], f[a], f[a]), score_below_top(s, e[a], scaled), moment)
+        sums.moments[v] = wide_add(sums.moments[v], wide_of(moment, fill(0)))
+    if n <= WIDTH:
+        store(few.p + v * LANES, p[0])
+        store(few.f + v * LANES, f[0])
+    elif n <= GROUP:
+        sums.weights[v] = sum_of_group(p, f)
+    else:
+        add_weights(result, &running.total[v], &running.lost[v], &running.rest[v], p, f)
+    if result == SOFTMAX:
+        for a in range(4):
+            store(kept + (a * COLS + v) * LANES, fma_(p[a], f[a], f[a]))
+
+cdef inline void weigh_group(int result, const Shift* s, bint scaled, bint centered, const elem* group,
+                             Py_ssize_t count, Py_ssize_t before, Py_ssize_t n, real* kept, Running* running,
+                             FewWeights* few, Sums* sums) noexcept nogil:
+    cdef int v
+    if result == SOFTMAX and COLS <= 2:     # written out, so that the running sums stay in registers
+        weigh_part(0, result, s, scaled, centered, group, count, before, n, kept, running, few, sums)
+        if COLS == 2:
+            weigh_part(COLS - 1, result, s, scaled, centered, group, count, before, n, kept, running, few, sums)
+    else:
+        for v in range(rolled(COLS)):
+            weigh_part(v, result, s, scaled, centered, group, count, before, n, kept, running, few, sums)
 
 cdef inline void weigh(int result, const Shift* shift, bint scaled, bint centered, const elem* x, Py_ssize_t count,
                        Py_ssize_t n, real* kept, const Soon* soon, Sums* sums) noexcept nogil:
     """Adds a chunk of a row of n elements to `sums`; keeps the weights if they are the result. soon: may be NULL."""
     cdef Running running
+    cdef FewWeights few
     cdef Shift s = shift[0]
-    cdef elem[LANES + GROUP] buffer
-    cdef const elem* group
-    cdef Py_ssize_t k = 0
+    cdef Py_ssize_t k = 0, whole = count // GROUP * GROUP if n > GROUP else 0
     cdef int v
     for v in range(COLS):
         running.total[v] = start_of(result)
         running.lost[v] = fill(0)
+        running.rest[v] = fill(0)
         running.ties[v] = no_count()
-    if n > GROUP:
-        while k + GROUP <= count:
-            if soon != NULL:
-                prefetch_group(soon.x + k)
-                prefetch_group(soon.y + k)
-            weigh_group(result, &s, scaled, centered, x + k, GROUP + 1, kept + k, &running, sums)   # any n above GROUP
-            k += GROUP
+    while k < whole:
+        if soon != NULL:
+            prefetch_group(soon.x + k)
+            prefetch_group(soon.y + k)
+        # any n above GROUP
+        weigh_group(result, &s, scaled, centered, x + k, GROUP, k, GROUP + 1, kept + k, &running, &few, sums)
+        k += GROUP
+        if RUN > GROUP and k % RUN == 0:
+            for v in range(COLS):
+                add_rest(result, &running.total[v], &running.lost[v], &running.rest[v])
     if k < count:
-        group = x + k
-        if count - k < GROUP:
-            group = full_group(group, count - k, k, buffer)
-        weigh_group(result, &s, scaled, centered, group, n, kept + k, &running, sums)
+        weigh_group(result, &s, scaled, centered, x + k, count - k, k, n, kept + k, &running, &few, sums)
     if n <= WIDTH:
-        sums.few = sum_of_few(result, running.few_p, running.few_f, count)
+        sums.few = sum_of_few(result, few.p, few.f, count)
     for v in range(COLS):
         sums.ties[v] = sums.ties[v] + real_count(running.ties[v])
         if n > GROUP:
+            add_rest(result, &running.total[v], &running.lost[v], &running.rest[v])
             sums.weights[v] = wide_add(sums.weights[v], wide_of(running.total[v] - start_of(result), running.lost[v]))
 
 cdef void weigh_chunk(int result, bint scaled, const Shift* s, const elem* x, Py_ssize_t count, Py_ssize_t n,
@@ -301,20 +309,37 @@ cdef inline real top_of_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_s
                               const Work* work) noexcept nogil:
     return largest(fetch(rows, o, i, start, count, work.elements), count)
 
+# Where the weights of a row of several chunks are kept: of whole chunks in place of their results, if these are reals
+# one after another that stay in the caches.
+
+cdef inline bint keeps_in_place(const Rows* rows) noexcept nogil:
+    return (rows.result == SOFTMAX and sizeof(elem) == sizeof(real) and rows.y_n == 1 and rows.where == NULL
+            and not rows.streamed)
+
+cdef inline bint keeps(const Rows* rows, Py_ssize_t n) noexcept nogil:
+    return n <= KEEP or keeps_in_place(rows)
+
+cdef inline real* weights_of_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t n, Py_ssize_t start,
+                                   const Work* work) noexcept nogil:
+    cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner
+    if keeps_in_place(rows) and start + CHUNK <= n:
+        return <real*>(y + start)
+    return beside(y, work.kept) + (start if n <= KEEP else 0)
+
 cdef inline void sum_chunk(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start,
-                           Py_ssize_t count, const Shift* s, real* kept, const Work* work, Sums* sums) noexcept nogil:
-    weigh_chunk(sum_of, rows.scaled, s, fetch(rows, o, i, start, count, work.elements), count, row_length(rows, i),
-                kept, sums)
+                           Py_ssize_t count, Py_ssize_t n, const Shift* s, const Work* work, Sums* sums) noexcept nogil:
+    weigh_chunk(sum_of, rows.scaled, s, fetch(rows, o, i, start, count, work.elements), count, n,
+                weights_of_chunk(rows, o, i, n, start, work), sums)
 
 cdef inline void write_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start, Py_ssize_t count,
-                             const Shift* s, const Outcome* outcome, real* kept, bint keep,
-                             const Work* work) noexcept nogil:
+                             Py_ssize_t n, const Shift* s, const Outcome* outcome, const Work* work) noexcept nogil:
     cdef const elem* x = NULL
     cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner + start * rows.y_n
+    cdef real* kept = weights_of_chunk(rows, o, i, n, start, work)
     cdef Sums unused
-    if rows.result != SOFTMAX or not keep:
+    if rows.result != SOFTMAX or not keeps(rows, n):
         x = fetch(rows, o, i, start, count, work.elements)
-    if rows.result == SOFTMAX and not keep:
+    if rows.result == SOFTMAX and not keeps(rows, n):
         clear(&unused)
         weigh_chunk(SOFTMAX, rows.scaled, s, x, count, rows.n, kept, &unused)
     finish_chunk(rows.result, rows.scaled, s, outcome, kept, x, y, rows.y_n, count, rows.streamed)
@@ -409,11 +434,10 @@ cdef real top_of_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Work* w
 cdef void sum_row(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t n, const Shift* s,
                   const Work* work, Sums* sums) noexcept nogil:
     cdef Py_ssize_t chunk, start
-    cdef real* kept = beside(rows.y + o * rows.y_outer + i * rows.y_inner, work.kept)
     clear(sums)
     for chunk in range(steps(n, CHUNK)):
         start = chunk * CHUNK
-        sum_chunk(sum_of, rows, o, i, start, min(n - start, CHUNK), s, kept + start if n <= KEEP else kept, work, sums)
+        sum_chunk(sum_of, rows, o, i, start, min(n - start, CHUNK), n, s, work, sums)
 
 cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_row, const Work* work) noexcept nogil:
     """Row r, whose largest element is `top`. Returns that of next_row: finding it here, before the results of row r
@@ -421,9 +445,7 @@ cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_ro
     cdef Py_ssize_t o = r // rows.inner, i = r % rows.inner
     cdef Py_ssize_t n = row_length(rows, i), chunk, start
     cdef int sum_of
-    cdef bint keep = n <= KEEP
     cdef real next_top = -INFINITY
-    cdef real* kept = beside(rows.y + o * rows.y_outer + i * rows.y_inner, work.kept)
     cdef Shift s
     cdef Sums sums
     cdef Outcome outcome
@@ -443,7 +465,7 @@ cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_ro
         return next_top
     for chunk in range(steps(n, CHUNK)):
         start = chunk * CHUNK
-        write_chunk(rows, o, i, start, min(n - start, CHUNK), &s, &outcome, kept + start if keep else kept, keep, work)
+        write_chunk(rows, o, i, start, min(n - start, CHUNK), n, &s, &outcome, work)
     return next_top
 
 # The usual case: contiguous rows of one chunk, neither masked nor scaled. The same as row_along, in one piece: what is

@@ -13,6 +13,9 @@
  * weight r*r / exp(r), computed in 240-bit arithmetic). Rounding to integer by a large constant whose low bits also
  * hold the exponent bias, so that a shift makes 2**n from it.
  *
+ * RUN: elements of a row whose p*f add up in rounded sums before they go to one that is exact. Each partial sum takes
+ * four a group; the sums of 8 groups may add 2**-25.9 relative for float, were all errors largest and of one sign.
+ *
  * Error of f + p*f: at most 2**-27 relative for float (an eighth of an ULP), 2**-55 for double (a quarter); of the
  * rounded weight half an ULP more. Valid for limit <= d, where f must be normal: the caller's `bias` sees to it. NaN
  * gives a NaN p.
@@ -29,6 +32,7 @@
 #define SCALE 0x1p64f                           /* weights are kept multiplied by this: nothing is subnormal */
 #define VANISHES (-106.0f)                      /* exp of it is below half of the smallest subnormal */
 #define LARGE 256.0f                            /* a maximum beyond this is subtracted: exactly, see Shift */
+#define RUN (8 * GROUP)                         /* |p| < 0.045 */
 #else
 #define STEPS 2
 #define LOG2E 1.44269504088896340736
@@ -41,6 +45,7 @@
 #define SCALE 0x1p512
 #define VANISHES (-748.0)
 #define LARGE 2048.0
+#define RUN GROUP                               /* |p| < 0.19 */
 #endif
 
 /* BASE * 2**(n / STEPS), n in the low bits of t. POWERS: the bits of BASE * 2**(k / STEPS) that shifting n does not give,

@@ -9,7 +9,7 @@
 # by the `def` at the end of softmax.pxi before the loops start.
 
 cdef enum:
-    TASK = 1 << 14          # elements: what one thread takes at a time, some microseconds of work
+    TASK = 1 << 14          # elements: the least that a thread takes at a time, some microseconds of work
     SLICE = WIDTH << 18     # elements: what is computed between two looks for an interrupt
     SPLIT = 1 << 15         # elements: rows from here on may be shared by threads
     CHUNK = 4096            # elements: what is summed up before digits are moved to wide sums; in the L1 cache
@@ -116,13 +116,14 @@ cdef inline vmask is_other(const Shift* s, vreal x) noexcept nogil:
     return both(less(x, s.top), less(s.limit, x - s.center))
 
 # A running sum that loses nothing: what rounding an addition loses is found exactly, and added up in `lost`.
-# The weights come as f + p * f, which is more exact than their rounded sum. The total starts at START, above everything
-# that is added to it, which makes the error cheap to find (Dekker), and leaves in `lost`, as rounded as a real is, what
-# is far below START. A logarithm wants log1p of the sum of the others than the largest, with a relative error: OTHERS
-# is this sum, good where it is above LEAST an element; where it is less, it is summed again, by LOGSUMEXP: from zero,
-# and with the error found the longer way (Knuth).
+# The weights come as f + p * f, which is more exact than their rounded sum. The p * f are so much smaller that they
+# may be rounded when they are added up, in `rest`, which goes to the total once a RUN. The total starts at START, above
+# everything that is added to it, which makes the error cheap to find (Dekker), and leaves in `lost`, as rounded as a
+# real is, what is far below START. A logarithm wants log1p of the sum of the others than the largest, with a relative
+# error: OTHERS is this sum, good where it is above LEAST an element; where it is less, it is summed again, by
+# LOGSUMEXP: from zero, and with the error found the longer way (Knuth).
 cdef enum:
-    START = 8               # times SCALE; above every f, and every sum of four p * f
+    START = 8               # times SCALE; above every f, and every rest
     LEAST = 18              # 2**-LEAST of the largest weight
 
 cdef inline vreal start_of(int result) noexcept nogil:
@@ -136,11 +137,22 @@ cdef inline void add_exactly(int result, vreal* total, vreal* lost, vreal term) 
     else:
         lost[0] = lost[0] + sum_error(before, term, total[0])
 
-cdef inline void add_weights(int result, vreal* total, vreal* lost, const vreal* p, const vreal* f) noexcept nogil:
+cdef inline void add_rest(int result, vreal* total, vreal* lost, vreal* rest) noexcept nogil:
+    if RUN > GROUP:
+        add_exactly(result, total, lost, rest[0])
+        rest[0] = fill(0)
+
+cdef inline void add_weights(int result, vreal* total, vreal* lost, vreal* rest, const vreal* p,
+                             const vreal* f) noexcept nogil:
+    """Adds the four f to the total, and the sum of their p * f to the rest."""
+    cdef vreal pf = fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0])))
     cdef int a
     for a in range(4):
         add_exactly(result, total, lost, f[a])
-    add_exactly(result, total, lost, fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0]))))
+    if RUN == GROUP:
+        add_exactly(result, total, lost, pf)
+    else:
+        rest[0] = rest[0] + pf
 
 cdef inline void leave_out(int result, const Shift* s, vreal x, vreal* f, vcount* ties) noexcept nogil:
     """Leaves the largest elements out of a logarithm's sum, and counts them; those without weight too, but for OTHERS,
@@ -166,6 +178,7 @@ cdef inline Few sum_of_few(int result, const real* p, const real* f, Py_ssize_t 
     """In every lane; as narrow_sums has it. Up to the next multiple of four, elements that weigh nothing follow."""
     cdef Few few
     cdef vreal[4] p_, f_
+    cdef vreal rest = fill(0)
     cdef Py_ssize_t turn
     cdef int k
     few.total, few.lost = start_of(result), fill(0)
@@ -173,7 +186,8 @@ cdef inline Few sum_of_few(int result, const real* p, const real* f, Py_ssize_t 
         for k in range(4):
             p_[k] = fill(p[4 * turn + k])
             f_[k] = fill(f[4 * turn + k])
-        add_weights(result, &few.total, &few.lost, p_, f_)
+        add_weights(result, &few.total, &few.lost, &rest, p_, f_)
+        add_rest(result, &few.total, &few.lost, &rest)
     few.total = few.total - start_of(result)
     return few
 
@@ -274,6 +288,7 @@ cdef struct Across:                             # one thread's tile
     real[BLOCK * WIDTH] f
     real[WIDTH * WIDTH] total                   # running sums, a line for each partial sum: see add_weights
     real[WIDTH * WIDTH] lost
+    real[WIDTH * WIDTH] rest
     vwide[WIDTH * COLS] weights                 # of the chunks before
     vwide[WIDTH * COLS] moments
 

@@ -28,7 +28,6 @@ cdef void some_rows(const Rows* rows, bint across, Py_ssize_t task, Py_ssize_t s
 # One long row, shared by threads: the passes of row_along, a chunk after the other.
 cdef struct LongRow:
     Py_ssize_t o, i, n
-    bint keep
     int sum_of
     real* tops                                  # a chunk
     Sums* sums                                  # a chunk
@@ -38,16 +37,13 @@ cdef struct LongRow:
 cdef inline void long_row_chunk(int phase, const Rows* rows, const LongRow* row, Py_ssize_t chunk,
                                 const Work* work) noexcept nogil:
     cdef Py_ssize_t start = chunk * CHUNK, count = min(row.n - start, CHUNK)
-    cdef real* kept = beside(rows.y + row.o * rows.y_outer + row.i * rows.y_inner, work.kept)
-    if row.keep:
-        kept += start
     if phase == 1:
         row.tops[chunk] = top_of_chunk(rows, row.o, row.i, start, count, work)
     elif phase == 2:
         clear(&row.sums[chunk])
-        sum_chunk(row.sum_of, rows, row.o, row.i, start, count, &row.shift, kept, work, &row.sums[chunk])
+        sum_chunk(row.sum_of, rows, row.o, row.i, start, count, row.n, &row.shift, work, &row.sums[chunk])
     else:
-        write_chunk(rows, row.o, row.i, start, count, &row.shift, &row.outcome, kept, row.keep, work)
+        write_chunk(rows, row.o, row.i, start, count, row.n, &row.shift, &row.outcome, work)
 
 cdef void long_row_share(int phase, const Rows* rows, const LongRow* row, Py_ssize_t start, Py_ssize_t stop,
                          Py_ssize_t share, Py_ssize_t shares, const Work* work, Region* region) noexcept nogil:
@@ -186,9 +182,8 @@ cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) exc
                        rows.streamed)
         if row.n == 0:
             return 0
-    row.keep = row.n <= KEEP
     tasks = steps(row.n, CHUNK)
-    scratch = Scratch(threads, row.n if row.keep else CHUNK, row.keep, False)
+    scratch = Scratch(threads, row.n if row.n <= KEEP else CHUNK, keeps(rows, row.n), False)
     works = scratch.works
     chunks = allocate(tasks * <Py_ssize_t>(sizeof(Sums) + sizeof(real)))
     try:
@@ -216,6 +211,12 @@ cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) exc
         free(chunks)
     return 0
 
+cdef inline Py_ssize_t task_size(Py_ssize_t size, int threads) noexcept nogil:
+    """A task's first row comes from afar, so tasks are as large as their even distribution allows."""
+    if threads == 1:
+        return SLICE
+    return min(max(size // (16 * threads), <Py_ssize_t>TASK), <Py_ssize_t>(4 * TASK))
+
 cdef int compute(Rows* rows, int threads) except -1:
     """All rows, on `threads` threads, with a look for an interrupt now and then."""
     cdef Py_ssize_t row_size, row_count, size, tasks, slice_, t, turn, start, stop
@@ -240,7 +241,7 @@ cdef int compute(Rows* rows, int threads) except -1:
                 long_row(rows, t // rows.inner, t % rows.inner, threads)
             return 0
         scratch = Scratch(threads, rows.n if rows.n <= KEEP else CHUNK, False, False)
-    size = max(1, TASK // row_size)
+    size = max(1, task_size(row_count * row_size, threads) // row_size)
     tasks = steps(row_count, size)
     slice_ = max(1, SLICE // (size * row_size))
     works = scratch.works

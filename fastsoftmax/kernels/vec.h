@@ -79,6 +79,18 @@ enum { MAX_TILE = 24 };
 #include "half.h"
 #include "wide.h"
 
+/* The last `count` elements before `end`, fewer than LANES, and -inf after them. LANES elements are read. */
+WORD vreal load_last(const elem *end, ptrdiff_t count)
+{
+#if LANES > 1
+    const vint lane = LANE_NUMBERS;
+    return shuffle_pair(load_elem(end - LANES), fill(-(real)INFINITY), lane + (ireal)(LANES - count));
+#else
+    (void)end, (void)count;
+    return -(real)INFINITY;
+#endif
+}
+
 WORD vreal vabs(vreal a) { return choose(less(a, fill(0)), -a, a); }
 
 WORD real first(vreal a) { real lane[LANES]; store(lane, a); return lane[0]; }

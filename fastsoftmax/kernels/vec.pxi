@@ -22,6 +22,7 @@ cdef extern from "vec.h" nogil:
     void prefetch(const void*) noexcept
     int rolled(int) noexcept
     vreal load_elem(const elem*) noexcept
+    vreal load_last(const elem*, Py_ssize_t) noexcept
     void store_elem(elem*, vreal) noexcept
     real real_of(const elem*) noexcept
     elem elem_of(real) noexcept
@@ -72,7 +73,7 @@ cdef extern from "exp.h" nogil:
     void exp4(const vreal*, const vreal*, const vreal*, vreal*, vreal*) noexcept
     const real LOG2E, ROUNDER, SCALE, VANISHES, LARGE
     enum:
-        STEPS, EXPONENT_BIAS, SCALE_BITS
+        STEPS, EXPONENT_BIAS, SCALE_BITS, RUN
 
 cdef extern from "exp2.h" nogil:
     vreal exp2_(vreal) noexcept                 # of at most 1
