@@ -460,7 +460,7 @@ def _causal_mask(scores, offset, fill_value):
     elements = _arrays.elements(x)
     threads = _threads.threads_for(x.size // 2)
     for (view,) in _arrays.Layout.of_matrices(elements.shape, (elements.strides,)).views(elements):
-        kernel(view, offset, value, threads)
+        kernel(view, offset, value, threads, x.nbytes >= _STREAM_FROM)
 
 
 def _asked(x, axis, dtype):

@@ -173,9 +173,13 @@ def test_causal_rows(kernel, arena, at_end):
         temperature = arena.temperature.contiguous(np.float64, (1, queries), at_end)
         for offset in (keys - queries, -2):
             run(kernel, 0, x, y, temperature if keys % 2 else None, offset=offset)
-        _dispatch.kernels(kernel.tag).causal_mask(y, keys - queries, -np.inf, 1)
-        hidden = ~np.tri(queries, keys, keys - queries, dtype=bool)
-        assert (y[0].T[hidden] == _arrays.elements(np.full(1, -np.inf, NUMPY[kernel.tag]))[0]).all()
+        seen = np.tri(queries, keys, keys - queries, dtype=bool)
+        masked = np.where(seen, y[0].T, _arrays.elements(np.full(1, -np.inf, NUMPY[kernel.tag]))[0])
+        before = y.copy()
+        for streamed in (False, True):
+            y[...] = before
+            _dispatch.kernels(kernel.tag).causal_mask(y, keys - queries, -np.inf, 1, streamed)
+            np.testing.assert_array_equal(y[0].T, masked)
 
 
 @needs_mprotect

@@ -197,18 +197,28 @@ cdef inline Py_ssize_t to_line(const elem* y) noexcept nogil:
     """How many elements stand before the next cache line, where elements are reals."""
     return (-(<Py_ssize_t>(<size_t>y // sizeof(real)))) & (WIDTH - 1)
 
+cdef inline void fill_elements(elem* y, elem value, Py_ssize_t count, bint streamed) noexcept nogil:
+    """streamed: where elements are reals."""
+    cdef Py_ssize_t k = 0, head
+    cdef int v
+    if streamed and sizeof(elem) == sizeof(real) and count >= 2 * WIDTH:
+        head = to_line(y)
+        while k < head:
+            y[k] = value
+            k += 1
+        while k + WIDTH <= count:
+            for v in range(COLS):
+                stream(<real*>y + k + v * LANES, fill(<real>value))
+            k += WIDTH
+    while k < count:
+        y[k] = value
+        k += 1
+
 cdef void clear_elements(elem* y, Py_ssize_t stride, Py_ssize_t count, bint streamed) noexcept nogil:
     """Zeros, whose bits are zero in every element type."""
     cdef Py_ssize_t k
-    cdef int v
-    if streamed and stride == 1 and count >= 2 * WIDTH:
-        k = to_line(y)
-        memset(y, 0, k * sizeof(elem))
-        while k + WIDTH <= count:
-            for v in range(COLS):
-                stream(<real*>y + k + v * LANES, fill(0))
-            k += WIDTH
-        memset(y + k, 0, (count - k) * sizeof(elem))
+    if streamed and stride == 1:
+        fill_elements(y, <elem>0, count, True)
     elif stride == 1:
         memset(y, 0, count * sizeof(elem))
     else:
