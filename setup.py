@@ -11,6 +11,7 @@ from setuptools.command.sdist import sdist
 
 KERNELS = Path("fastsoftmax") / "kernels"
 STUBS = Path("build") / "stubs"
+SHARED = "fastsoftmax._cyutility"           # Cython's memoryviews and functions, once for all modules
 
 # The two tables that the whole project follows: what is built, dispatched, tested and benchmarked.
 DTYPES = {"f32": "elem_real.pxi", "f64": "elem_real.pxi", "f16": "elem_bits.pxi", "bf16": "elem_bits.pxi"}
@@ -79,7 +80,7 @@ def extensions():
     """Everything that is compiled."""
     import numpy
 
-    common = {"extra_link_args": link_flags(), "language": "c"}
+    common = {"extra_link_args": link_flags()}
     texts = sorted(str(path) for pattern in ("*.h", "*.pxi") for path in KERNELS.glob(pattern))
     tables = [("FASTSOFTMAX_DTYPES", f'"{" ".join(DTYPES)}"'), ("FASTSOFTMAX_ISAS", f'"{" ".join(isas())}"')]
     kernels = [
@@ -91,6 +92,7 @@ def extensions():
     ]
     return [
         *kernels,
+        Extension(SHARED, [str(STUBS / "_cyutility.c")], extra_compile_args=compile_flags(), **common),
         Extension("fastsoftmax._cpu", ["fastsoftmax/_cpu.pyx"], include_dirs=["fastsoftmax"], define_macros=tables,
                   extra_compile_args=compile_flags(), depends=[str(KERNELS / "guard.h")], **common),
         Extension("fastsoftmax._front", ["fastsoftmax/_front.pyx"], include_dirs=[numpy.get_include()],
@@ -123,7 +125,8 @@ class BuildKernels(build_ext):
         jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         translated = cythonize(
             self.extensions, nthreads=jobs if jobs > 1 else 0, force=bool(self.force) or not holds(record, options),
-            include_path=[str(KERNELS)], annotate=ANNOTATE, compiler_directives=DIRECTIVES)
+            include_path=[str(KERNELS)], annotate=ANNOTATE, compiler_directives=DIRECTIVES,
+            shared_utility_qualified_name=SHARED)
         record.write_text(options)
         sources = {module.name: module.sources for module in translated}
         for extension in self.extensions:
