@@ -91,11 +91,32 @@ WORD void exp4(const vreal *d, const vreal *d_lo, const vreal *magic, vreal *p, 
     if (d_lo)
         for (int a = 0; a < 4; a++)
             r[a] = r[a] + d_lo[a];
+#if REAL_BITS == 32
     for (int a = 0; a < 4; a++)
         q[a] = fma_(r[a], fill(q_[DEGREE]), fill(q_[DEGREE - 1]));
-    for (int i = DEGREE - 2; i >= 0; i--)
-        for (int a = 0; a < 4; a++)
-            q[a] = fma_(r[a], q[a], fill(q_[i]));
+    for (int a = 0; a < 4; a++)
+        q[a] = fma_(r[a], q[a], fill(q_[0]));
     for (int a = 0; a < 4; a++)
         p[a] = fma_(r[a] * r[a], q[a], r[a]);
+#else
+    /* Even and odd powers apart, each in steps of r*r: as many instructions, of which half as many wait for another. */
+    vreal rr[4], odd[4];
+    for (int a = 0; a < 4; a++)
+        rr[a] = r[a] * r[a];
+    for (int a = 0; a < 4; a++) {
+        q[a] = fma_(rr[a], fill(q_[DEGREE]), fill(q_[DEGREE - 2]));
+        odd[a] = fma_(rr[a], fill(q_[DEGREE - 1]), fill(q_[DEGREE - 3]));
+    }
+    for (int i = DEGREE - 4; i > 0; i -= 2)
+        for (int a = 0; a < 4; a++) {
+            q[a] = fma_(rr[a], q[a], fill(q_[i]));
+            odd[a] = fma_(rr[a], odd[a], fill(q_[i - 1]));
+        }
+    for (int a = 0; a < 4; a++)
+        q[a] = fma_(rr[a], q[a], fill(q_[0]));
+    for (int a = 0; a < 4; a++)
+        q[a] = fma_(r[a], odd[a], q[a]);
+    for (int a = 0; a < 4; a++)
+        p[a] = fma_(rr[a], q[a], r[a]);
+#endif
 }
