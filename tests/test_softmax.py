@@ -250,11 +250,13 @@ def test_many_short_rows(kernel, n):
         check("softmax", call("softmax", x), x)
 
 
-HARD_ROWS = [       # which were 2.1 to 2.6 ULP off in the library's first days
+HARD_ROWS = [       # which were 2.02 (the last, in float64) to 2.6 ULP off in the library's first days
     [float.fromhex(v) for v in row.split()] for row in (
         "0x1.c8de86p+7 0x1.a79478p+7 0x1.9c93d8p+7 0x1.b99a48p+7",
         "-0x1.0f0a2cp+4 -0x1.11e388p+3 -0x1.1b1a34p+3 -0x1.882fe0p+1 -0x1.d82c18p+3 -0x1.2af7dep+3",
-        "-0x1.787cb8p+2 -0x1.2c4b44p+4 -0x1.b06df2p+3 -0x1.d0ceb8p+3")]
+        "-0x1.787cb8p+2 -0x1.2c4b44p+4 -0x1.b06df2p+3 -0x1.d0ceb8p+3",
+        "-0x1.151e879c236b9p+2 -0x1.64ff0a396b1a5p+4 -0x1.df69d1badb066p+4 -0x1.151e879c236b9p+2 "
+        "-0x1.b0149d5cd15b7p+2 -0x1.b663f3fe29918p+4")]
 
 
 @pytest.mark.parametrize("row", HARD_ROWS)
@@ -1022,6 +1024,14 @@ def test_causal_rows_have_the_bits_of_what_they_see(kernel, shape, offset):
                 assert_same_bits(y[o, i, :seen], softmax(x[o, i, :seen]))
         np.testing.assert_array_equal(y[:, i, seen:], 0)
     assert_same_bits(causal_softmax(x, offset=offset, out=x), y)
+
+
+@pytest.mark.parametrize(
+    "shape, offset", [((200, 4, 4), 0), ((50, 40, 40), 0), ((30, 40, 300), 0), ((50, 70, 60), -9), ((3, 3, 5000), 0)])
+def test_the_only_element_that_a_causal_row_sees_weighs_one(kernel, shape, offset):
+    x = sample(kernel.dtype, shape, 20)
+    for options in ({}, {"temperature": 0.7}, {"out": x}):
+        np.testing.assert_array_equal(causal_softmax(x, offset=offset, **options)[:, -offset, 0], 1)
 
 
 def test_causal_rows_of_few_among_many(kernel):

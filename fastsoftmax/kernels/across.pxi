@@ -770,15 +770,29 @@ cdef inline void narrow_tiles(int result, const Rows* rows, Py_ssize_t first_til
 cdef inline Py_ssize_t causal_lead(const Rows* rows) noexcept nogil:
     return (rows.offset % WIDTH + WIDTH) % WIDTH
 
+cdef void only_element(const Rows* rows, Py_ssize_t o, Py_ssize_t i, elem x, const Work* work) noexcept nogil:
+    """Row i as it is where x is all that it has: see outcome_of_few."""
+    cdef Rows row = rows[0]
+    row.causal, row.outer, row.n, row.inner = False, 1, 1, 1
+    row.x, row.y = &x, rows.y + o * rows.y_outer + i * rows.y_inner
+    if rows.scaled:
+        row.temperature = rows.temperature + o * rows.temperature_outer + i * rows.temperature_inner
+    row_along(&row, 0, top_of_row(&row, 0, 0, work), 0, work)
+
 cdef void causal_tile(const Rows* rows, const Place* place, const Work* work) noexcept nogil:
     cdef Py_ssize_t o = place.o, i = place.i, first_row = o * rows.inner + i, end = i + place.width, k, n
+    cdef Py_ssize_t one = -rows.offset          # the row that sees one element
+    cdef elem only
     cdef Rows seen = rows[0]
     seen.n = row_length(rows, end - 1)
     if seen.n > CAUSAL_ACROSS or place.width < WIDTH:
         rows_along(rows, first_row, first_row + place.width - 1, work)
         return
     if seen.n > 0:
+        only = rows.x[o * rows.x_outer + min(max(i, one), end - 1) * rows.x_inner]
         rows_across(&seen, o, i, place.width, work)
+        if i <= one < end:
+            only_element(rows, o, one, only, work)
     for k in range(i, end):
         n = row_length(rows, k)
         clear_elements(rows.y + o * rows.y_outer + k * rows.y_inner + n * rows.y_n, rows.y_n, rows.n - n, rows.streamed)

@@ -358,12 +358,12 @@ cdef inline int first_sum(const Rows* rows) noexcept nogil:
     """What is summed first."""
     return rows.result if rows.result == SOFTMAX or rows.result == ENTROPY else OTHERS
 
-cdef inline Outcome outcome_along(int sum_of, const Rows* rows, Py_ssize_t n, bint scaled, const Shift* s,
-                                  const Sums* sums, vreal ties, vmask* enough) noexcept nogil:
+cdef inline Outcome outcome_along(int sum_of, Py_ssize_t n, bint scaled, const Shift* s, const Sums* sums, vreal ties,
+                                  vmask* enough) noexcept nogil:
     cdef vwide moments = wide_total(sums.moments) if sum_of == ENTROPY else wide_zero()
     if n <= WIDTH:
-        return outcome_of_few(sum_of, s, scaled, rows.n, sums.few, moments, ties, enough)
-    return outcome_of(sum_of, s, scaled, rows.n, wide_total(sums.weights), moments, ties, enough)
+        return outcome_of_few(sum_of, s, scaled, n, sums.few, moments, ties, enough)
+    return outcome_of(sum_of, s, scaled, n, wide_total(sums.weights), moments, ties, enough)
 
 cdef bint conclude(int sum_of, const Rows* rows, Py_ssize_t n, const Shift* s, Sums* sums,
                    Outcome* outcome) noexcept nogil:
@@ -372,18 +372,18 @@ cdef bint conclude(int sum_of, const Rows* rows, Py_ssize_t n, const Shift* s, S
     cdef vmask enough
     cdef int v
     if sum_of == SOFTMAX:
-        outcome[0] = outcome_along(SOFTMAX, rows, n, rows.scaled, s, sums, ties, &enough)
+        outcome[0] = outcome_along(SOFTMAX, n, rows.scaled, s, sums, ties, &enough)
         return True
     for v in range(1, COLS):
         ties = ties + sums.ties[v]
     ties = hsum(ties)
     if sum_of == OTHERS:
-        outcome[0] = outcome_along(OTHERS, rows, n, rows.scaled, s, sums, ties, &enough)
+        outcome[0] = outcome_along(OTHERS, n, rows.scaled, s, sums, ties, &enough)
         return first(keep_where(enough, fill(1))) != 0
     if sum_of == ENTROPY:
-        outcome[0] = outcome_along(ENTROPY, rows, n, True, s, sums, ties, &enough)
+        outcome[0] = outcome_along(ENTROPY, n, True, s, sums, ties, &enough)
     else:
-        outcome[0] = outcome_along(LOGSUMEXP, rows, n, rows.scaled, s, sums, ties, &enough)
+        outcome[0] = outcome_along(LOGSUMEXP, n, rows.scaled, s, sums, ties, &enough)
     return True
 
 # Rows that hold no finite maximum, or a NaN beside hidden elements: whatever the result, it is made of these.
@@ -524,7 +524,7 @@ cdef inline void plain_rows(int result, const Rows* rows, Py_ssize_t first_row, 
             ties = sums.ties[0]
             for v in range(1, COLS):
                 ties = ties + sums.ties[v]
-            outcome = outcome_along(sum_of, rows, n, False, &s, &sums, hsum(ties) if sum_of == OTHERS else ties,
+            outcome = outcome_along(sum_of, n, False, &s, &sums, hsum(ties) if sum_of == OTHERS else ties,
                                     &enough)
             next_top = largest(next_x, next_n)
             if sum_of == OTHERS and first(keep_where(enough, fill(1))) == 0:

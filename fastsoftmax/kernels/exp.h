@@ -5,11 +5,13 @@
  *
  * Method. Tang's (1989): the more steps between two powers of two, the smaller r, and with it the rounding errors of r
  * and p. With STEPS = 1 these alone are 0.6 ULP, in a weight and in the sum once more: results were up to 2.35 ULP off.
- * 2**(k / STEPS) comes from a table. BASE is chosen so that all of its entries are reals to within 2**-28.4 (float) or
- * 2**-64 (double), found by trying every float, and some millions of doubles, between 1 and 2 (after Gal's accurate
- * tables, 1986). ln 2 / STEPS is in two parts (Cody and Waite): n * STEP_HI is exact for every n that occurs (13 bits
- * by 11 for float, by 40 for double), and so is its difference from d, because d is a score as it stands in the array
- * and not a rounded difference: see `Shift` in rows.pxi. p = r + r*r*q(r), with q a minimax polynomial (Remez exchange,
+ * Without a fused multiply-add p * f is rounded before it is added to f. For double that was 0.02 ULP too many with two
+ * steps; with four, p and what is lost of it are half as large.
+ * 2**(k / STEPS) comes from a table. BASE is chosen so that all of its entries are reals to within 2**-28.4 (float),
+ * 2**-64 or, with four steps, 2**-63.6 (double), found by trying every float, and some millions of doubles, between 1
+ * and 2 (after Gal's accurate tables, 1986). ln 2 / STEPS is in two parts (Cody and Waite): n * STEP_HI is exact for
+ * every n that occurs (13 bits by 11 for float, 14 by 39 for double), and so is its difference from d, because d is a
+ * score as it stands in the array and not a rounded difference: see `Shift` in rows.pxi. p = r + r*r*q(r), with q a minimax polynomial (Remez exchange,
  * weight r*r / exp(r), computed in 240-bit arithmetic). Rounding to integer by a large constant whose low bits also
  * hold the exponent bias, so that a shift makes 2**n from it.
  *
@@ -34,10 +36,10 @@
 #define LARGE 256.0f                            /* a maximum beyond this is subtracted: exactly, see Shift */
 #define RUN (8 * GROUP)                         /* |p| < 0.045 */
 #else
-#define STEPS 2
+#define STEPS (FUSED ? 2 : 4)
 #define LOG2E 1.44269504088896340736
-#define STEP_HI 0x1.62e42fefa4000p-2
-#define STEP_LO (-0x1.8432a1b0e2634p-44)
+#define STEP_HI (0x1.62e42fefa4000p-1 / STEPS)
+#define STEP_LO (-0x1.8432a1b0e2634p-43 / STEPS)
 #define ROUNDER 6755399441055744.0              /* 1.5 * 2**52 */
 #define MANTISSA 52
 #define EXPONENT_BIAS 1023
@@ -45,7 +47,7 @@
 #define SCALE 0x1p512
 #define VANISHES (-748.0)
 #define LARGE 2048.0
-#define RUN GROUP                               /* |p| < 0.19 */
+#define RUN GROUP                               /* |p| < 0.19, or 0.091 */
 #endif
 
 /* BASE * 2**(n / STEPS), n in the low bits of t. POWERS: the bits of BASE * 2**(k / STEPS) that shifting n does not give,
@@ -56,9 +58,17 @@ WORD vreal power_of(vint t)
     static const ireal POWERS[STEPS] = {735806, 513060, 365058, 298565, 320958, 440282, 665310, 1005609};
     return from_bits(shift_left(t, MANTISSA - 3) + bits(look_up((const real *)POWERS, t)));
 #else
-    static const ireal POWERS[STEPS] = {745807135919264, 668382798001686};
     const vmask odd = less_bits(shift_left(t, 63), fill_bits(0));
+#if FUSED
+    static const ireal POWERS[STEPS] = {745807135919264, 668382798001686};
     return from_bits(shift_left(t, MANTISSA - 1) + choose_bits(odd, fill_bits(POWERS[1]), fill_bits(POWERS[0])));
+#else
+    static const ireal POWERS[STEPS] = {778165415525100, 651613034570975, 714144315875320, 1001535233668209};
+    const vmask upper = less_bits(shift_left(t, 62), fill_bits(0));
+    const vint low_two = choose_bits(odd, fill_bits(POWERS[1]), fill_bits(POWERS[0]));
+    const vint high_two = choose_bits(odd, fill_bits(POWERS[3]), fill_bits(POWERS[2]));
+    return from_bits(shift_left(t, MANTISSA - 2) + choose_bits(upper, high_two, low_two));
+#endif
 #endif
 }
 
