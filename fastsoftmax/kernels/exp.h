@@ -11,9 +11,9 @@
  * 2**-64 or, with four steps, 2**-63.6 (double), found by trying every float, and some millions of doubles, between 1
  * and 2 (after Gal's accurate tables, 1986). ln 2 / STEPS is in two parts (Cody and Waite): n * STEP_HI is exact for
  * every n that occurs (13 bits by 11 for float, 14 by 39 for double), and so is its difference from d, because d is a
- * score as it stands in the array and not a rounded difference: see `Shift` in rows.pxi. p = r + r*r*q(r), with q a minimax polynomial (Remez exchange,
- * weight r*r / exp(r), computed in 240-bit arithmetic). Rounding to integer by a large constant whose low bits also
- * hold the exponent bias, so that a shift makes 2**n from it.
+ * score as it stands in the array and not a rounded difference: see `Shift` in rows.pxi. p = r + r*r*q(r), with q a
+ * minimax polynomial (Remez exchange, weight r*r / exp(r), computed in 240-bit arithmetic). Rounding to integer by a
+ * large constant whose low bits also hold the exponent bias, so that a shift makes 2**n from it.
  *
  * RUN: elements of a row whose p*f add up in rounded sums before they go to one that is exact. Each partial sum takes
  * four a group; the sums of 8 groups may add 2**-25.9 relative for float, were all errors largest and of one sign.
