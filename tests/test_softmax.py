@@ -236,6 +236,48 @@ def test_the_only_element_weighs_one(kernel):
     np.testing.assert_array_equal(call("softmax", x[0]), 1)
 
 
+def one_above(kernel, shape, gap):
+    """Rows in which one score is above all others by `gap`; and where that is."""
+    rng = np.random.default_rng(shape)
+    highest = rng.normal(size=(*shape[:-1], 1)) * 10
+    is_top = np.arange(shape[-1]) == rng.integers(shape[-1], size=highest.shape)
+    return np.where(is_top, highest, highest - gap).astype(kernel.dtype), is_top
+
+
+@pytest.mark.parametrize("shape", [(300, 2), (300, 5), (100, 10), (100, 17), (99, 64), (50, 70), (40, 300), (9, 5000)])
+@pytest.mark.parametrize("gap", [INF, 900])
+def test_the_element_that_takes_all_weighs_one(kernel, shape, gap):
+    x, is_top = one_above(kernel, shape, gap)
+    np.testing.assert_array_equal(call("softmax", x), is_top)
+    np.testing.assert_array_equal(call("softmax", x, temperature=0.7), is_top)
+    np.testing.assert_array_equal(call("softmax", x[::-1, ::-1]), is_top[::-1, ::-1])
+    np.testing.assert_array_equal(call("softmax", x.T.copy(), 0), is_top.T)
+    np.testing.assert_array_equal([call("softmax", row) for row in x[:30]], is_top[:30])
+    np.testing.assert_array_equal(call("softmax", np.zeros_like(x) + x.max(1, keepdims=True), where=is_top), is_top)
+    np.testing.assert_array_equal(call("softmax", np.stack([x.T] * 3), 1), np.stack([is_top.T] * 3))
+    np.testing.assert_array_equal(call("softmax", x, out=x), is_top)
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+def test_the_element_of_a_long_row_that_takes_all_weighs_one(kernel, threads):
+    with fastsoftmax.num_threads(threads):
+        for more in range(20):
+            x, is_top = one_above(kernel, (1, 40_000 + more), INF)
+            np.testing.assert_array_equal(call("softmax", x), is_top)
+
+
+@pytest.mark.parametrize("n", [2, 5, 16, 30, 70, 300])
+def test_others_than_the_largest_that_weigh_little(kernel, n):
+    """About where the largest weight becomes 1, and beyond: the others are as accurate as ever."""
+    widest = 40 if kernel.dtype.itemsize == 8 else 20
+    for gap in np.linspace(widest / 2, widest + 5, 23):
+        x, is_top = one_above(kernel, (60, n), gap)
+        y = call("softmax", x)
+        check("softmax", y, x)
+        if kernel.dtype.itemsize >= 4 and n * np.exp(-0.99 * gap) < np.finfo(kernel.dtype).eps / 8:
+            np.testing.assert_array_equal(y[is_top], 1)
+
+
 @pytest.mark.parametrize("n", [2, 3, 4, 6, 9, 17, 40])
 def test_many_short_rows(kernel, n):
     """The worst of a row's errors come together in one of millions: one where the weight lies above a power of two, and

@@ -189,11 +189,13 @@ cdef inline void empty_tile(int result, bint scaled, const Rows* rows, Py_ssize_
             for c in range(width):
                 y[k * y_n + c * y_inner] = line[c]
 
-cdef void write_tile(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, Py_ssize_t j, Py_ssize_t count,
-                     const Shift* s, const Outcome* outcome, const real* tile) noexcept nogil:
+cdef void write_tile(int result, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, Py_ssize_t j,
+                     Py_ssize_t count, const Shift* s, const Outcome* outcome, const real* tile) noexcept nogil:
     # one call for each of the cases, so that the compiler makes each its own loop
-    if rows.result == SOFTMAX:
+    if result == SOFTMAX:
         empty_tile(SOFTMAX, False, rows, o, i, width, j, count, s, outcome, tile)
+    elif result == SOFTMAX_ONE:
+        empty_tile(SOFTMAX_ONE, False, rows, o, i, width, j, count, s, outcome, tile)
     elif rows.scaled:
         empty_tile(LOG_SOFTMAX, True, rows, o, i, width, j, count, s, outcome, tile)
     else:
@@ -401,7 +403,7 @@ cdef void end_chunk(int result, Across* tile) noexcept nogil:
 # have, they have one sum: see sum_of_few.
 
 cdef inline void narrow_turn(int result, bint scaled, bint centered, const Shift* s, real* x, vcount* ties,
-                             vreal* total, vreal* lost, vwide_sum* moments) noexcept nogil:
+                             vreal* total, vreal* lost, vreal* most, vwide_sum* moments) noexcept nogil:
     """The next four elements of a column."""
     cdef vreal[4] e, p, f
     cdef vreal rest = fill(0)
@@ -411,12 +413,15 @@ cdef inline void narrow_turn(int result, bint scaled, bint centered, const Shift
     weigh4(e, s, False, scaled, centered, p, f)
     for k in range(4):
         if result == SOFTMAX:
-            store(x + k * WIDTH, fma_(p[k], f[k], f[k]))
+            e[k] = fma_(p[k], f[k], f[k])
+            store(x + k * WIDTH, e[k])
         else:
             leave_out(result, s, e[k], &f[k], ties)
         if result == ENTROPY:
             moments.chain[k] = wide_add(moments.chain[k], wide_of(
                 fma_(p[k], f[k], f[k]) * score_below_top(s, e[k], scaled), fill(0)))
+    if result == SOFTMAX:
+        most[0] = vmax(vmax(vmax(e[0], e[1]), vmax(e[2], e[3])), most[0])
     add_weights(result, total, lost, &rest, p, f)
     add_rest(result, total, lost, &rest)
 
@@ -424,6 +429,7 @@ cdef inline void narrow_turn(int result, bint scaled, bint centered, const Shift
 cdef struct Narrow:
     vreal[COLS] total
     vreal[COLS] lost
+    vreal[COLS] most        # the largest weights
     vcount[COLS] ties
     vwide_sum[COLS] moments
 
@@ -434,6 +440,7 @@ cdef inline void narrow_sums(int result, bint scaled, bint centered, const Shift
         sums.moments[c] = wide_sum_start()
         sums.total[c] = start_of(result)
         sums.lost[c] = fill(0)
+        sums.most[c] = fill(0)
         sums.ties[c] = no_count()
         for k in range(n, steps(n, 4) * 4):     # elements that weigh nothing, as from load_upto
             store(x + k * WIDTH + c * LANES, fill(-INFINITY))
@@ -441,19 +448,21 @@ cdef inline void narrow_sums(int result, bint scaled, bint centered, const Shift
     for turn in range(steps(n, 4) * COLS):
         c = turn % COLS
         narrow_turn(result, scaled, centered, &s[c], x + turn // COLS * (4 * WIDTH) + c * LANES, &sums.ties[c],
-                    &sums.total[c], &sums.lost[c], &sums.moments[c])
+                    &sums.total[c], &sums.lost[c], &sums.most[c], &sums.moments[c])
 
 cdef inline void narrow_outcomes(int result, bint scaled, const Shift* s, Py_ssize_t n, const Narrow* sums,
-                                 Outcome* outcome, vmask* enough) noexcept nogil:
+                                 Outcome* outcome, vmask* doubt) noexcept nogil:
     cdef Few few
     cdef int c
     for c in range(COLS):
         few.total, few.lost = sums.total[c] - start_of(result), sums.lost[c]
         outcome[c] = outcome_of_few(result, &s[c], scaled, n, few, wide_sum_end(sums.moments[c]),
-                                    real_count(sums.ties[c]), &enough[c])
+                                    real_count(sums.ties[c]), &doubt[c])
+        if result == SOFTMAX:
+            doubt[c] = is_nearly_one(sums.most[c], &outcome[c]) if sizeof(elem) == sizeof(real) else nowhere()
 
 cdef inline Outcome single_column(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, int c,
-                                  const Across* tile, vcount ties, vmask* enough) noexcept nogil:
+                                  const Across* tile, vcount ties, vmask* doubt) noexcept nogil:
     cdef vwide_sum sum = wide_sum_start(), moments = wide_sum_start()
     cdef vreal[4] p, f
     cdef Py_ssize_t turn
@@ -465,10 +474,10 @@ cdef inline Outcome single_column(int result, bint scaled, const Shift* s, Py_ss
             if result == ENTROPY:
                 moments.chain[k] = wide_add(moments.chain[k],
                                             moment_of(s, scaled, x, tile, 4 * turn + k, c, n))
-    return outcome_of(result, s, scaled, n, wide_sum_end(sum), wide_sum_end(moments), real_count(ties), enough)
+    return outcome_of(result, s, scaled, n, wide_sum_end(sum), wide_sum_end(moments), real_count(ties), doubt)
 
 cdef inline void conclude_block(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, Across* tile,
-                                Outcome* outcome, vmask* enough) noexcept nogil:
+                                Outcome* outcome, vmask* doubt) noexcept nogil:
     cdef vcount[COLS] ties
     cdef Narrow sums
     cdef int c
@@ -476,33 +485,33 @@ cdef inline void conclude_block(int result, bint scaled, const Shift* s, Py_ssiz
         ties[c] = no_count()
     if n <= WIDTH:
         narrow_sums(result, scaled, True, s, n, x, &sums)
-        narrow_outcomes(result, scaled, s, n, &sums, outcome, enough)
+        narrow_outcomes(result, scaled, s, n, &sums, outcome, doubt)
     else:
         weigh_block(result, scaled, s, n, x, tile, ties)
         for c in range(COLS):
-            outcome[c] = single_column(result, scaled, &s[c], n, x, c, tile, ties[c], &enough[c])
+            outcome[c] = single_column(result, scaled, &s[c], n, x, c, tile, ties[c], &doubt[c])
 
 cdef void conclude_single(int sum_of, bint scaled, const Shift* s, Py_ssize_t n, real* x, Across* tile,
-                          Outcome* outcome, vmask* enough) noexcept nogil:
+                          Outcome* outcome, vmask* doubt) noexcept nogil:
     if sum_of == SOFTMAX:
         if scaled:
-            conclude_block(SOFTMAX, True, s, n, x, tile, outcome, enough)
+            conclude_block(SOFTMAX, True, s, n, x, tile, outcome, doubt)
         else:
-            conclude_block(SOFTMAX, False, s, n, x, tile, outcome, enough)
+            conclude_block(SOFTMAX, False, s, n, x, tile, outcome, doubt)
     elif sum_of == ENTROPY:
-        conclude_block(ENTROPY, True, s, n, x, tile, outcome, enough)
+        conclude_block(ENTROPY, True, s, n, x, tile, outcome, doubt)
     elif sum_of == OTHERS:
         if scaled:
-            conclude_block(OTHERS, True, s, n, x, tile, outcome, enough)
+            conclude_block(OTHERS, True, s, n, x, tile, outcome, doubt)
         else:
-            conclude_block(OTHERS, False, s, n, x, tile, outcome, enough)
+            conclude_block(OTHERS, False, s, n, x, tile, outcome, doubt)
     elif scaled:
-        conclude_block(LOGSUMEXP, True, s, n, x, tile, outcome, enough)
+        conclude_block(LOGSUMEXP, True, s, n, x, tile, outcome, doubt)
     else:
-        conclude_block(LOGSUMEXP, False, s, n, x, tile, outcome, enough)
+        conclude_block(LOGSUMEXP, False, s, n, x, tile, outcome, doubt)
 
 cdef Outcome conclude_across(int sum_of, bint scaled, const Shift* s, Py_ssize_t n, int c, const Across* tile,
-                             vcount ties, vmask* enough) noexcept nogil:
+                             vcount ties, vmask* doubt) noexcept nogil:
     cdef vwide_sum sum = wide_sum_start(), moments = wide_sum_start()
     cdef vwide weights
     cdef int part
@@ -510,14 +519,14 @@ cdef Outcome conclude_across(int sum_of, bint scaled, const Shift* s, Py_ssize_t
         sum.chain[part % 4] = wide_add(sum.chain[part % 4], tile.weights[part * COLS + c])
     weights = wide_sum_end(sum)
     if sum_of == SOFTMAX:
-        return outcome_of(SOFTMAX, s, scaled, n, weights, weights, real_count(ties), enough)
+        return outcome_of(SOFTMAX, s, scaled, n, weights, weights, real_count(ties), doubt)
     if sum_of == ENTROPY:
         for part in range(WIDTH):
             moments.chain[part % 4] = wide_add(moments.chain[part % 4], tile.moments[part * COLS + c])
-        return outcome_of(ENTROPY, s, True, n, weights, wide_sum_end(moments), real_count(ties), enough)
+        return outcome_of(ENTROPY, s, True, n, weights, wide_sum_end(moments), real_count(ties), doubt)
     if sum_of == OTHERS:
-        return outcome_of(OTHERS, s, scaled, n, weights, weights, real_count(ties), enough)
-    return outcome_of(LOGSUMEXP, s, scaled, n, weights, weights, real_count(ties), enough)
+        return outcome_of(OTHERS, s, scaled, n, weights, weights, real_count(ties), doubt)
+    return outcome_of(LOGSUMEXP, s, scaled, n, weights, weights, real_count(ties), doubt)
 
 cdef inline Shift shift_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, bint scaled,
                                vreal top) noexcept nogil:
@@ -562,7 +571,7 @@ cdef void write_scalars(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t
         rows.y[o * rows.y_outer + (i + c) * rows.y_inner] = line[c]
 
 cdef void sums_across(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Shift* s,
-                      bint keep, real* kept, Across* tile, Outcome* outcome, vmask* enough) noexcept nogil:
+                      bint keep, real* kept, Across* tile, Outcome* outcome, vmask* doubt) noexcept nogil:
     """Rows longer than a block."""
     cdef vcount[COLS] ties
     cdef vreal[COLS] top
@@ -593,32 +602,38 @@ cdef void sums_across(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, 
         elif RUN > BLOCK and (j + BLOCK) % RUN == 0:
             end_run(sum_of, tile)
     for c in range(COLS):
-        outcome[c] = conclude_across(sum_of, rows.scaled, &s[c], rows.n, c, tile, ties[c], &enough[c])
+        outcome[c] = conclude_across(sum_of, rows.scaled, &s[c], rows.n, c, tile, ties[c], &doubt[c])
 
 cdef void outcomes_across(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Shift* s,
-                          bint keep, const Work* work, Outcome* outcome, vmask* enough) noexcept nogil:
+                          bint keep, const Work* work, Outcome* outcome, vmask* doubt) noexcept nogil:
     if rows.n <= BLOCK:
-        conclude_single(sum_of, rows.scaled, s, rows.n, work.kept, work.tile, outcome, enough)
+        conclude_single(sum_of, rows.scaled, s, rows.n, work.kept, work.tile, outcome, doubt)
     else:
-        sums_across(sum_of, rows, o, i, width, s, keep, work.kept, work.tile, outcome, enough)
+        sums_across(sum_of, rows, o, i, width, s, keep, work.kept, work.tile, outcome, doubt)
 
-cdef bint all_enough(const vmask* enough, Py_ssize_t width) noexcept nogil:
-    cdef real[WIDTH] each
-    cdef Py_ssize_t k
+cdef inline bint any_column(const vmask* mask) noexcept nogil:
     cdef int c
     for c in range(COLS):
-        store(each + c * LANES, keep_where(enough[c], fill(1)))
-    for k in range(width):
-        if each[k] == 0:
-            return False
-    return True
+        if any_lane(mask[c]):
+            return True
+    return False
 
-cdef inline void better_outcomes(const vmask* enough, const Outcome* exact, Outcome* outcome) noexcept nogil:
+cdef inline void better_outcomes(const vmask* doubt, const Outcome* exact, Outcome* outcome) noexcept nogil:
     """Only where they are needed: what comes out for a row may not depend on its neighbours."""
     cdef int c
     for c in range(COLS):
-        outcome[c].hi = choose(enough[c], outcome[c].hi, exact[c].hi)
-        outcome[c].lo = choose(enough[c], outcome[c].lo, exact[c].lo)
+        outcome[c].hi = choose(doubt[c], exact[c].hi, outcome[c].hi)
+        outcome[c].lo = choose(doubt[c], exact[c].lo, outcome[c].lo)
+
+cdef inline bint find_ones(const Shift* s, bint scaled, const vmask* doubt, Outcome* outcome) noexcept nogil:
+    """find_one, for all columns."""
+    cdef bint found = False
+    cdef int c
+    if any_column(doubt):
+        for c in range(COLS):
+            outcome[c].one = fill(NEARLY_ONE)
+            found |= find_one(&s[c], scaled, &outcome[c])
+    return found
 
 cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, const Work* work) noexcept nogil:
     """The rows in columns i to i + width."""
@@ -627,10 +642,10 @@ cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t w
     cdef vcount[COLS] ties
     cdef Shift[COLS] s
     cdef Outcome[COLS] outcome, exact
-    cdef vmask[COLS] enough, enough_
+    cdef vmask[COLS] doubt, unused
     cdef Py_ssize_t b, j, count
     cdef real* x
-    cdef int c, sum_of
+    cdef int c, sum_of, result = rows.result
     for c in range(COLS):
         top[c] = fill(-INFINITY)
         ties[c] = no_count()
@@ -646,10 +661,12 @@ cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t w
         s[c] = shift_across(rows, o, i + c * LANES, width - c * LANES, rows.scaled, top[c])
 
     sum_of = first_sum(rows)
-    outcomes_across(sum_of, rows, o, i, width, s, keep, work, outcome, enough)
-    if not all_enough(enough, width):
-        outcomes_across(LOGSUMEXP, rows, o, i, width, s, keep, work, exact, enough_)
-        better_outcomes(enough, exact, outcome)
+    outcomes_across(sum_of, rows, o, i, width, s, keep, work, outcome, doubt)
+    if sum_of == OTHERS and any_column(doubt):
+        outcomes_across(LOGSUMEXP, rows, o, i, width, s, keep, work, exact, unused)
+        better_outcomes(doubt, exact, outcome)
+    elif sum_of == SOFTMAX and find_ones(s, rows.scaled, doubt, outcome):
+        result = SOFTMAX_ONE
     if any_special(rows, width, top, outcome):
         for j in range(i, i + width):
             row_along(rows, o * rows.inner + j, top_of_row(rows, o, j, work), o * rows.inner + j, work)
@@ -667,7 +684,7 @@ cdef void rows_across(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t w
             if rows.result == SOFTMAX:
                 # for the weights: the sums are known
                 add_block_of(SOFTMAX, rows.scaled, s, count, x, work.tile, ties)
-        write_tile(rows, o, i, width, j, count, s, outcome, x)
+        write_tile(result, rows, o, i, width, j, count, s, outcome, x)
 
 # The narrowest rows, if they are contiguous, and neither masked nor scaled. Most of a tile's time would be spent in
 # waiting for its maxima and sums, so the next tile is filled in between.
@@ -707,20 +724,17 @@ cdef inline void narrow_results(int result, const Rows* rows, Py_ssize_t o, Py_s
             empty_column(result, False, &s[c], &outcome[c], tile + c * LANES, y + c * LANES * rows.y_inner,
                          rows.y_inner, rows.n, (WIDTH - c * LANES) * rows.n)
 
-cdef void narrow_exact(const Shift* s, Py_ssize_t n, real* tile, const vmask* enough, Outcome* outcome) noexcept nogil:
+cdef void narrow_ones(const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Shift* s, const Outcome* outcome,
+                      const real* tile) noexcept nogil:
+    narrow_results(SOFTMAX_ONE, rows, o, i, s, outcome, tile)
+
+cdef void narrow_exact(const Shift* s, Py_ssize_t n, real* tile, const vmask* doubt, Outcome* outcome) noexcept nogil:
     cdef Narrow sums
     cdef Outcome[COLS] exact
-    cdef vmask[COLS] enough_
+    cdef vmask[COLS] unused
     narrow_sums(LOGSUMEXP, False, True, s, n, tile, &sums)
-    narrow_outcomes(LOGSUMEXP, False, s, n, &sums, exact, enough_)
-    better_outcomes(enough, exact, outcome)
-
-cdef inline bint all_lanes(const vmask* mask) noexcept nogil:
-    cdef vreal each = fill(1)
-    cdef int c
-    for c in range(COLS):
-        each = keep_where(mask[c], each)
-    return hmax(-each) == -1
+    narrow_outcomes(LOGSUMEXP, False, s, n, &sums, exact, unused)
+    better_outcomes(doubt, exact, outcome)
 
 cdef inline void narrow_tiles(int result, const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
                               const Work* work) noexcept nogil:
@@ -732,7 +746,7 @@ cdef inline void narrow_tiles(int result, const Rows* rows, Py_ssize_t first_til
     cdef vreal[COLS] top
     cdef Narrow sums
     cdef Outcome[COLS] outcome
-    cdef vmask[COLS] enough
+    cdef vmask[COLS] doubt
     cdef bint is_filled = False, fills
     cdef int sum_of = SOFTMAX if result == SOFTMAX else OTHERS
     cdef Place place, next_place
@@ -749,14 +763,17 @@ cdef inline void narrow_tiles(int result, const Rows* rows, Py_ssize_t first_til
             fills = is_whole(rows, next_place.i, next_place.width) and narrow_fill(
                 result, rows, next_place.o, next_place.i, next_tile, top)
         if is_filled:
-            narrow_outcomes(sum_of, False, s, rows.n, &sums, outcome, enough)
-            if sum_of == OTHERS and not all_lanes(enough):
-                narrow_exact(s, rows.n, tile, enough, outcome)
+            narrow_outcomes(sum_of, False, s, rows.n, &sums, outcome, doubt)
+            if sum_of == OTHERS and any_column(doubt):
+                narrow_exact(s, rows.n, tile, doubt, outcome)
         if fills:
             for c in range(COLS):
                 next_s[c] = shift_across(rows, next_place.o, next_place.i, WIDTH, False, top[c])
         if is_filled:
-            narrow_results(result, rows, place.o, place.i, s, outcome, tile)
+            if result == SOFTMAX and find_ones(s, False, doubt, outcome):
+                narrow_ones(rows, place.o, place.i, s, outcome, tile)
+            else:
+                narrow_results(result, rows, place.o, place.i, s, outcome, tile)
         if t < end and not fills:
             rows_across(rows, next_place.o, next_place.i, next_place.width, work)
         is_filled, place = fills, next_place
@@ -770,29 +787,15 @@ cdef inline void narrow_tiles(int result, const Rows* rows, Py_ssize_t first_til
 cdef inline Py_ssize_t causal_lead(const Rows* rows) noexcept nogil:
     return (rows.offset % WIDTH + WIDTH) % WIDTH
 
-cdef void only_element(const Rows* rows, Py_ssize_t o, Py_ssize_t i, elem x, const Work* work) noexcept nogil:
-    """Row i as it is where x is all that it has: see outcome_of_few."""
-    cdef Rows row = rows[0]
-    row.causal, row.outer, row.n, row.inner = False, 1, 1, 1
-    row.x, row.y = &x, rows.y + o * rows.y_outer + i * rows.y_inner
-    if rows.scaled:
-        row.temperature = rows.temperature + o * rows.temperature_outer + i * rows.temperature_inner
-    row_along(&row, 0, top_of_row(&row, 0, 0, work), 0, work)
-
 cdef void causal_tile(const Rows* rows, const Place* place, const Work* work) noexcept nogil:
     cdef Py_ssize_t o = place.o, i = place.i, first_row = o * rows.inner + i, end = i + place.width, k, n
-    cdef Py_ssize_t one = -rows.offset          # the row that sees one element
-    cdef elem only
     cdef Rows seen = rows[0]
     seen.n = row_length(rows, end - 1)
     if seen.n > CAUSAL_ACROSS or place.width < WIDTH:
         rows_along(rows, first_row, first_row + place.width - 1, work)
         return
     if seen.n > 0:
-        only = rows.x[o * rows.x_outer + min(max(i, one), end - 1) * rows.x_inner]
         rows_across(&seen, o, i, place.width, work)
-        if i <= one < end:
-            only_element(rows, o, one, only, work)
     for k in range(i, end):
         n = row_length(rows, k)
         clear_elements(rows.y + o * rows.y_outer + k * rows.y_inner + n * rows.y_n, rows.y_n, rows.n - n, rows.streamed)

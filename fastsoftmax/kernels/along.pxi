@@ -234,7 +234,7 @@ cdef inline void put(elem* y, Py_ssize_t stride, const elem* x, Py_ssize_t count
             y[k * stride] = x[k]
 
 cdef inline vreal source(int result, const real* kept, const elem* x, Py_ssize_t k) noexcept nogil:
-    if result == SOFTMAX:
+    if result == SOFTMAX or result == SOFTMAX_ONE:
         return load(kept + k)
     return load_elem(x + k)
 
@@ -245,7 +245,7 @@ cdef inline void finish_few(int result, const Shift* s, const Outcome* outcome, 
     cdef Py_ssize_t m
     while k < end:
         m = min(end - k, <Py_ssize_t>LANES)
-        if result != SOFTMAX:
+        if result == LOG_SOFTMAX:
             memcpy(buffer, x + k, m * sizeof(elem))
         store_elem(buffer, result_of(result, s, outcome, scaled, source(result, kept + k, buffer, 0)))
         put(y + k * stride, stride, buffer, m)
@@ -297,6 +297,8 @@ cdef void finish_chunk(int result, bint scaled, const Shift* s, const Outcome* o
                        const elem* x, elem* y, Py_ssize_t stride, Py_ssize_t count, bint streamed) noexcept nogil:
     if result == SOFTMAX:
         finish(SOFTMAX, s, outcome, False, kept, x, y, stride, count, streamed)
+    elif result == SOFTMAX_ONE:
+        finish(SOFTMAX_ONE, s, outcome, False, kept, x, y, stride, count, streamed)
     elif scaled:
         finish(LOG_SOFTMAX, s, outcome, True, kept, x, y, stride, count, streamed)
     else:
@@ -341,8 +343,9 @@ cdef inline void sum_chunk(int sum_of, const Rows* rows, Py_ssize_t o, Py_ssize_
     weigh_chunk(sum_of, rows.scaled, s, fetch(rows, o, i, start, count, work.elements), count, n,
                 weights_of_chunk(rows, o, i, n, start, work), sums)
 
-cdef inline void write_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start, Py_ssize_t count,
-                             Py_ssize_t n, const Shift* s, const Outcome* outcome, const Work* work) noexcept nogil:
+cdef inline void write_chunk(int result, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start,
+                             Py_ssize_t count, Py_ssize_t n, const Shift* s, const Outcome* outcome,
+                             const Work* work) noexcept nogil:
     cdef const elem* x = NULL
     cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner + start * rows.y_n
     cdef real* kept = weights_of_chunk(rows, o, i, n, start, work)
@@ -352,39 +355,43 @@ cdef inline void write_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ss
     if rows.result == SOFTMAX and not keeps(rows, n):
         clear(&unused)
         weigh_chunk(SOFTMAX, rows.scaled, s, x, count, rows.n, kept, &unused)
-    finish_chunk(rows.result, rows.scaled, s, outcome, kept, x, y, rows.y_n, count, rows.streamed)
+    finish_chunk(result, rows.scaled, s, outcome, kept, x, y, rows.y_n, count, rows.streamed)
 
 cdef inline int first_sum(const Rows* rows) noexcept nogil:
     """What is summed first."""
     return rows.result if rows.result == SOFTMAX or rows.result == ENTROPY else OTHERS
 
 cdef inline Outcome outcome_along(int sum_of, Py_ssize_t n, bint scaled, const Shift* s, const Sums* sums, vreal ties,
-                                  vmask* enough) noexcept nogil:
+                                  vmask* doubt) noexcept nogil:
     cdef vwide moments = wide_total(sums.moments) if sum_of == ENTROPY else wide_zero()
+    cdef Outcome outcome
     if n <= WIDTH:
-        return outcome_of_few(sum_of, s, scaled, n, sums.few, moments, ties, enough)
-    return outcome_of(sum_of, s, scaled, n, wide_total(sums.weights), moments, ties, enough)
+        outcome = outcome_of_few(sum_of, s, scaled, n, sums.few, moments, ties, doubt)
+        if sum_of == SOFTMAX:
+            doubt[0] = may_be_nearly_one(&outcome)
+        return outcome
+    return outcome_of(sum_of, s, scaled, n, wide_total(sums.weights), moments, ties, doubt)
 
 cdef bint conclude(int sum_of, const Rows* rows, Py_ssize_t n, const Shift* s, Sums* sums,
                    Outcome* outcome) noexcept nogil:
-    """The outcome, and whether it is exact enough; if not, LOGSUMEXP is to be summed."""
+    """The outcome, and whether it wants more: OTHERS the sum of LOGSUMEXP, SOFTMAX that SOFTMAX_ONE is written."""
     cdef vreal ties = sums.ties[0]
-    cdef vmask enough
+    cdef vmask doubt
     cdef int v
     if sum_of == SOFTMAX:
-        outcome[0] = outcome_along(SOFTMAX, n, rows.scaled, s, sums, ties, &enough)
-        return True
+        outcome[0] = outcome_along(SOFTMAX, n, rows.scaled, s, sums, ties, &doubt)
+        return any_lane(doubt) and find_one(s, rows.scaled, outcome)
     for v in range(1, COLS):
         ties = ties + sums.ties[v]
     ties = hsum(ties)
     if sum_of == OTHERS:
-        outcome[0] = outcome_along(OTHERS, n, rows.scaled, s, sums, ties, &enough)
-        return first(keep_where(enough, fill(1))) != 0
+        outcome[0] = outcome_along(OTHERS, n, rows.scaled, s, sums, ties, &doubt)
+        return any_lane(doubt)
     if sum_of == ENTROPY:
-        outcome[0] = outcome_along(ENTROPY, n, True, s, sums, ties, &enough)
+        outcome[0] = outcome_along(ENTROPY, n, True, s, sums, ties, &doubt)
     else:
-        outcome[0] = outcome_along(LOGSUMEXP, n, rows.scaled, s, sums, ties, &enough)
-    return True
+        outcome[0] = outcome_along(LOGSUMEXP, n, rows.scaled, s, sums, ties, &doubt)
+    return False
 
 # Rows that hold no finite maximum, or a NaN beside hidden elements: whatever the result, it is made of these.
 
@@ -454,7 +461,7 @@ cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_ro
     are written, gives the processor something to do while it waits for the row's sum, and brings the next row near."""
     cdef Py_ssize_t o = r // rows.inner, i = r % rows.inner
     cdef Py_ssize_t n = row_length(rows, i), chunk, start
-    cdef int sum_of
+    cdef int sum_of, result = rows.result
     cdef real next_top = -INFINITY
     cdef Shift s
     cdef Sums sums
@@ -466,16 +473,19 @@ cdef real row_along(const Rows* rows, Py_ssize_t r, real top, Py_ssize_t next_ro
         s = shift_of(rows, o, i, top)
         sum_of = first_sum(rows)
         sum_row(sum_of, rows, o, i, n, &s, work, &sums)
-        if not conclude(sum_of, rows, n, &s, &sums, &outcome):
-            sum_row(LOGSUMEXP, rows, o, i, n, &s, work, &sums)
-            conclude(LOGSUMEXP, rows, n, &s, &sums, &outcome)
+        if conclude(sum_of, rows, n, &s, &sums, &outcome):
+            if sum_of == SOFTMAX:
+                result = SOFTMAX_ONE
+            else:
+                sum_row(LOGSUMEXP, rows, o, i, n, &s, work, &sums)
+                conclude(LOGSUMEXP, rows, n, &s, &sums, &outcome)
     if next_row != r:
         next_top = top_of_row(rows, next_row // rows.inner, next_row % rows.inner, work)
     if n == 0 or write_if_scalar(rows, o, i, top, &outcome):
         return next_top
     for chunk in range(steps(n, CHUNK)):
         start = chunk * CHUNK
-        write_chunk(rows, o, i, start, min(n - start, CHUNK), n, &s, &outcome, work)
+        write_chunk(result, rows, o, i, start, min(n - start, CHUNK), n, &s, &outcome, work)
     return next_top
 
 # The usual case: contiguous rows of one chunk, neither masked nor scaled. The same as row_along, in one piece: what is
@@ -496,7 +506,7 @@ cdef inline void plain_rows(int result, const Rows* rows, Py_ssize_t first_row, 
     cdef real* kept
     cdef real top = largest(x, n), next_top
     cdef vreal ties
-    cdef vmask enough
+    cdef vmask doubt
     cdef Soon soon
     cdef Shift s
     cdef Sums sums
@@ -525,12 +535,14 @@ cdef inline void plain_rows(int result, const Rows* rows, Py_ssize_t first_row, 
             for v in range(1, COLS):
                 ties = ties + sums.ties[v]
             outcome = outcome_along(sum_of, n, False, &s, &sums, hsum(ties) if sum_of == OTHERS else ties,
-                                    &enough)
+                                    &doubt)
             next_top = largest(next_x, next_n)
-            if sum_of == OTHERS and first(keep_where(enough, fill(1))) == 0:
+            if sum_of == OTHERS and any_lane(doubt):
                 weigh_again(rows, r, &s, work, &outcome)
             if result == LOGSUMEXP:
                 y[0] = elem_of(first(outcome.hi + outcome.lo))
+            elif result == SOFTMAX and any_lane(doubt) and find_one(&s, False, &outcome):
+                finish_chunk(SOFTMAX_ONE, False, &s, &outcome, kept, x, y, 1, n, rows.streamed)
             else:
                 finish(result, &s, &outcome, False, kept, x, y, 1, n, rows.streamed)
         else:

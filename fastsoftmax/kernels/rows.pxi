@@ -24,6 +24,8 @@ cdef enum:
     ENTROPY = 3
     # and a sum that is not a result: for a logarithm, in fewer instructions, where it is exact enough
     OTHERS = 4
+    # and how softmax is written where the largest result may have to become 1: see Outcome
+    SOFTMAX_ONE = 5
 
 cdef struct Rows:
     int result
@@ -211,19 +213,53 @@ cdef inline void clear(Sums* sums) noexcept nogil:
         sums.moments[v] = wide_zero()
         sums.ties[v] = fill(0)
 
-cdef inline vwide weight_of_top(const Shift* s, bint scaled, vreal* rounded) noexcept nogil:
-    cdef vreal[4] x, p, f
+cdef inline void largest_weight(const Shift* s, bint scaled, vreal* p, vreal* f) noexcept nogil:
+    """It is f + p * f."""
+    cdef vreal[4] x, p_, f_
     cdef int a
     for a in range(4):
         x[a] = s.top
-    weigh4(x, s, False, scaled, True, p, f)
-    rounded[0] = fma_(p[0], f[0], f[0])
-    return wide_of(f[0], p[0] * f[0])
+    weigh4(x, s, False, scaled, True, p_, f_)
+    p[0], f[0] = p_[0], f_[0]
 
 # What a row's results are made from: weights * (hi + lo), or scores - (hi + lo).
+#
+# Some want a second look, `doubt`: of OTHERS, where the sum is not exact enough; of SOFTMAX, where the largest weight
+# may be all there is. As it is rounded, and divided by a sum in which it is not rounded, one in seven such weights
+# would come out as NEARLY_ONE, and is written as `one` instead.
 cdef struct Outcome:
     vreal hi
     vreal lo
+    vreal one               # for SOFTMAX_ONE: what is written for NEARLY_ONE
+
+cdef inline vmask nowhere() noexcept nogil:
+    return less(fill(0), fill(0))
+
+cdef inline vmask is_nearly_one(vreal weight, const Outcome* outcome) noexcept nogil:
+    """weight: the largest, rounded, as it is kept."""
+    return equal(scale(weight, outcome.hi, outcome.lo), fill(NEARLY_ONE))
+
+cdef inline vmask may_be_nearly_one(const Outcome* outcome) noexcept nogil:
+    """Where the sum is not beyond all that a weight can be. In long rows it is, most often."""
+    if sizeof(elem) != sizeof(real):            # rounded to an elem, it is 1
+        return nowhere()
+    return less(fill(1 / (2 * SCALE)), outcome.hi)
+
+cdef bint find_one(const Shift* s, bint scaled, Outcome* outcome) noexcept nogil:
+    """`one`: 1 where all other weights together are less than a quarter of an EPSILON of the largest, so that no other
+    result is NEARLY_ONE. False if that changes nothing."""
+    cdef vreal p, f, share, more, rest, others
+    cdef vmask nearly
+    largest_weight(s, scaled, &p, &f)
+    nearly = is_nearly_one(fma_(p, f, f), outcome)
+    if not any_lane(nearly):
+        return False
+    share = f * outcome.hi                      # 1 - (f + p * f) * (hi + lo), to twice a real's digits
+    more = p * share
+    rest = product_error(f, outcome.hi, share) + f * outcome.lo
+    others = ((fill(1) - share) - more) - (fma_(p, rest, rest) + product_error(p, share, more))
+    outcome.one = choose(both(nearly, less(others, fill(EPSILON / 4))), fill(1), fill(NEARLY_ONE))
+    return True
 
 cdef inline Outcome logarithm_of(const Shift* s, bint scaled, vwide others) noexcept nogil:
     """others: the sum of all weights but one of the largest, in units of the largest."""
@@ -234,30 +270,32 @@ cdef inline Outcome logarithm_of(const Shift* s, bint scaled, vwide others) noex
     return outcome
 
 cdef inline Outcome outcome_of_few(int result, const Shift* s, bint scaled, Py_ssize_t n, Few few, vwide moments,
-                                   vreal ties, vmask* enough) noexcept nogil:
-    """outcome_of for rows of at most WIDTH elements."""
+                                   vreal ties, vmask* doubt) noexcept nogil:
+    """outcome_of for rows of at most WIDTH elements; `doubt` of SOFTMAX is left to the caller."""
     cdef Outcome outcome
-    cdef vreal rounded
+    cdef vreal p, f
     if result != SOFTMAX:
-        return outcome_of(result, s, scaled, n, wide_of(few.total, few.lost), moments, ties, enough)
-    enough[0] = equal(fill(0), fill(0))
+        return outcome_of(result, s, scaled, n, wide_of(few.total, few.lost), moments, ties, doubt)
+    doubt[0] = nowhere()
     if n == 1:                                  # divided by itself as it was rounded, so that it is 1, or NaN
-        weight_of_top(s, scaled, &rounded)
-        few.total, few.lost = rounded + (few.total - few.total), fill(0)
+        largest_weight(s, scaled, &p, &f)
+        few.total, few.lost = fma_(p, f, f) + (few.total - few.total), fill(0)
     reciprocal(few.total, few.lost, &outcome.hi, &outcome.lo)
     return outcome
 
 cdef inline Outcome outcome_of(int result, const Shift* s, bint scaled, Py_ssize_t n, vwide weights, vwide moments,
-                               vreal ties, vmask* enough) noexcept nogil:
-    """`weights`, `moments` and `ties` are the whole row's, in every lane that has this row. enough: where OTHERS is."""
+                               vreal ties, vmask* doubt) noexcept nogil:
+    """`weights`, `moments` and `ties` are the whole row's, in every lane that has this row."""
     cdef Outcome outcome
     cdef vwide of_top, others
-    cdef vreal zero = fill(0), hi, lo
-    enough[0] = equal(zero, zero)
+    cdef vreal zero = fill(0), hi, lo, p, f
+    doubt[0] = nowhere()
     if result == SOFTMAX:
         wide_split(wide_divide(wide_of(fill(1), zero), weights), &outcome.hi, &outcome.lo)
+        doubt[0] = may_be_nearly_one(&outcome)
         return outcome
-    of_top = weight_of_top(s, scaled, &hi)
+    largest_weight(s, scaled, &p, &f)
+    of_top = wide_of(f, p * f)
     others = wide_add(wide_of(ties, fill(-1)), wide_divide(weights, of_top))
     if result == ENTROPY:
         moments = wide_divide(wide_divide(moments, of_top), wide_add(wide_of(fill(1), zero), others))
@@ -265,14 +303,17 @@ cdef inline Outcome outcome_of(int result, const Shift* s, bint scaled, Py_ssize
         return outcome
     if result == OTHERS:
         wide_split(others, &hi, &lo)
-        enough[0] = less(fill(<real>n / <real>(1 << LEAST)), hi)
+        doubt[0] = less(hi, fill(<real>n / <real>(1 << LEAST)))
     return logarithm_of(s, scaled, others)
 
 cdef inline vreal result_of(int result, const Shift* s, const Outcome* outcome, bint scaled, vreal x) noexcept nogil:
-    """x: the weight for SOFTMAX, the element itself for LOG_SOFTMAX."""
+    """x: the weight for SOFTMAX and SOFTMAX_ONE, the element itself for LOG_SOFTMAX."""
     cdef vreal score, score_lo, difference
     if result == SOFTMAX:
         return scale(x, outcome.hi, outcome.lo)
+    if result == SOFTMAX_ONE:
+        x = scale(x, outcome.hi, outcome.lo)
+        return choose(equal(x, fill(NEARLY_ONE)), outcome.one, x)
     scores_of(s, x, scaled, &score, &score_lo)
     difference = score - outcome.hi
     score_lo = score_lo - outcome.lo

@@ -28,7 +28,7 @@ cdef void some_rows(const Rows* rows, bint across, Py_ssize_t task, Py_ssize_t s
 # One long row, shared by threads: the passes of row_along, a chunk after the other.
 cdef struct LongRow:
     Py_ssize_t o, i, n
-    int sum_of
+    int sum_of, result                          # what is written: see conclude
     real* tops                                  # a chunk
     Sums* sums                                  # a chunk
     Shift shift
@@ -43,7 +43,7 @@ cdef inline void long_row_chunk(int phase, const Rows* rows, const LongRow* row,
         clear(&row.sums[chunk])
         sum_chunk(row.sum_of, rows, row.o, row.i, start, count, row.n, &row.shift, work, &row.sums[chunk])
     else:
-        write_chunk(rows, row.o, row.i, start, count, row.n, &row.shift, &row.outcome, work)
+        write_chunk(row.result, rows, row.o, row.i, start, count, row.n, &row.shift, &row.outcome, work)
 
 cdef void long_row_share(int phase, const Rows* rows, const LongRow* row, Py_ssize_t start, Py_ssize_t stop,
                          Py_ssize_t share, Py_ssize_t shares, const Work* work, Region* region) noexcept nogil:
@@ -67,11 +67,13 @@ cdef int long_row_between(int phase, const Rows* rows, LongRow* row) noexcept no
     cdef real top = -INFINITY
     cdef Sums sums
     cdef int v, next_phase = phase + 1
+    cdef bint more
     for task in range(tasks):
         top = max(top, row.tops[task])
     if phase == 1:
         row.shift = shift_of(rows, row.o, row.i, top)
         row.sum_of = first_sum(rows)
+        row.result = rows.result
     elif phase == 2:
         clear(&sums)
         sums.few = row.sums[0].few          # a causal row may see very few
@@ -80,11 +82,14 @@ cdef int long_row_between(int phase, const Rows* rows, LongRow* row) noexcept no
                 sums.weights[v] = wide_add(sums.weights[v], row.sums[task].weights[v])
                 sums.moments[v] = wide_add(sums.moments[v], row.sums[task].moments[v])
                 sums.ties[v] = sums.ties[v] + row.sums[task].ties[v]
-        if not conclude(row.sum_of, rows, row.n, &row.shift, &sums, &row.outcome):
+        more = conclude(row.sum_of, rows, row.n, &row.shift, &sums, &row.outcome)
+        if more and row.sum_of == OTHERS:
             row.sum_of = LOGSUMEXP
             next_phase = 2
         elif write_if_scalar(rows, row.o, row.i, top, &row.outcome):
             next_phase = 0
+        elif more:
+            row.result = SOFTMAX_ONE
     else:
         next_phase = 0
     fp_leave(state)

@@ -28,11 +28,13 @@ typedef double real;
 typedef int64_t ireal;                      /* as many bits as a real */
 typedef uint64_t ubits;
 #define REAL_BITS 64
+#define EPSILON DBL_EPSILON
 #elif defined DTYPE_f32 || defined DTYPE_f16 || defined DTYPE_bf16
 typedef float real;
 typedef int32_t ireal;
 typedef uint32_t ubits;
 #define REAL_BITS 32
+#define EPSILON FLT_EPSILON
 #else
 #error "no DTYPE_... is defined"
 #endif
@@ -63,6 +65,7 @@ typedef real elem;
 #error "no ISA_... is defined"
 #endif
 
+#define NEARLY_ONE (1 - EPSILON / 2)
 #define COLS (WIDTH / LANES)
 #define GROUP (4 * WIDTH)
 

@@ -14,6 +14,8 @@ cdef extern from "vec.h" nogil:
         LANES, WIDTH, COLS, GROUP
         COLUMNS, TILE_1, TILE_2, TILE_3, MAX_TILE
     elem ELEM_MINUS_INFINITY
+    const real EPSILON                          # the distance from 1 to the next real
+    const real NEARLY_ONE                       # the largest real below 1
 
     vreal load(const real*) noexcept
     void store(real*, vreal) noexcept
@@ -31,6 +33,7 @@ cdef extern from "vec.h" nogil:
     vmask less(vreal, vreal) noexcept
     vmask equal(vreal, vreal) noexcept
     vmask both(vmask, vmask) noexcept
+    bint any_lane(vmask) noexcept
     vreal choose(vmask, vreal, vreal) noexcept
     vreal keep_where(vmask, vreal) noexcept
     vreal leave_where(vmask, vreal) noexcept

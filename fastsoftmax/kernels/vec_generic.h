@@ -27,6 +27,7 @@ WORD vreal look_up(const real *table, vint index) { return table[index & 7]; }
 WORD vmask less(vreal a, vreal b) { return a < b; }
 WORD vmask equal(vreal a, vreal b) { return a == b; }
 WORD vmask less_bits(vint a, vint b) { return a < b; }
+WORD int any_lane(vmask m) { return m; }
 WORD vmask both(vmask a, vmask b) { return a & b; }
 WORD vreal keep_where(vmask m, vreal a) { return m ? a : 0; }
 WORD vreal leave_where(vmask m, vreal a) { return m ? 0 : a; }

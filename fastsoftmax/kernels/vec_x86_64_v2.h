@@ -15,6 +15,7 @@ WORD vreal narrow(__m128d low, __m128d high) { return _mm_movelh_ps(_mm_cvtpd_ps
 WORD vreal vmax(vreal a, vreal b) { return _mm_max_pd(a, b); }
 WORD void stream(real *p, vreal a) { _mm_stream_pd(p, a); }
 #endif
+WORD int any_lane(vmask m) { return _mm_movemask_epi8((__m128i)m) != 0; }
 WORD vreal fma_(vreal a, vreal b, vreal c) { return a * b + c; }
 WORD vreal fnma(vreal a, vreal b, vreal c) { return c - a * b; }
 

@@ -19,6 +19,7 @@ WORD vreal fnma(vreal a, vreal b, vreal c) { return _mm256_fnmadd_pd(a, b, c); }
 WORD vreal vmax(vreal a, vreal b) { return _mm256_max_pd(a, b); }
 WORD void stream(real *p, vreal a) { _mm256_stream_pd(p, a); }
 #endif
+WORD int any_lane(vmask m) { return !_mm256_testz_si256((__m256i)m, (__m256i)m); }
 #define FUSED 1
 WORD vreal product_error(vreal a, vreal b, vreal product) { return fma_(a, b, -product); }
 WORD vreal scale(vreal a, vreal hi, vreal lo) { return fma_(a, hi, a * lo); }     /* a * (hi + lo) */

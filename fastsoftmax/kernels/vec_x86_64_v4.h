@@ -22,6 +22,7 @@ WORD vreal fnma(vreal a, vreal b, vreal c) { return _mm512_fnmadd_pd(a, b, c); }
 WORD vreal vmax(vreal a, vreal b) { return _mm512_max_pd(a, b); }
 WORD void stream(real *p, vreal a) { _mm512_stream_pd(p, a); }
 #endif
+WORD int any_lane(vmask m) { return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0; }
 #define FUSED 1
 WORD vreal product_error(vreal a, vreal b, vreal product) { return fma_(a, b, -product); }
 WORD vreal scale(vreal a, vreal hi, vreal lo) { return fma_(a, hi, a * lo); }     /* a * (hi + lo) */

@@ -26,6 +26,11 @@ THREE(fmadd)
 THREE(fnmadd)
 TWO(max)
 
+EMULATED int emulated_test_epi32_mask(__m512i a, __m512i b)
+{
+    const union { __m512i whole; __m256i half[2]; } both = {.whole = a & b};
+    return !_mm256_testz_si256(both.half[0], both.half[0]) | !_mm256_testz_si256(both.half[1], both.half[1]);
+}
 EMULATED void emulated_stream_ps(float *p, __m512 a)
 {
     for (int h = 0; h < 2; h++)
@@ -76,6 +81,8 @@ EMULATED __m512 emulated_joined(__m256 low, __m256 high)
 #define _mm512_fnmadd_ps emulated_fnmadd_ps
 #define _mm512_fnmadd_pd emulated_fnmadd_pd
 #define _mm512_max_ps emulated_max_ps
+#undef _mm512_test_epi32_mask
+#define _mm512_test_epi32_mask emulated_test_epi32_mask
 #define _mm512_max_pd emulated_max_pd
 #define _mm512_stream_ps emulated_stream_ps
 #define _mm512_stream_pd emulated_stream_pd
