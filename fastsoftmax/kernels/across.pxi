@@ -21,33 +21,28 @@ cdef inline Place place_of(const Rows* rows, Py_ssize_t tile) noexcept nogil:
     return place
 
 # A column is the rows of one register, `stride` elements apart, each of contiguous elements. It goes in and out by
-# squares of LANES rows and elements. The last square overlaps the one before.
+# blocks of SIDE elements: squares, or where registers are long, two squares side by side, which take fewer steps to
+# transpose and waste less of narrow rows. The last block overlaps the one before.
 
 cdef inline Py_ssize_t next_square(Py_ssize_t start, Py_ssize_t count) noexcept nogil:
-    """Where the square after `start` starts; count after the last."""
-    return count if start + LANES >= count else min(start + LANES, count - LANES)
-
-cdef inline void fill_square(const elem* x, Py_ssize_t stride, vreal* square) noexcept nogil:
-    cdef Py_ssize_t r
-    for r in range(LANES):
-        square[r] = load_elem(x + r * stride)
-    transpose(square)
+    """Where the squares after those at `start` start; count after the last."""
+    return count if start + SIDE >= count else min(start + SIDE, count - SIDE)
 
 cdef inline void fill_column(const elem* x, Py_ssize_t stride, Py_ssize_t count, real* tile, vreal* top) noexcept nogil:
     """Where rows are narrower than a square, it reads into the rows below."""
-    cdef vreal[LANES] square
+    cdef vreal[SIDE] square
     cdef vreal most = top[0]
     cdef Py_ssize_t start = 0, r
-    if count >= LANES:
+    if count >= SIDE:
         while start < count:
-            fill_square(x + start, stride, square)
-            for r in range(LANES):
+            load_squares(x + start, stride, square)
+            for r in range(SIDE):
                 store(tile + (start + r) * WIDTH, square[r])
                 most = vmax(square[r], most)
             start = next_square(start, count)
     else:
-        fill_square(x, stride, square)
-        for r in range(LANES):
+        load_squares(x, stride, square)
+        for r in range(SIDE):
             store(tile + r * WIDTH, square[r])
         for r in range(count):
             most = vmax(load(tile + r * WIDTH), most)
@@ -72,7 +67,7 @@ cdef void fill_tile(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t wid
                 one = load_elem(x + k * x_n + c * LANES)
                 store(tile + k * WIDTH + c * LANES, one)
                 most[c] = vmax(one, most[c])
-    elif where == NULL and width == WIDTH and x_n == 1 and (count >= LANES or rows_below(rows, i)):
+    elif where == NULL and width == WIDTH and x_n == 1 and (count >= SIDE or rows_below(rows, i)):
         for c in range(COLS):
             fill_column(x + c * LANES * x_inner, x_inner, count, tile + c * LANES, &most[c])
     else:
@@ -120,14 +115,14 @@ cdef void fill_visible(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t 
 
 cdef inline bint rows_below(const Rows* rows, Py_ssize_t i) noexcept nogil:
     """Whether a register may be read from any element of the tile that starts at i: no gap, and rows enough."""
-    return rows.x_inner == rows.n and i + WIDTH + LANES <= rows.inner
+    return rows.x_inner == rows.n and i + WIDTH + SIDE <= rows.inner
 
 cdef inline void empty_square(int result, bint scaled, const Shift* s, const Outcome* outcome, const real* tile,
                               vreal* square) noexcept nogil:
     cdef Py_ssize_t r
-    for r in range(LANES):
+    for r in range(SIDE):
         square[r] = result_of(result, s, outcome, scaled, load(tile + r * WIDTH))
-    transpose(square)
+    transpose_squares(square)
 
 cdef inline void empty_column(int result, bint scaled, const Shift* shift, const Outcome* outcome_, const real* tile,
                               elem* y, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t room) noexcept nogil:
@@ -135,22 +130,22 @@ cdef inline void empty_column(int result, bint scaled, const Shift* shift, const
     have no gaps, and what goes beyond a row is overwritten by the next."""
     cdef Shift s = shift[0]
     cdef Outcome outcome = outcome_[0]
-    cdef vreal[LANES] square
-    cdef elem[LANES] line
+    cdef vreal[SIDE] square
+    cdef elem[SIDE] line
     cdef Py_ssize_t start = 0, r
-    if count >= LANES:
+    if count >= SIDE:
         while start < count:
             empty_square(result, scaled, &s, &outcome, tile + start * WIDTH, square)
             for r in range(LANES):
-                store_elem(y + start + r * stride, square[r])
+                store_side(y + start + r * stride, square, r)
             start = next_square(start, count)
     else:
         empty_square(result, scaled, &s, &outcome, tile, square)
         for r in range(LANES):
-            if r * count + LANES <= room:
-                store_elem(y + r * count, square[r])
+            if r * count + SIDE <= room:
+                store_side(y + r * count, square, r)
             else:
-                store_elem(line, square[r])
+                store_side(line, square, r)
                 put(y + r * count, 1, line, count)
 
 cdef inline void empty_tile(int result, bint scaled, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width,
@@ -177,7 +172,7 @@ cdef inline void empty_tile(int result, bint scaled, const Rows* rows, Py_ssize_
                     stream(<real*>(y + k * y_n + c * LANES), one)
                 else:
                     store_elem(y + k * y_n + c * LANES, one)
-    elif width == WIDTH and y_n == 1 and (count >= LANES or y_inner == count):
+    elif width == WIDTH and y_n == 1 and (count >= SIDE or y_inner == count):
         for c in range(COLS):
             empty_column(result, scaled, &s[c], &outcome[c], tile + c * LANES, y + c * LANES * y_inner, y_inner, count,
                          (WIDTH - c * LANES) * count)
@@ -695,7 +690,7 @@ cdef inline bint is_narrow(const Rows* rows) noexcept nogil:
 
 cdef inline bint is_whole(const Rows* rows, Py_ssize_t i, Py_ssize_t width) noexcept nogil:
     """Whether a tile can be read and written by whole registers."""
-    return width == WIDTH and (rows.n >= LANES or (rows_below(rows, i) and rows.y_inner == rows.n))
+    return width == WIDTH and (rows.n >= SIDE or (rows_below(rows, i) and rows.y_inner == rows.n))
 
 cdef inline bint narrow_fill(int result, const Rows* rows, Py_ssize_t o, Py_ssize_t i, real* tile,
                              vreal* top) noexcept nogil:

@@ -57,6 +57,36 @@ WORD void store_elem(elem *p, vreal a)
 #endif
 #endif
 
+/* LANES rows of SIDE elements, whose columns become SIDE registers, and back. Register r holds row r; where registers are
+ * longer than rows (HALVED), row r and row r + SIDE side by side. */
+#if defined HALVED
+#define SIDE (LANES / 2)
+WORD void load_squares(const elem *x, ptrdiff_t stride, vreal *square)
+{
+    for (int r = 0; r < SIDE; r++)
+        square[r] = load_halves(x + r * stride, x + (r + SIDE) * stride);
+    transpose_rows(square, SIDE);
+}
+WORD void transpose_squares(vreal *square) { transpose_rows(square, SIDE); }
+WORD void store_side(elem *y, const vreal *square, ptrdiff_t row)
+{
+    if (row < SIDE)
+        store_low(y, square[row]);
+    else
+        store_high(y, square[row - SIDE]);
+}
+#else
+#define SIDE LANES
+WORD void load_squares(const elem *x, ptrdiff_t stride, vreal *square)
+{
+    for (int r = 0; r < SIDE; r++)
+        square[r] = load_elem(x + r * stride);
+    transpose(square);
+}
+WORD void transpose_squares(vreal *square) { transpose(square); }
+WORD void store_side(elem *y, const vreal *square, ptrdiff_t row) { store_elem(y, square[row]); }
+#endif
+
 /* One element, for what is not done by the register. */
 #if defined DTYPE_f16
 #define ELEM_MINUS_INFINITY 0xfc00

@@ -11,7 +11,7 @@ cdef extern from "vec.h" nogil:
     ctypedef struct fp_state:
         pass
     enum:
-        LANES, WIDTH, COLS, GROUP
+        LANES, WIDTH, COLS, GROUP, SIDE
         COLUMNS, TILE_1, TILE_2, TILE_3, MAX_TILE
     elem ELEM_MINUS_INFINITY
     const real EPSILON                          # the distance from 1 to the next real
@@ -53,6 +53,9 @@ cdef extern from "vec.h" nogil:
     vreal hsum(vreal) noexcept
     real first(vreal) noexcept
     void transpose(vreal*) noexcept
+    void load_squares(const elem*, Py_ssize_t, vreal*) noexcept
+    void transpose_squares(vreal*) noexcept
+    void store_side(elem*, const vreal*, Py_ssize_t) noexcept
     vreal sums_of(vreal*) noexcept              # lane i: the sum of register i
 
     vwide wide_zero() noexcept

@@ -99,11 +99,11 @@ WORD real hmax(vreal a)
 }
 
 /* One step of a transposition: the off-diagonal blocks of s lanes and rows change places. */
-WORD void exchange_blocks(vreal *rows, const int s)
+WORD void exchange_blocks(vreal *rows, const int s, const int count)
 {
     const vint lane = LANE_NUMBERS, odd_block = (lane & s) != 0;
     const vint even = lane + (odd_block & (LANES - s)), odd = lane + s + (odd_block & (LANES - s));
-    for (int i = 0; i < LANES; i++)
+    for (int i = 0; i < count; i++)
         if (!(i & s)) {
             vreal a = rows[i], b = rows[i + s];
             rows[i] = shuffle_pair(a, b, even);
@@ -114,11 +114,11 @@ WORD void exchange_blocks(vreal *rows, const int s)
 #if REAL_BITS == 32
 /* The first two steps at once, in squares of four: rows a to d become columns. x86 has an instruction for each of
  * these orders, and none for those of exchange_blocks(rows, 1). */
-WORD void transpose_fours(vreal *rows)
+WORD void transpose_fours(vreal *rows, const int count)
 {
     const vint lane = LANE_NUMBERS, of_b = (lane & 1) * LANES, of_c = (lane & 2) / 2 * LANES;
     const vint interleaved = (lane & ~3) + (lane & 2) / 2 + of_b, halves = (lane & ~2) + of_c;
-    for (int i = 0; i < LANES; i += 4) {
+    for (int i = 0; i < count; i += 4) {
         vreal ab01 = shuffle_pair(rows[i], rows[i + 1], interleaved);
         vreal ab23 = shuffle_pair(rows[i], rows[i + 1], interleaved + 2);
         vreal cd01 = shuffle_pair(rows[i + 2], rows[i + 3], interleaved);
@@ -131,24 +131,24 @@ WORD void transpose_fours(vreal *rows)
 }
 #endif
 
-/* rows: LANES registers, the rows of a square; afterwards its columns. */
-WORD void transpose(vreal *rows)
+/* rows: `count` registers, the rows of LANES / count squares side by side; afterwards their columns. */
+WORD void transpose_rows(vreal *rows, const int count)
 {
 #if REAL_BITS == 32
-    transpose_fours(rows);
+    transpose_fours(rows, count);
 #else
-    exchange_blocks(rows, 1);
-#if LANES > 2
-    exchange_blocks(rows, 2);
+    exchange_blocks(rows, 1, count);
+    if (count > 2)
+        exchange_blocks(rows, 2, count);
 #endif
-#endif
-#if LANES > 4
-    exchange_blocks(rows, 4);
-#endif
-#if LANES > 8
-    exchange_blocks(rows, 8);
-#endif
+    if (count > 4)
+        exchange_blocks(rows, 4, count);
+    if (count > 8)
+        exchange_blocks(rows, 8, count);
 }
+
+/* rows: LANES registers, the rows of a square; afterwards its columns. */
+WORD void transpose(vreal *rows) { transpose_rows(rows, LANES); }
 
 /* rows: LANES registers; lane i of the result is the sum of the lanes of rows[i]. */
 WORD void add_blocks(vreal *rows, const int s)

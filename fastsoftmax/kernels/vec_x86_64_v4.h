@@ -35,3 +35,23 @@ WORD void store_elem(elem *p, vreal a)
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 #endif
+
+/* half.h's rows of half a register: SIDE elements from each of two places, and to one. A whole register from every row
+ * would cross a cache line nearly always, and take a step more to transpose. */
+#if defined DTYPE_f32
+#define HALVED
+WORD vreal load_halves(const elem *low, const elem *high)
+{
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(low)), _mm256_loadu_ps(high), 1);
+}
+WORD void store_low(elem *p, vreal a) { _mm256_storeu_ps(p, _mm512_castps512_ps256(a)); }
+WORD void store_high(elem *p, vreal a) { _mm256_storeu_ps(p, _mm512_extractf32x8_ps(a, 1)); }
+#elif defined DTYPE_f64
+#define HALVED
+WORD vreal load_halves(const elem *low, const elem *high)
+{
+    return _mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd(low)), _mm256_loadu_pd(high), 1);
+}
+WORD void store_low(elem *p, vreal a) { _mm256_storeu_pd(p, _mm512_castpd512_pd256(a)); }
+WORD void store_high(elem *p, vreal a) { _mm256_storeu_pd(p, _mm512_extractf64x4_pd(a, 1)); }
+#endif

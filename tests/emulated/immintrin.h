@@ -76,6 +76,12 @@ EMULATED __m512 emulated_joined(__m256 low, __m256 high)
 #define _mm512_extractf32x8_ps(a, i) (((floats_){.whole = a}).half[i])
 #undef _mm512_insertf32x8
 #define _mm512_insertf32x8(a, b, i) emulated_joined(((floats_){.whole = a}).half[0], b)     /* i is 1 */
+#define _mm512_castpd512_pd256(a) (((doubles_){.whole = a}).half[0])
+#define _mm512_castpd256_pd512(a) ((doubles_){.half = {a, a}}).whole
+#undef _mm512_extractf64x4_pd
+#define _mm512_extractf64x4_pd(a, i) (((doubles_){.whole = a}).half[i])
+#undef _mm512_insertf64x4
+#define _mm512_insertf64x4(a, b, i) ((doubles_){.half = {((doubles_){.whole = a}).half[0], b}}).whole      /* i is 1 */
 #define _mm512_fmadd_ps emulated_fmadd_ps
 #define _mm512_fmadd_pd emulated_fmadd_pd
 #define _mm512_fnmadd_ps emulated_fnmadd_ps
