@@ -17,9 +17,11 @@ from helpers import (
     assert_same_bits,
     bits,
     check,
+    exact_row,
     oracle,
     sample,
     tail_lengths,
+    ulps,
 )
 
 import fastsoftmax
@@ -173,6 +175,33 @@ def test_subnormal_weights_are_kept(kernel):
         quantum = kernel.wide(np.nextafter(kernel.dtype.type(0), kernel.dtype.type(1)))
         assert np.all(y[1:5].astype(kernel.wide) > 0)
         assert np.all(abs(y.astype(kernel.wide) - exact)[1:5] <= quantum)
+
+
+@pytest.mark.parametrize("n", [2, 10, 16, 17, 64, 100, 4096, 9000])
+def test_subnormal_weights_are_within_a_quantum(kernel, n):
+    """Most of all just below the smallest normal number, where a rounded factor's lost part is half a quantum."""
+    edges = {"f32": (-87.3365, -104), "f64": (-708.396, -745), "f16": (-9.7, -17), "bf16": (-87.3365, -92)}
+    edge, least = edges[kernel.tag]
+    rng = np.random.default_rng(n)
+    count = max(2, 40_000 // n)
+    for low, high in ((edge - 1, edge + 0.5), (least, edge + 4)):
+        x = rng.uniform(low, high, (count, n)).astype(kernel.dtype)
+        x[:, 0] = rng.uniform(-1, 1, count)
+        if n > 2:
+            x[:, n // 2] = rng.uniform(-3, 3, count)
+        if n > 10:
+            x[:, n // 3] = -INF
+        exact = oracle("softmax", x)
+        quantum = kernel.wide(np.nextafter(kernel.dtype.type(0), kernel.dtype.type(1)))
+        small = exact < float(ml_dtypes.finfo(kernel.dtype).tiny)
+        assert small.any()
+        y = softmax(x, -1)
+        assert_same_bits(softmax(np.asfortranarray(x), -1), y)
+        assert_same_bits(softmax(x.T.copy(), 0).T, y)
+        in_place = x.copy()
+        assert_same_bits(softmax(in_place, -1, out=in_place), y)
+        assert np.all(abs(y - exact)[small] <= quantum)
+        check("softmax", y, x)                  # half a quantum for 16 bits
 
 
 # ---------------------------------------------------------------- special values
@@ -711,6 +740,39 @@ def test_temperature_scalar_per_row_and_per_head(kernel, function):
         assert_same_bits(
             call(function, x, temperature=each)[i], call(function, x[i] / kernel.dtype.type(each[i, 0, 0]))
         )
+
+
+# Scores and a temperature for which x / temperature is no number of the dtype: (scores, temperature, of 64 bits only).
+TEMPERED = [
+    ([3, -20], 0.7), ([3, -20, -21], 1.3), ([0, -16], 0.3), ([-100, -90, -140], 3.0), ([200, 199.5, 150], 0.7),
+    ([1e16, 1e16], 0.7), ([1e30, 1e30, 1e29], 1e29), ([2.5e38, 0], 0.7), ([2e38, 2e38, -2e38], 0.7),
+    ([3e38, -3e38], 2.0), ([3e38, -3e38, 3e38], 2.3), ([-3e38, -3.1e38], 1e29), ([3.38e38, -3.38e38], 9e29),
+    ([1e-38, 3e-38], 1e-29), ([5, 5, 5], 0.7), ([-1e6, -1e6 - 7, -1e6 + 0.5], 0.1),
+]
+
+
+@pytest.mark.parametrize("scores, temperature", TEMPERED)
+def test_a_temperature_costs_no_digits(kernel, scores, temperature):
+    """However far the scores are from 0, from each other and from the largest number; along rows and across."""
+    x = np.array(scores, np.float64)
+    if kernel.tag == "f16":
+        x = x / max(1, abs(x).max() / 6e4)
+    x = x.astype(kernel.dtype)
+    for filling in (0, 20, 100):                # the least that there is besides
+        row = np.concatenate([x, np.full(filling, -np.inf, kernel.dtype)])
+        exact = exact_row(x, temperature)
+        block = np.repeat(row[None], 40, 0)
+        for function in ("softmax", "log_softmax"):
+            for got in (call(function, row, temperature=temperature), call(function, block, temperature=temperature)[7],
+                        call(function, block.T, 0, temperature=temperature)[:, 39]):
+                got = got[:len(x)]
+                if kernel.dtype.itemsize == 2:
+                    wanted = np.array([float(v) for v in exact[function]])
+                    assert_accurate(got, np.where(wanted < -float(np.finfo(np.float32).max), -INF, wanted), 2)
+                else:
+                    assert ulps(got, exact[function]) <= 2, (function, got, exact[function])
+        entropy = softmax_entropy(row, temperature=temperature)
+        assert_accurate(np.asarray(entropy), np.asarray(float(exact["softmax_entropy"])).astype(kernel.wide), 4)
 
 
 def test_log_softmax_of_minus_infinity_at_a_temperature(kernel):

@@ -121,7 +121,7 @@ cdef inline void empty_square(int result, bint scaled, const Shift* s, const Out
                               vreal* square) noexcept nogil:
     cdef Py_ssize_t r
     for r in range(SIDE):
-        square[r] = result_of(result, s, outcome, scaled, load(tile + r * WIDTH))
+        square[r] = plain_result_of(result, s, outcome, scaled, load(tile + r * WIDTH))
     transpose_squares(square)
 
 cdef inline void empty_column(int result, bint scaled, const Shift* shift, const Outcome* outcome_, const real* tile,
@@ -167,7 +167,7 @@ cdef inline void empty_tile(int result, bint scaled, const Rows* rows, Py_ssize_
     if width == WIDTH and y_inner == 1:
         for k in range(count):
             for c in range(COLS):
-                one = result_of(result, &s[c], &outcome[c], scaled, load(tile + k * WIDTH + c * LANES))
+                one = plain_result_of(result, &s[c], &outcome[c], scaled, load(tile + k * WIDTH + c * LANES))
                 if streamed:
                     stream(<real*>(y + k * y_n + c * LANES), one)
                 else:
@@ -179,14 +179,38 @@ cdef inline void empty_tile(int result, bint scaled, const Rows* rows, Py_ssize_
     else:
         for k in range(count):
             for c in range(COLS):
-                store_elem(line + c * LANES, result_of(result, &s[c], &outcome[c], scaled,
-                                                       load(tile + k * WIDTH + c * LANES)))
+                store_elem(line + c * LANES, plain_result_of(result, &s[c], &outcome[c], scaled,
+                                                             load(tile + k * WIDTH + c * LANES)))
             for c in range(width):
                 y[k * y_n + c * y_inner] = line[c]
 
+cdef inline vmask may_be_subnormal(Py_ssize_t count, const real* tile, const Outcome* outcome) noexcept nogil:
+    """Where a column's smallest result may be, or is 0: of a weight that is rounded away, or hidden."""
+    cdef vreal least = fill(INFINITY)
+    cdef Py_ssize_t k
+    if sizeof(elem) != sizeof(real):            # 16 bits do not hold what is lost of them
+        return nowhere()
+    for k in range(count):
+        least = vmin(load(tile + k * WIDTH), least)
+    return less(scale(least, outcome.hi, outcome.lo), fill(LEAST_NORMAL))
+
+cdef void round_subnormal(Py_ssize_t count, real* tile, Outcome* outcome) noexcept nogil:
+    """Makes the weights results where some of a column's may be subnormal; the factor is 1 then."""
+    cdef int c
+    for c in range(COLS):
+        if any_lane(may_be_subnormal(count, tile + c * LANES, &outcome[c])):
+            scale_in_place(tile + c * LANES, WIDTH, count, outcome[c].hi, outcome[c].lo)
+            outcome[c].hi, outcome[c].lo = fill(1), fill(0)
+
 cdef void write_tile(int result, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t width, Py_ssize_t j,
-                     Py_ssize_t count, const Shift* s, const Outcome* outcome, const real* tile) noexcept nogil:
+                     Py_ssize_t count, const Shift* s, const Outcome* outcome_, real* tile) noexcept nogil:
     # one call for each of the cases, so that the compiler makes each its own loop
+    cdef Outcome[COLS] outcome
+    cdef int c
+    for c in range(COLS):
+        outcome[c] = outcome_[c]
+    if result != LOG_SOFTMAX:
+        round_subnormal(count, tile, outcome)
     if result == SOFTMAX:
         empty_tile(SOFTMAX, False, rows, o, i, width, j, count, s, outcome, tile)
     elif result == SOFTMAX_ONE:
@@ -445,8 +469,9 @@ cdef inline void narrow_sums(int result, bint scaled, bint centered, const Shift
         narrow_turn(result, scaled, centered, &s[c], x + turn // COLS * (4 * WIDTH) + c * LANES, &sums.ties[c],
                     &sums.total[c], &sums.lost[c], &sums.most[c], &sums.moments[c])
 
-cdef inline void narrow_outcomes(int result, bint scaled, const Shift* s, Py_ssize_t n, const Narrow* sums,
-                                 Outcome* outcome, vmask* doubt) noexcept nogil:
+cdef inline void narrow_outcomes(int result, bint scaled, const Shift* s, Py_ssize_t n, const real* x,
+                                 const Narrow* sums, Outcome* outcome, vmask* doubt) noexcept nogil:
+    """For SOFTMAX, `doubt` also tells of results that may be subnormal, from the weights at x."""
     cdef Few few
     cdef int c
     for c in range(COLS):
@@ -454,7 +479,10 @@ cdef inline void narrow_outcomes(int result, bint scaled, const Shift* s, Py_ssi
         outcome[c] = outcome_of_few(result, &s[c], scaled, n, few, wide_sum_end(sums.moments[c]),
                                     real_count(sums.ties[c]), &doubt[c])
         if result == SOFTMAX:
-            doubt[c] = is_nearly_one(sums.most[c], &outcome[c]) if sizeof(elem) == sizeof(real) else nowhere()
+            doubt[c] = nowhere()
+            if sizeof(elem) == sizeof(real):    # rounded to an elem, neither matters
+                doubt[c] = either(is_nearly_one(sums.most[c], &outcome[c]),
+                                  may_be_subnormal(n, x + c * LANES, &outcome[c]))
 
 cdef inline Outcome single_column(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, int c,
                                   const Across* tile, vcount ties, vmask* doubt) noexcept nogil:
@@ -480,7 +508,7 @@ cdef inline void conclude_block(int result, bint scaled, const Shift* s, Py_ssiz
         ties[c] = no_count()
     if n <= WIDTH:
         narrow_sums(result, scaled, True, s, n, x, &sums)
-        narrow_outcomes(result, scaled, s, n, &sums, outcome, doubt)
+        narrow_outcomes(result, scaled, s, n, x, &sums, outcome, doubt)
     else:
         weigh_block(result, scaled, s, n, x, tile, ties)
         for c in range(COLS):
@@ -719,8 +747,11 @@ cdef inline void narrow_results(int result, const Rows* rows, Py_ssize_t o, Py_s
             empty_column(result, False, &s[c], &outcome[c], tile + c * LANES, y + c * LANES * rows.y_inner,
                          rows.y_inner, rows.n, (WIDTH - c * LANES) * rows.n)
 
-cdef void narrow_ones(const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Shift* s, const Outcome* outcome,
-                      const real* tile) noexcept nogil:
+cdef void narrow_doubted(const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Shift* s, const vmask* doubt,
+                         Outcome* outcome, real* tile) noexcept nogil:
+    """Results of SOFTMAX that may be NEARLY_ONE, or subnormal."""
+    find_ones(s, False, doubt, outcome)
+    round_subnormal(rows.n, tile, outcome)
     narrow_results(SOFTMAX_ONE, rows, o, i, s, outcome, tile)
 
 cdef void narrow_exact(const Shift* s, Py_ssize_t n, real* tile, const vmask* doubt, Outcome* outcome) noexcept nogil:
@@ -728,7 +759,7 @@ cdef void narrow_exact(const Shift* s, Py_ssize_t n, real* tile, const vmask* do
     cdef Outcome[COLS] exact
     cdef vmask[COLS] unused
     narrow_sums(LOGSUMEXP, False, True, s, n, tile, &sums)
-    narrow_outcomes(LOGSUMEXP, False, s, n, &sums, exact, unused)
+    narrow_outcomes(LOGSUMEXP, False, s, n, tile, &sums, exact, unused)
     better_outcomes(doubt, exact, outcome)
 
 cdef inline void narrow_tiles(int result, const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
@@ -758,15 +789,15 @@ cdef inline void narrow_tiles(int result, const Rows* rows, Py_ssize_t first_til
             fills = is_whole(rows, next_place.i, next_place.width) and narrow_fill(
                 result, rows, next_place.o, next_place.i, next_tile, top)
         if is_filled:
-            narrow_outcomes(sum_of, False, s, rows.n, &sums, outcome, doubt)
+            narrow_outcomes(sum_of, False, s, rows.n, tile, &sums, outcome, doubt)
             if sum_of == OTHERS and any_column(doubt):
                 narrow_exact(s, rows.n, tile, doubt, outcome)
         if fills:
             for c in range(COLS):
                 next_s[c] = shift_across(rows, next_place.o, next_place.i, WIDTH, False, top[c])
         if is_filled:
-            if result == SOFTMAX and find_ones(s, False, doubt, outcome):
-                narrow_ones(rows, place.o, place.i, s, outcome, tile)
+            if result == SOFTMAX and any_column(doubt):
+                narrow_doubted(rows, place.o, place.i, s, doubt, outcome, tile)
             else:
                 narrow_results(result, rows, place.o, place.i, s, outcome, tile)
         if t < end and not fills:

@@ -251,13 +251,15 @@ cdef inline void finish_few(int result, const Shift* s, const Outcome* outcome, 
         put(y + k * stride, stride, buffer, m)
         k += m
 
-cdef inline void finish(int result, const Shift* shift, const Outcome* outcome_, bint scaled, const real* kept,
+cdef inline void finish(int result, const Shift* shift, const Outcome* outcome_, bint scaled, real* kept,
                         const elem* x, elem* y, Py_ssize_t stride, Py_ssize_t count, bint streamed) noexcept nogil:
-    """The results of a chunk, from its weights `kept`, or from its elements x. y may be x, unless streamed."""
+    """The results of a chunk, from its weights `kept`, which may be changed, or from its elements x. y may be x, unless
+    streamed."""
     cdef Shift s = shift[0]
     cdef Outcome outcome = outcome_[0]
     cdef Py_ssize_t k = 0, last = count - LANES
     cdef vreal begin, end
+    cdef vreal[4] results
     cdef int a
     if stride != 1 or count < LANES:
         finish_few(result, &s, &outcome, scaled, kept, x, y, stride, 0, count)
@@ -268,9 +270,13 @@ cdef inline void finish(int result, const Shift* shift, const Outcome* outcome_,
         k = to_line(y)
         finish_few(result, &s, &outcome, scaled, kept, x, y, 1, 0, k)
         while k + WIDTH <= count:
+            if result == LOG_SOFTMAX:
+                for a in range(COLS):
+                    results[a] = result_of(result, &s, &outcome, scaled, load_elem(x + k + a * LANES))
+            else:
+                weights_of(result, outcome, COLS, kept + k, results)
             for a in range(COLS):
-                stream(<real*>y + k + a * LANES,
-                       result_of(result, &s, &outcome, scaled, source(result, kept, x, k + a * LANES)))
+                stream(<real*>y + k + a * LANES, results[a])
             k += WIDTH
         if k == count:
             return
@@ -282,9 +288,13 @@ cdef inline void finish(int result, const Shift* shift, const Outcome* outcome_,
     if count >= ALIGNED:
         k = to_register(y)
     while k + 4 * LANES <= count:
+        if result == LOG_SOFTMAX:
+            for a in range(4):
+                results[a] = result_of(result, &s, &outcome, scaled, load_elem(x + k + a * LANES))
+        else:
+            weights_of(result, outcome, 4, kept + k, results)
         for a in range(4):
-            store_elem(y + k + a * LANES, result_of(
-                result, &s, &outcome, scaled, source(result, kept, x, k + a * LANES)))
+            store_elem(y + k + a * LANES, results[a])
         k += 4 * LANES
     while k < last:
         store_elem(y + k, result_of(result, &s, &outcome, scaled, source(result, kept, x, k)))
@@ -293,7 +303,7 @@ cdef inline void finish(int result, const Shift* shift, const Outcome* outcome_,
     if count >= ALIGNED:
         store_elem(y, result_of(result, &s, &outcome, scaled, begin))
 
-cdef void finish_chunk(int result, bint scaled, const Shift* s, const Outcome* outcome, const real* kept,
+cdef void finish_chunk(int result, bint scaled, const Shift* s, const Outcome* outcome, real* kept,
                        const elem* x, elem* y, Py_ssize_t stride, Py_ssize_t count, bint streamed) noexcept nogil:
     if result == SOFTMAX:
         finish(SOFTMAX, s, outcome, False, kept, x, y, stride, count, streamed)

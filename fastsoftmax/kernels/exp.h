@@ -34,6 +34,8 @@
 #define SCALE 0x1p64f                           /* weights are kept multiplied by this: nothing is subnormal */
 #define VANISHES (-106.0f)                      /* exp of it is below half of the smallest subnormal */
 #define LARGE 256.0f                            /* a maximum beyond this is subtracted: exactly, see Shift */
+#define HUGE_SCORE 0x1p100f
+#define SHRINK 0x1p-14f                         /* of the largest differences, so that they can be split: product_error.h */
 #define RUN (8 * GROUP)                         /* |p| < 0.045 */
 #else
 #define STEPS (FUSED ? 2 : 4)
@@ -47,6 +49,8 @@
 #define SCALE 0x1p512
 #define VANISHES (-748.0)
 #define LARGE 2048.0
+#define HUGE_SCORE 0x1p900
+#define SHRINK 0x1p-53
 #define RUN GROUP                               /* |p| < 0.19, or 0.091 */
 #endif
 

@@ -59,6 +59,8 @@ cdef struct Shift:
     vreal temperature
     vreal factor            # 1 / temperature, as the sum of two reals
     vreal factor_lo
+    vreal shrink            # see result_of: 1, where logarithms are measured from 0; or SHRINK, from top
+    vreal origin            # 0 or top, times shrink
 
 cdef inline Py_ssize_t steps(Py_ssize_t count, Py_ssize_t size) noexcept nogil:
     return (count + size - 1) // size
@@ -76,14 +78,23 @@ cdef inline void no_temperature(Shift* s) noexcept nogil:
     s.factor = fill(1)
     s.factor_lo = fill(0)
 
+cdef inline vmask from_zero(const Shift* s) noexcept nogil:
+    return equal(s.shrink, fill(1))
+
 cdef inline void set_top(Shift* s, vreal top) noexcept nogil:
     cdef vreal highest, exponent
+    cdef vmask exact, moderate
     s.top = top
     s.center = choose(less(vabs(top * s.factor), fill(LARGE)), fill(0), top)
     highest = top - s.center
     s.limit = highest + fill(VANISHES) * s.temperature
     exponent = fma_(highest * s.factor, fill(LOG2E), fill(ROUNDER)) - fill(ROUNDER)
     s.magic = fill(ROUNDER + STEPS * (EXPONENT_BIAS + SCALE_BITS)) - exponent * fill(STEPS)
+    # x / temperature is a real where the temperature is a power of two, unless that is too large
+    exact = both(is_power_of_two(s.factor), equal(s.factor_lo, fill(0)))
+    moderate = less(vmax(vabs(top), vabs(top * s.factor)), fill(HUGE_SCORE))
+    s.shrink = choose(both(exact, moderate), fill(1), fill(SHRINK))
+    s.origin = choose(from_zero(s), fill(0), top * fill(SHRINK))
 
 cdef inline void scores_of(const Shift* s, vreal x, bint scaled, vreal* score, vreal* score_lo) noexcept nogil:
     """x / temperature as the sum of two reals."""
@@ -222,7 +233,7 @@ cdef inline void largest_weight(const Shift* s, bint scaled, vreal* p, vreal* f)
     weigh4(x, s, False, scaled, True, p_, f_)
     p[0], f[0] = p_[0], f_[0]
 
-# What a row's results are made from: weights * (hi + lo), or scores - (hi + lo).
+# What a row's results are made from: weights * (hi + lo), or scores - (hi + lo), scores measured from s.origin.
 #
 # Some want a second look, `doubt`: of OTHERS, where the sum is not exact enough; of SOFTMAX, where the largest weight
 # may be all there is. As it is rounded, and divided by a sum in which it is not rounded, one in seven such weights
@@ -262,11 +273,14 @@ cdef bint find_one(const Shift* s, bint scaled, Outcome* outcome) noexcept nogil
     return True
 
 cdef inline Outcome logarithm_of(const Shift* s, bint scaled, vwide others) noexcept nogil:
-    """others: the sum of all weights but one of the largest, in units of the largest."""
+    """others: the sum of all weights but one of the largest, in units of the largest.
+
+    Where top / temperature is no real, the result is measured from the row's largest score, so that no digit is lost
+    beside it: see result_of.
+    """
     cdef Outcome outcome
-    cdef vreal score, score_lo
-    scores_of(s, s.top, scaled, &score, &score_lo)
-    wide_split_sum(score, score_lo, wide_log1p(others), &outcome.hi, &outcome.lo)
+    cdef vreal top = choose(from_zero(s), s.top * s.factor, fill(0)) if scaled else s.top
+    wide_split_sum(top, fill(0), wide_log1p(others), &outcome.hi, &outcome.lo)
     return outcome
 
 cdef inline Outcome outcome_of_few(int result, const Shift* s, bint scaled, Py_ssize_t n, Few few, vwide moments,
@@ -306,23 +320,56 @@ cdef inline Outcome outcome_of(int result, const Shift* s, bint scaled, Py_ssize
         doubt[0] = less(hi, fill(<real>n / <real>(1 << LEAST)))
     return logarithm_of(s, scaled, others)
 
-cdef inline vreal result_of(int result, const Shift* s, const Outcome* outcome, bint scaled, vreal x) noexcept nogil:
-    """x: the weight for SOFTMAX and SOFTMAX_ONE, the element itself for LOG_SOFTMAX."""
-    cdef vreal score, score_lo, difference
+cdef inline bint any_subnormal(vreal least, const Outcome* outcome) noexcept nogil:
+    """Whether a result may be: `least`, the smallest weights, or one of them. Hidden elements, which give 0, count."""
+    if sizeof(elem) != sizeof(real):            # 16 bits do not hold what is lost
+        return False
+    return any_lane(less(scale(least, outcome.hi, outcome.lo), fill(LEAST_NORMAL)))
+
+cdef inline void weights_of(int result, Outcome outcome, int count, real* x, vreal* weight) noexcept nogil:
+    """The results of `count` registers of weights for SOFTMAX and SOFTMAX_ONE; x may be changed."""
+    cdef vreal least
+    cdef int a
+    for a in range(count):
+        weight[a] = scale(load(x + a * LANES), outcome.hi, outcome.lo)
+    least = weight[0]
+    for a in range(1, count):
+        least = vmin(weight[a], least)
+    if sizeof(elem) == sizeof(real) and any_lane(less(least, fill(LEAST_NORMAL))):
+        scale_in_place(x, LANES, count, outcome.hi, outcome.lo)
+        for a in range(count):
+            weight[a] = load(x + a * LANES)
+    if result == SOFTMAX_ONE:
+        for a in range(count):
+            weight[a] = choose(equal(weight[a], fill(NEARLY_ONE)), outcome.one, weight[a])
+
+cdef inline vreal plain_result_of(int result, const Shift* s, const Outcome* outcome, bint scaled,
+                                  vreal x) noexcept nogil:
+    """x: the weight for SOFTMAX and SOFTMAX_ONE, the element itself for LOG_SOFTMAX. Not for subnormal results."""
+    cdef vreal below, factor, score, score_lo, difference, rest
     if result == SOFTMAX:
         return scale(x, outcome.hi, outcome.lo)
     if result == SOFTMAX_ONE:
         x = scale(x, outcome.hi, outcome.lo)
         return choose(equal(x, fill(NEARLY_ONE)), outcome.one, x)
-    scores_of(s, x, scaled, &score, &score_lo)
+    if not scaled:
+        return (x - outcome.hi) - outcome.lo
+    # From top: (x - top) / temperature - (hi + lo). Neither term is positive, so nothing cancels, and the sum is rounded
+    # once, so that larger scores never come out smaller. SHRINK keeps x - top, and the halves of product_error, from
+    # overflow. From 0: x / temperature, which is a real, and what is done without a temperature.
+    below = fma_(x, s.shrink, -s.origin)
+    factor = s.factor / s.shrink
+    score = below * factor
+    score_lo = product_error(below, factor, score) + below * (s.factor_lo / s.shrink)
     difference = score - outcome.hi
-    score_lo = score_lo - outcome.lo
-    if scaled:
-        # rounded once, so that larger scores never come out smaller (which takes no care where the temperature is a
-        # power of two, and scores have one part); -inf has no error to add
-        score_lo = score_lo + choose(equal(s.factor_lo, fill(0)), fill(0), sum_error(score, -outcome.hi, difference))
-        score_lo = choose(less(vabs(score), fill(INFINITY)), score_lo, fill(0))
-    return difference + score_lo
+    rest = choose(from_zero(s), fill(0), sum_error(score, -outcome.hi, difference)) + (score_lo - outcome.lo)
+    return difference + choose(less(vabs(rest), fill(INFINITY)), rest, fill(0))     # an infinite score has no rest
+
+cdef inline vreal result_of(int result, const Shift* s, const Outcome* outcome, bint scaled, vreal x) noexcept nogil:
+    if result != LOG_SOFTMAX and any_subnormal(x, outcome):
+        x = scale_rounded_once(x, outcome.hi, outcome.lo)
+        return choose(equal(x, fill(NEARLY_ONE)), outcome.one, x) if result == SOFTMAX_ONE else x
+    return plain_result_of(result, s, outcome, scaled, x)
 
 cdef struct Across:                             # one thread's tile
     real[BLOCK * WIDTH] p                       # weights are f + p * f

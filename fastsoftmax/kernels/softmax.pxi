@@ -271,7 +271,8 @@ def softmax_rows(int result, const elem[:, :, :] x, elem[:, :, :] y, const doubl
                  const unsigned char[:, :, :] where, offset, int threads, bint streamed):
     """Writes `result` of x (outer, n, inner) along n into y, of the same shape, or with n = 1 for reductions.
 
-    temperature (outer, inner) and where (outer, n, inner) may be None; offset is None or that of a causal mask over
+    temperature (outer, inner) and where (outer, n, inner) may be None; with a temperature, LOGSUMEXP is for rows
+    whose largest score is 0; offset is None or that of a causal mask over
     (inner, n). No dimension is 0. y may be x, but not overlap it otherwise.
     """
     cdef Rows rows = describe(result, x, y, temperature, where, offset, streamed)

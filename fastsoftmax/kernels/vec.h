@@ -29,12 +29,14 @@ typedef int64_t ireal;                      /* as many bits as a real */
 typedef uint64_t ubits;
 #define REAL_BITS 64
 #define EPSILON DBL_EPSILON
+#define LEAST_NORMAL DBL_MIN
 #elif defined DTYPE_f32 || defined DTYPE_f16 || defined DTYPE_bf16
 typedef float real;
 typedef int32_t ireal;
 typedef uint32_t ubits;
 #define REAL_BITS 32
 #define EPSILON FLT_EPSILON
+#define LEAST_NORMAL FLT_MIN
 #else
 #error "no DTYPE_... is defined"
 #endif
@@ -47,8 +49,10 @@ typedef real elem;
 
 #if defined __GNUC__
 #define WORD static inline __attribute__((always_inline, unused))
+#define COLD static __attribute__((noinline, cold, unused))     /* seldom called: kept out of the loops */
 #else
 #define WORD static inline
+#define COLD static
 #endif
 
 #if defined ISA_generic
@@ -106,6 +110,39 @@ WORD vreal hsum(vreal a)
     for (int i = 0; i < LANES; i++)
         sum += lane[i];
     return fill(sum);
+}
+
+/* Where a, which is positive and normal, has no bit in its mantissa. */
+WORD vmask is_power_of_two(vreal a)
+{
+    const ireal exponent = (ireal)((REAL_BITS == 32 ? (ubits)0xff << 23 : (ubits)0x7ff << (REAL_BITS - 12)));
+    return equal(from_bits(bits(a) & exponent), a);
+}
+
+/* Where a, which is not negative, is subnormal but not 0: one comparison, as 0 wraps round to the largest integer. */
+WORD vmask is_subnormal(vreal a)
+{
+    const ubits sign = (ubits)1 << (REAL_BITS - 1), least_normal = (ubits)1 << (REAL_BITS == 32 ? 23 : 52);
+    return less_bits(add_bits(bits(a), (ireal)(sign - 1)), fill_bits((ireal)(sign + least_normal - 1)));
+}
+
+/* scale(a, hi, lo), where the result is subnormal rounded to its quantum once. There scale's a * lo is less than half a
+ * quantum, and lost. So the product is made larger, rounded, and what that lost is added. */
+COLD vreal scale_rounded_once(vreal a, vreal hi, vreal lo)
+{
+    const real up = REAL_BITS == 32 ? 0x1p64 : 0x1p512;
+    vreal hi_up = hi * fill(up), product = a * hi_up;
+    vreal low = product_error(a, hi_up, product) + a * (lo * fill(up));
+    vreal weight = scale(a, hi, lo), rounded = product * fill(1 / up);
+    rounded = rounded + ((product - rounded * fill(up)) + low) * fill(1 / up);
+    return choose(is_subnormal(weight), rounded, weight);
+}
+
+/* The same of `count` registers at a, a + step, ..., in place. */
+COLD void scale_in_place(real *a, ptrdiff_t step, ptrdiff_t count, vreal hi, vreal lo)
+{
+    for (ptrdiff_t i = 0; i < count; i++)
+        store(a + i * step, scale_rounded_once(load(a + i * step), hi, lo));
 }
 
 /* n, but the compiler does not know it: for a loop that is better left as it is. */

@@ -16,6 +16,7 @@ cdef extern from "vec.h" nogil:
     elem ELEM_MINUS_INFINITY
     const real EPSILON                          # the distance from 1 to the next real
     const real NEARLY_ONE                       # the largest real below 1
+    const real LEAST_NORMAL                     # below it, numbers are subnormal
 
     vreal load(const real*) noexcept
     void store(real*, vreal) noexcept
@@ -33,6 +34,7 @@ cdef extern from "vec.h" nogil:
     vmask less(vreal, vreal) noexcept
     vmask equal(vreal, vreal) noexcept
     vmask both(vmask, vmask) noexcept
+    vmask either(vmask, vmask) noexcept
     bint any_lane(vmask) noexcept
     vreal choose(vmask, vreal, vreal) noexcept
     vreal keep_where(vmask, vreal) noexcept
@@ -42,10 +44,15 @@ cdef extern from "vec.h" nogil:
     vreal real_count(vcount) noexcept
 
     vreal vmax(vreal, vreal) noexcept           # the second where either is NaN
+    vreal vmin(vreal, vreal) noexcept           # likewise
     vreal vabs(vreal) noexcept
     vreal fma_(vreal, vreal, vreal) noexcept
     vreal product_error(vreal, vreal, vreal) noexcept
     vreal scale(vreal, vreal, vreal) noexcept   # a * (hi + lo)
+    vreal scale_rounded_once(vreal, vreal, vreal) noexcept
+    void scale_in_place(real*, Py_ssize_t, Py_ssize_t, vreal, vreal) noexcept
+    vmask is_subnormal(vreal) noexcept
+    vmask is_power_of_two(vreal) noexcept
     vreal sum_error(vreal, vreal, vreal) noexcept
     vreal fast_sum_error(vreal, vreal, vreal) noexcept
     void reciprocal(vreal, vreal, vreal*, vreal*) noexcept
@@ -77,7 +84,7 @@ cdef extern from "vec.h" nogil:
 
 cdef extern from "exp.h" nogil:
     void exp4(const vreal*, const vreal*, const vreal*, vreal*, vreal*) noexcept
-    const real LOG2E, ROUNDER, SCALE, VANISHES, LARGE
+    const real LOG2E, ROUNDER, SCALE, VANISHES, LARGE, HUGE_SCORE, SHRINK
     enum:
         STEPS, EXPONENT_BIAS, SCALE_BITS, RUN
 

@@ -15,6 +15,7 @@ WORD vreal fma_(vreal a, vreal b, vreal c) { return (vreal)vfmaq_f64((float64x2_
 WORD vreal fnma(vreal a, vreal b, vreal c) { return (vreal)vfmsq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
 #endif
 WORD vreal vmax(vreal a, vreal b) { return choose(less(b, a), a, b); }     /* b where either is NaN */
+WORD vreal vmin(vreal a, vreal b) { return choose(less(a, b), a, b); }
 WORD int any_lane(vmask m) { return vmaxvq_u32((uint32x4_t)m) != 0; }
 #define FUSED 1
 WORD vreal product_error(vreal a, vreal b, vreal product) { return fma_(a, b, -product); }

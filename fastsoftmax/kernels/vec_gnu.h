@@ -17,6 +17,7 @@ WORD vreal fill(real a) { return a - (vreal){0}; }
 WORD vint bits(vreal a) { return (vint)a; }
 WORD vreal from_bits(vint a) { return (vreal)a; }
 WORD vint fill_bits(ireal a) { return a - (vint){0}; }
+WORD vint add_bits(vint a, ireal b) { return (vint)((vbits)a + (ubits)b); }
 WORD vint shift_left(vint a, int n) { return a << n; }
 WORD vint shift_right(vint a, int n) { return a >> n; }
 WORD vint shift_in_zeros(vint a, int n) { return (vint)((vbits)a >> n); }
@@ -25,6 +26,7 @@ WORD vmask less(vreal a, vreal b) { return a < b; }
 WORD vmask equal(vreal a, vreal b) { return a == b; }
 WORD vmask less_bits(vint a, vint b) { return a < b; }
 WORD vmask both(vmask a, vmask b) { return a & b; }
+WORD vmask either(vmask a, vmask b) { return a | b; }
 WORD vreal keep_where(vmask m, vreal a) { return (vreal)(m & (vint)a); }      /* a or zero */
 WORD vreal leave_where(vmask m, vreal a) { return (vreal)(~m & (vint)a); }    /* zero or a */
 WORD vint choose_bits(vmask m, vint a, vint b) { return (m & a) | (~m & b); }

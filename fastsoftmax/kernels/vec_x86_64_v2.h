@@ -7,12 +7,14 @@
 
 #if REAL_BITS == 32
 WORD vreal vmax(vreal a, vreal b) { return _mm_max_ps(a, b); }
+WORD vreal vmin(vreal a, vreal b) { return _mm_min_ps(a, b); }
 WORD void stream(real *p, vreal a) { _mm_stream_ps(p, a); }
 WORD __m128d widen_low(vreal a) { return _mm_cvtps_pd(a); }
 WORD __m128d widen_high(vreal a) { return _mm_cvtps_pd(_mm_movehl_ps(a, a)); }
 WORD vreal narrow(__m128d low, __m128d high) { return _mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(high)); }
 #else
 WORD vreal vmax(vreal a, vreal b) { return _mm_max_pd(a, b); }
+WORD vreal vmin(vreal a, vreal b) { return _mm_min_pd(a, b); }
 WORD void stream(real *p, vreal a) { _mm_stream_pd(p, a); }
 #endif
 WORD int any_lane(vmask m) { return _mm_movemask_epi8((__m128i)m) != 0; }

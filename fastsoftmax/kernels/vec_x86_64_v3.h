@@ -9,6 +9,7 @@
 WORD vreal fma_(vreal a, vreal b, vreal c) { return _mm256_fmadd_ps(a, b, c); }
 WORD vreal fnma(vreal a, vreal b, vreal c) { return _mm256_fnmadd_ps(a, b, c); }
 WORD vreal vmax(vreal a, vreal b) { return _mm256_max_ps(a, b); }
+WORD vreal vmin(vreal a, vreal b) { return _mm256_min_ps(a, b); }
 WORD void stream(real *p, vreal a) { _mm256_stream_ps(p, a); }
 WORD __m256d widen_low(vreal a) { return _mm256_cvtps_pd(_mm256_castps256_ps128(a)); }
 WORD __m256d widen_high(vreal a) { return _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)); }
@@ -17,6 +18,7 @@ WORD vreal narrow(__m256d low, __m256d high) { return _mm256_set_m128(_mm256_cvt
 WORD vreal fma_(vreal a, vreal b, vreal c) { return _mm256_fmadd_pd(a, b, c); }
 WORD vreal fnma(vreal a, vreal b, vreal c) { return _mm256_fnmadd_pd(a, b, c); }
 WORD vreal vmax(vreal a, vreal b) { return _mm256_max_pd(a, b); }
+WORD vreal vmin(vreal a, vreal b) { return _mm256_min_pd(a, b); }
 WORD void stream(real *p, vreal a) { _mm256_stream_pd(p, a); }
 #endif
 WORD int any_lane(vmask m) { return !_mm256_testz_si256((__m256i)m, (__m256i)m); }

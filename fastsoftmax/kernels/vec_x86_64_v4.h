@@ -9,6 +9,7 @@
 WORD vreal fma_(vreal a, vreal b, vreal c) { return _mm512_fmadd_ps(a, b, c); }
 WORD vreal fnma(vreal a, vreal b, vreal c) { return _mm512_fnmadd_ps(a, b, c); }
 WORD vreal vmax(vreal a, vreal b) { return _mm512_max_ps(a, b); }
+WORD vreal vmin(vreal a, vreal b) { return _mm512_min_ps(a, b); }
 WORD void stream(real *p, vreal a) { _mm512_stream_ps(p, a); }
 WORD __m512d widen_low(vreal a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
 WORD __m512d widen_high(vreal a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
@@ -20,6 +21,7 @@ WORD vreal narrow(__m512d low, __m512d high)
 WORD vreal fma_(vreal a, vreal b, vreal c) { return _mm512_fmadd_pd(a, b, c); }
 WORD vreal fnma(vreal a, vreal b, vreal c) { return _mm512_fnmadd_pd(a, b, c); }
 WORD vreal vmax(vreal a, vreal b) { return _mm512_max_pd(a, b); }
+WORD vreal vmin(vreal a, vreal b) { return _mm512_min_pd(a, b); }
 WORD void stream(real *p, vreal a) { _mm512_stream_pd(p, a); }
 #endif
 WORD int any_lane(vmask m) { return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0; }

@@ -25,6 +25,7 @@ typedef union { __m512d whole; __m256d half[2]; } doubles_;
 THREE(fmadd)
 THREE(fnmadd)
 TWO(max)
+TWO(min)
 
 EMULATED int emulated_test_epi32_mask(__m512i a, __m512i b)
 {
@@ -87,9 +88,11 @@ EMULATED __m512 emulated_joined(__m256 low, __m256 high)
 #define _mm512_fnmadd_ps emulated_fnmadd_ps
 #define _mm512_fnmadd_pd emulated_fnmadd_pd
 #define _mm512_max_ps emulated_max_ps
+#define _mm512_min_ps emulated_min_ps
 #undef _mm512_test_epi32_mask
 #define _mm512_test_epi32_mask emulated_test_epi32_mask
 #define _mm512_max_pd emulated_max_pd
+#define _mm512_min_pd emulated_min_pd
 #define _mm512_stream_ps emulated_stream_ps
 #define _mm512_stream_pd emulated_stream_pd
 #define _mm512_cvtph_ps emulated_cvtph_ps
