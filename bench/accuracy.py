@@ -6,7 +6,8 @@
 
 Random rows have 1 to 2**longest elements, spreads from 0.1 to 104 (float32) or 700 (float64), offsets from 0 to a
 million. The exact value is computed in long double. Where logsumexp comes out near 0, its unit is that of
-log(sum(exp(a - max(a)))).
+log(sum(exp(a - max(a)))). Columns with "at T" are of the same rows times one of the temperatures 0.3, 0.7, 1.3 and
+3, and of four rows with one of these each. Other libraries have no temperature and get x / T; none has an entropy.
 
 The sweep takes the pairs (x, 0) or (0, x), by turns, of all x from -104 to 0, beyond which weights are 0. float64
 is exact enough there: 2**-28 ULP of float32. It takes some minutes; other libraries get every 64th x.
@@ -37,13 +38,16 @@ def rows(dtype, count, longest, rng):
             yield (offset - spread * rng.random(n) ** 4).astype(dtype)          # a few far below the others
 
 
-def exact(x):
-    """softmax, log_softmax, logsumexp and log(sum(exp(x - max(x)))) in long double."""
-    x = x.astype(np.longdouble)
-    below = x - x.max()
-    others = np.exp(below[below < 0]).sum() + (np.count_nonzero(below == 0) - 1)
+def exact(x, temperature=1.0):
+    """What the functions ought to return along the last axis, and log(sum(exp(x - max(x)))), in long double."""
+    below = (x.astype(np.longdouble) - x.max(-1, keepdims=True)) / np.longdouble(temperature)
+    is_top = below == 0
+    weights = np.exp(below)
+    others = np.where(is_top, 0, weights).sum(-1, keepdims=True) + (is_top.sum(-1, keepdims=True) - 1)
     log = np.log1p(others)
-    return {"softmax": np.exp(below) / (1 + others), "log_softmax": below - log, "logsumexp": x.max() + log}, log
+    entropy = log - (weights * below).sum(-1, keepdims=True) / (1 + others)
+    return {"softmax": weights / (1 + others), "log_softmax": below - log,
+            "logsumexp": (x.max(-1, keepdims=True) + log)[..., 0], "softmax_entropy": entropy[..., 0]}, log[..., 0]
 
 
 def ulp(got, true, unit_of):
@@ -51,20 +55,25 @@ def ulp(got, true, unit_of):
     return float(np.max(np.abs(got.astype(np.longdouble) - true) / unit))
 
 
+FUNCTIONS = ("softmax", "log_softmax", "logsumexp", "softmax_entropy")
+TEMPERATURES = (0.3, 0.7, 1.3, 3.0)
+
+
 @functools.cache
 def libraries(dim=0):
     """name -> (instruction set or None, {function name: callable}); PyTorch's along dimension `dim`."""
-    ours = {name: getattr(fastsoftmax, name) for name in ("softmax", "log_softmax", "logsumexp")}
+    ours = {name: getattr(fastsoftmax, name) for name in FUNCTIONS}
     found = {f"fastsoftmax {isa}": (isa, ours) for isa in _dispatch.supported()}
     if importlib.util.find_spec("scipy"):
         import scipy.special
 
-        found["SciPy"] = (None, {name: getattr(scipy.special, name) for name in ours})
+        found["SciPy"] = (None, {name: getattr(scipy.special, name) for name in FUNCTIONS[:3]})
     if importlib.util.find_spec("torch"):
         import torch
 
         def through_torch(function):
-            return lambda x, axis=None: function(torch.from_numpy(np.ascontiguousarray(x)), dim=dim).numpy()
+            return lambda x, axis=None: function(
+                torch.from_numpy(np.ascontiguousarray(x)), dim=dim if axis is None else axis).numpy()
 
         found["PyTorch"] = (None, {
             "softmax": through_torch(torch.softmax), "log_softmax": through_torch(torch.log_softmax),
@@ -72,22 +81,43 @@ def libraries(dim=0):
     return found
 
 
+def tempered(x, number):
+    """(rows, temperature): the scores times a temperature, or four such rows, with a temperature each."""
+    if number % 5 < 4:
+        return x * x.dtype.type(TEMPERATURES[number % 5]), TEMPERATURES[number % 5]
+    each = np.array(TEMPERATURES)[:, None]
+    return (x * each).astype(x.dtype), each
+
+
+def errors(functions, x, temperature, at_temperature):
+    """function name -> largest error in ULP along the last axis."""
+    true, log = exact(x, temperature)
+    found = {}
+    for name, function in functions.items():
+        if not at_temperature:
+            got = function(x, axis=-1)
+        elif name == "logsumexp":
+            continue
+        elif function is getattr(fastsoftmax, name):
+            got = function(x, axis=-1, temperature=temperature)
+        else:
+            got = function(x / np.asarray(temperature, x.dtype), axis=-1)
+        unit = np.maximum(abs(true[name]), log) if name == "logsumexp" else true[name]
+        found[name + (" at T" if at_temperature else "")] = ulp(np.asarray(got), true[name], unit)
+    return found
+
+
 def measure(dtype, count, longest):
     worst = {}
-    for x in rows(dtype, count, longest, np.random.default_rng(0)):
-        true, log = exact(x)
+    for number, x in enumerate(rows(dtype, count, longest, np.random.default_rng(0))):
+        rows_at_t, temperature = tempered(x, number)
         for library, (isa, functions) in libraries().items():
             with np.errstate(all="ignore"), _dispatch.using(isa or _dispatch.isa()):
-                for name, function in functions.items():
-                    got = np.asarray(function(x))
-                    unit = np.maximum(abs(true[name]), log) if name == "logsumexp" else true[name]
-                    key = library, name
-                    worst[key] = max(worst.get(key, 0.0), ulp(got, true[name], unit))
-            if library.startswith("fastsoftmax"):
-                key = library, "row sum - 1"
-                with _dispatch.using(isa):
-                    total = fastsoftmax.softmax(x).astype(np.longdouble).sum()
-                worst[key] = max(worst.get(key, 0.0), float(abs(total - 1)))
+                found = errors(functions, x, 1.0, False) | errors(functions, rows_at_t, temperature, True)
+                if isa:
+                    found["row sum - 1"] = float(abs(fastsoftmax.softmax(x).astype(np.longdouble).sum() - 1))
+            for name, error in found.items():
+                worst[library, name] = max(worst.get((library, name), 0.0), error)
     return worst
 
 
@@ -117,6 +147,8 @@ def sweep(step):
             part = slice(None) if isa else few
             with np.errstate(all="ignore"), _dispatch.using(isa or _dispatch.isa()):
                 for name, function in functions.items():
+                    if name not in true:
+                        continue
                     error = np.abs(np.asarray(function(scores[part], axis=1)) - true[name][part])
                     error /= units[name][part]
                     at = error.argmax()
@@ -164,6 +196,8 @@ def hard(count):
             for library, (isa, functions) in libraries().items():
                 with np.errstate(all="ignore"), _dispatch.using(isa or _dispatch.isa()):
                     for name, function in functions.items():
+                        if name not in true:
+                            continue
                         for value, right in zip(np.ravel(function(x)), true[name], strict=True):
                             size = max(abs(right), log) if name == "logsumexp" else abs(right)
                             error = abs(mpmath.mpf(float(value)) - right) / mpmath.mpf(float(np.spacing(float(size))))
@@ -193,14 +227,14 @@ def main():
         print_by_function("float64", hard(options.hard), f"{options.hard} hard rows")
     if options.sweep or options.hard:
         return
-    print("| dtype | library | softmax | log_softmax | logsumexp | row sum - 1 |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    columns = (*FUNCTIONS, "softmax at T", "log_softmax at T", "softmax_entropy at T", "row sum - 1")
+    print(f"| dtype | library | {' | '.join(columns)} |")
+    print(f"| --- | --- |{' --- |' * len(columns)}")
     for dtype in SPREAD:
         worst = measure(dtype, options.rows, options.longest)
         for library in dict.fromkeys(key[0] for key in worst):
-            figures = [f"{worst[library, name]:.3g}" for name in ("softmax", "log_softmax", "logsumexp")]
-            total = worst.get((library, "row sum - 1"))
-            print(f"| {dtype} | {library} | {' | '.join(figures)} | {'' if total is None else f'{total:.1e}'} |")
+            figures = [f"{worst[library, name]:.3g}" if (library, name) in worst else "" for name in columns]
+            print(f"| {dtype} | {library} | {' | '.join(figures)} |")
 
 
 if __name__ == "__main__":

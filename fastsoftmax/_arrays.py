@@ -42,6 +42,21 @@ def as_array(x, name, instead_of_masked=None):
     return array
 
 
+def as_scores(x, name):
+    """As `as_array`; a list of Python ints that no integer dtype holds, [2**63, -1], stays exact, as objects."""
+    array = as_array(x, name)
+    if isinstance(x, (list, tuple)) and array.dtype == np.float64 and array.size and abs(array).max() >= 2.0**63:
+        exact = np.asarray(x, object)
+        if exact.shape == array.shape and all(isinstance(number, (int, np.integer)) for number in exact.flat):
+            return exact
+    return array
+
+
+def is_wide_integer(dtype):
+    """Whether there are integers of this dtype that float64 does not hold."""
+    return (dtype.kind in "iu" and dtype.itemsize == 8) or dtype.kind == "O"
+
+
 def converted(array, dtype, order="K", copy=False):
     """array.astype(dtype, order, copy=copy), without warnings of what the dtype does not hold."""
     if array.dtype == dtype:        # nothing to warn of, and errstate costs as much as a small array's kernel
@@ -55,6 +70,9 @@ def as_axes(axis, ndim):
     if axis is None:
         return tuple(range(ndim))
     if not isinstance(axis, tuple):
+        if ndim == 0:               # as NumPy's reductions: 0 and -1 are the axis that a scalar might have
+            _as_axis(axis, 1)
+            return ()
         return (_as_axis(axis, ndim),)
     axes = tuple(_as_axis(a, ndim) for a in axis)
     if len(set(axes)) != len(axes):
@@ -92,8 +110,9 @@ def real_dtype(dtype):
 
 def result_dtype(x_dtype, dtype, *, integers_to_float64):
     """(dtype of the computation, dtype of the result)."""
-    if x_dtype.kind in "biu":
-        natural = np.dtype(np.float64) if integers_to_float64 else np.exp(np.empty(0, x_dtype)).dtype
+    if x_dtype.kind in "biuO":
+        wide = integers_to_float64 or x_dtype.kind == "O"
+        natural = np.dtype(np.float64) if wide else np.exp(np.empty(0, x_dtype)).dtype
     else:
         natural = native(x_dtype)
     if dtype is None:
@@ -129,7 +148,9 @@ def as_temperature(temperature, shape, axes):
     t = converted(t, np.float64, copy=True)
     lowest, highest = (t.item(t.argmin()), t.item(t.argmax())) if t.size else (1.0, 1.0)    # a NaN, if there is one
     if not (lowest > 0 and highest < math.inf):
-        raise ValueError(f"temperature must be positive and finite, got {t[~((t > 0) & (t < np.inf))].flat[0]}")
+        bad = t[~((t > 0) & (t < np.inf))].flat[0]
+        meant = "; the limit of softmax at 0 is a weight of 1 at argmax(x)" if bad == 0 else ""
+        raise ValueError(f"temperature must be positive and finite, got {bad}{meant}")
     moderate = lowest > 1e-30 and highest < 1e30
     if t.ndim == 0:
         return lowest, moderate
@@ -167,6 +188,30 @@ def check_out(out, shape, dtype):
         raise ValueError(f"out must have shape {tuple(shape)}, got {out.shape}")
     if not out.flags.writeable:
         raise ValueError("out is read-only; expected a writeable array")
+    if elements_overlap(out):
+        raise ValueError(f"elements of out share memory (shape {out.shape}, strides {out.strides}); expected an array "
+                         "with a place for each result")
+
+
+def elements_overlap(array):
+    """Whether two elements of the array share memory, as where a stride is 0."""
+    if array.flags.c_contiguous or array.flags.f_contiguous or array.size == 0:
+        return False
+    dims = sorted((abs(stride), i) for i, stride in enumerate(array.strides) if array.shape[i] > 1)
+    extent = array.itemsize
+    for stride, i in dims:
+        if stride < extent:
+            return stride == 0 or any(_blocks_overlap(array, k) for _, k in dims)
+        extent += stride * (array.shape[i] - 1)
+    return False
+
+
+def _blocks_overlap(array, axis):
+    """Whether a block of the array at one index of this axis shares memory with that at another."""
+    blocks = np.moveaxis(array, axis, 0)
+    extent = array.itemsize + sum(abs(s) * (n - 1) for s, n in zip(blocks.strides[1:], blocks.shape[1:], strict=True))
+    reach = min(len(blocks), extent // abs(blocks.strides[0]) + 1)      # blocks farther off cannot touch
+    return any(np.shares_memory(blocks[0], blocks[k]) for k in range(1, reach))
 
 
 def same_elements(x, y):

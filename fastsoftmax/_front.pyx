@@ -145,6 +145,25 @@ cdef void extent(cnp.ndarray array, const char** first, const char** end) noexce
             end[0] += last
 
 
+cdef bint may_overlap_itself(cnp.ndarray array) noexcept:
+    """Whether elements may share memory: False where each stride steps over all that smaller strides reach."""
+    cdef Py_ssize_t reached = cnp.PyArray_ITEMSIZE(array), stride, smallest
+    cdef int ndim = cnp.PyArray_NDIM(array), _turn, i, next_
+    cdef unsigned long long done = 0
+    for _turn in range(ndim):
+        next_ = -1
+        for i in range(ndim):
+            stride = abs(cnp.PyArray_STRIDE(array, i))
+            if not (done >> i) & 1 and (next_ < 0 or stride < smallest):
+                next_, smallest = i, stride
+        done |= <unsigned long long>1 << next_
+        if cnp.PyArray_DIM(array, next_) > 1:
+            if smallest < reached:
+                return True
+            reached += smallest * (cnp.PyArray_DIM(array, next_) - 1)
+    return False
+
+
 cdef inline bint far_apart(cnp.ndarray x, const char* first, const char* end) noexcept:
     cdef const char *x_first
     cdef const char *x_end
@@ -168,6 +187,8 @@ def attention_result(out, cnp.ndarray q, cnp.ndarray k, cnp.ndarray v, tuple sha
     for i in range(4):
         if cnp.PyArray_DIM(y, i) != <Py_ssize_t>shape[i]:
             return None
+    if may_overlap_itself(y):
+        return None
     extent(y, &first, &end)
     return y if far_apart(q, first, end) and far_apart(k, first, end) and far_apart(v, first, end) else None
 

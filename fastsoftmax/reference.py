@@ -41,8 +41,8 @@ def softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None):
     >>> softmax([3.0, 2.0, 1.0], temperature=0.5).round(3)
     array([0.867, 0.117, 0.016])
     """
-    x, result = _prepare(x, where, dtype)
-    scores = _over(x - x.max(axis, keepdims=True), temperature)  # inf - inf: NaN in rows of -inf or with +inf
+    x, _, result = _prepare(x, axis, where, dtype)
+    scores = _below(x, x.max(axis, keepdims=True), temperature)  # inf - inf: NaN in rows of -inf or with +inf
     weights = np.exp(scores)
     return _finish(weights / weights.sum(axis, keepdims=True), result, where, masked=0)
 
@@ -56,7 +56,7 @@ def log_softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None):
     >>> log_softmax([0.0, -20.0])  # the first is -log(1 + exp(-20)), not 0
     array([-2.06115362e-09, -2.00000000e+01])
     """
-    x, result = _prepare(x, where, dtype)
+    x, _, result = _prepare(x, axis, where, dtype)
     x.max(axis)  # an empty axis is a ValueError, as in softmax
     scores, _, _, log_total = _shifted_sum(x, axis, temperature)
     return _finish(scores - log_total, result, where, masked=-np.inf)
@@ -77,19 +77,22 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, *, where=
     (1.5413, -1.0)
     """
     a = np.asarray(a)
+    common = a.dtype
     if b is not None:
         weak = type(b) in (bool, int, float, complex)  # a Python number does not promote
         common = np.result_type(a.dtype, b if weak else np.asarray(b).dtype)
-        a, b = np.broadcast_arrays(a.astype(common), b)
+        a, b = np.broadcast_arrays(a, b)
         counts = b != 0
         where = counts if where is None else counts & where
-    if a.dtype.kind in "biu":
-        a = a.astype(np.float64)  # softmax follows np.exp, which makes float16 of int8
-    a, result = _prepare(a, where, dtype)
+    # softmax follows np.exp, which makes float16 of int8; here integers give float64
+    natural = np.dtype(np.float64) if common.kind in "biuO" else common
+    # With factors the sum may cancel, or come close to 1: long double keeps digits for that, where it has more.
+    a, peak, result = _prepare(a, axis, where, natural if dtype is None else dtype,
+                               np.float64 if b is None else np.result_type(natural, np.longdouble))
     b = None if b is None else np.where(where, b.astype(a.dtype), 0)
 
     _, shift, total, log_total = _shifted_sum(a, axis, 1.0, b)
-    lse = shift + log_total
+    lse = shift + log_total + peak
     if np.iscomplexobj(total):
         sign = np.where(total == 0, 0, total / abs(total)) * np.exp(1j * shift.imag)
         lse = lse.real if return_sign else lse.real + 1j * np.angle(np.exp(1j * lse.imag))  # phase in (-pi, pi]
@@ -137,7 +140,7 @@ def softmax_entropy(x, axis=None, *, temperature=1.0, where=None):
     >>> float(softmax_entropy([0.0, 0.0, 0.0, 0.0]).round(4))
     1.3863
     """
-    x, result = _prepare(x, where, None)
+    x, _, result = _prepare(x, axis, where, None)
     if result.kind == "c":
         raise TypeError(f"softmax_entropy takes real scores, got {result}")
     x.max(axis)  # an empty axis is a ValueError, as in softmax
@@ -274,24 +277,54 @@ def _shifted_sum(x, axis, temperature, b=None):
     """``scores = (x - shift) / temperature``, and `shift`, ``total = sum(b * exp(scores))``, ``log(abs(total))``."""
     peak = x.max(axis, keepdims=True, initial=-np.inf)  # initial: the sum over an empty axis is 0
     shift = np.where(np.isfinite(peak), peak, 0)  # inf - inf would be NaN; exp(inf) and exp(-inf) are right as they are
-    scores = _over(x - shift, temperature)
+    scores = _below(x, shift, temperature)
     terms = np.exp(scores) if b is None else b * np.exp(scores)
-    at_peak = np.where(x == peak, terms, 0).sum(axis, keepdims=True)  # without b: how many share the peak
-    others = np.where(x == peak, 0, terms).sum(axis, keepdims=True)
+    if b is None or np.iscomplexobj(b):
+        at_peak = np.where(x == peak, terms, 0).sum(axis, keepdims=True)  # without b: how many share the peak
+        others = np.where(x == peak, 0, terms).sum(axis, keepdims=True)
+    else:  # factors may cancel: near the peak they are summed alone, and what exp takes off them apart
+        near = scores > -0.5
+        at_peak = np.where(near, b, 0).sum(axis, keepdims=True)
+        others = np.where(near, b * np.expm1(scores), terms).sum(axis, keepdims=True)
     total = np.where(np.isfinite(peak), at_peak + others, terms.sum(axis, keepdims=True))
+    negative = not np.iscomplexobj(total) and total < 0  # then of its absolute value
+    at_peak, others, magnitude = (np.where(negative, -part, part) for part in (at_peak, others, total))
     excess = (at_peak - 1) + others  # of the total over 1: [0, -20] has 2e-9, of which the total would keep 7 digits
-    magnitude = total if np.iscomplexobj(total) else abs(total)
-    log_total = np.where(abs(total - 1) < 0.5, np.log1p(excess), np.log(magnitude))
+    log_total = np.where(abs(magnitude - 1) < 0.5, np.log1p(excess), np.log(magnitude))
     return scores, shift, total, log_total
 
 
-def _prepare(x, where, dtype):
-    """x in the precision of the computation, -inf where masked; and the dtype of the result."""
-    x = np.asarray(x)
-    natural = np.exp(np.empty(0, x.dtype)).dtype  # integers and booleans promote as np.exp promotes them
+def _prepare(x, axis, where, dtype, least=np.float64):
+    """x in the precision of the computation, -inf where masked; what was subtracted; and the dtype of the result.
+
+    Integers come as their distances from the largest along `axis`, which float64 holds where it does not hold them.
+    """
+    x, peak = np.asarray(x), 0
+    # Integers and booleans promote as np.exp promotes them; objects are Python ints that no integer dtype holds.
+    natural = np.dtype(np.float64) if x.dtype.kind == "O" else np.exp(np.empty(0, x.dtype)).dtype
     result = natural if dtype is None else np.dtype(dtype)
-    x = x.astype(np.result_type(natural, result, np.float64))
-    return (x if where is None else np.where(where, x, -np.inf).astype(x.dtype)), result
+    wide = np.result_type(np.result_type(least, natural), result)
+    if x.dtype.kind in "iuO":
+        x, peak = integer_distances(x, axis, where)
+        peak = peak.astype(wide)
+    x = x.astype(wide)
+    return (x if where is None else np.where(where, x, -np.inf).astype(wide)), peak, result
+
+
+def integer_distances(x, axis, where=None):
+    """``(x - peak, peak)`` for integers, exact but for one rounding to float64; peak is the largest where `where` is.
+
+    >>> integer_distances(np.array([2**53, 2**53 + 1]), 0)
+    (array([-1., -0.]), array([9007199254740993]))
+    """
+    if x.dtype.kind == "O":
+        peak = x.max(axis, keepdims=True, where=True if where is None else where, initial=x.min(initial=0))
+        return (x - peak).astype(np.float64), peak
+    x = x.astype(x.dtype.newbyteorder("="), copy=False)
+    lowest = np.iinfo(x.dtype).min
+    peak = x.max(axis, keepdims=True, where=True if where is None else where, initial=lowest)
+    # Modulo 2**64, which no difference reaches; a masked x above the peak gives a number that nobody reads.
+    return -(peak.astype(np.uint64) - x.astype(np.uint64)).astype(np.float64), peak
 
 
 def _finish(values, result, where, masked):
@@ -316,10 +349,14 @@ def _causal(shape, offset):
     return np.arange(keys) <= np.arange(queries)[:, None] + offset
 
 
-def _over(scores, temperature):
-    """`scores / temperature` in the precision of the scores; not divided by 1, which costs complex infinities."""
-    temperature = np.asarray(temperature).astype(scores.real.dtype)
-    return scores if np.all(temperature == 1) else scores / temperature
+def _below(x, shift, temperature):
+    """``(x - shift) / temperature`` in the precision of x; not divided by 1, which costs complex infinities."""
+    temperature = np.asarray(temperature).astype(x.real.dtype)
+    below = x - shift
+    if np.all(temperature == 1):
+        return below
+    halves = (x / 2 - shift / 2) / (temperature / 2)  # where the difference is beyond the largest number
+    return np.where(np.isfinite(below), below / temperature, halves)
 
 
 def _axes(axis, ndim):

@@ -1,8 +1,10 @@
 """The softmax family: softmax, log_softmax, logsumexp, causal_softmax, causal_mask_, softmax_entropy."""
 
 import functools
+import inspect
 import math
 import operator
+from collections.abc import Callable
 from typing import Any, Literal, SupportsIndex, TypeVar, overload
 
 import numpy as np
@@ -14,6 +16,7 @@ from fastsoftmax import _arrays, _cpu, _dispatch, _front, _threads, reference
 Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
 Array = NDArray[Any]
 Scores = TypeVar("Scores", bound=Array)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, ENTROPY = range(4)
 _REFERENCE = (reference.softmax, reference.log_softmax, reference.logsumexp, reference.softmax_entropy)
@@ -45,18 +48,32 @@ def _undisturbed(function):
     return undisturbed
 
 
+def _signature_without_dim(function: Function) -> Function:
+    """`dim` is PyTorch's name for axis, taken only to say so; `help` does not offer it."""
+    signature = inspect.signature(function)
+    offered = [parameter for parameter in signature.parameters.values() if parameter.name != "dim"]
+    vars(function)["__signature__"] = signature.replace(parameters=offered)
+    return function
+
+
+def _refuse_dim(dim):
+    if dim is not None:
+        raise TypeError(f"dim is not an argument here: pass axis={dim!r}, which has the same meaning")
+
+
+@_signature_without_dim
 def softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, where: ArrayLike | None = None,
-            dtype: DTypeLike | None = None, out: Array | None = None) -> Array:
+            dtype: DTypeLike | None = None, out: Array | None = None, dim: None = None) -> Array:
     """Turn scores into weights that are positive and sum to one: ``exp(x / temperature) / sum(exp(x / temperature))``.
 
     Parameters
     ----------
     x : array_like
         Scores, of any shape. float16, bfloat16, float32 and float64 keep their dtype (16-bit types are computed in
-        float32); integers and bool are promoted as `numpy.exp` promotes them; complex and long double go through
-        `fastsoftmax.reference`.
+        float32); integers and bool are promoted as `numpy.exp` promotes them, after integers were subtracted as
+        integers; complex and long double go through `fastsoftmax.reference`.
     axis : int, tuple of ints or None, default None
-        The axes along which the weights sum to one; None takes all elements.
+        The axes along which the weights sum to one; None takes all elements. 0-d x takes 0 and -1.
     temperature : float or array_like, default 1.0
         Divides the scores: below 1 sharpens, above 1 flattens. Positive and finite. An array broadcasts against x
         with length 1 along the axes: one temperature per row, per head ...
@@ -66,7 +83,8 @@ def softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, wh
     dtype : dtype, optional
         Floating dtype of the result, and of the computation where it is wider than that of x.
     out : ndarray, optional
-        Where to put the result: the shape of x, the result's dtype, any strides. May be x itself.
+        Where to put the result: the shape of x, the result's dtype, any strides, a place for each element. May be x
+        itself.
 
     Returns
     -------
@@ -89,7 +107,8 @@ def softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, wh
 
     Notes
     -----
-    Error at most 2 ULP for float32 and float64, at any length and spread; 16-bit results are the rounded float32 ones.
+    Error at most 2 ULP for float32 and float64, at any length, spread and temperature; one quantum where a weight is
+    subnormal. 16-bit results are the rounded float32 ones.
     A row holding NaN or +inf, or nothing but -inf, gives NaN; a score of -inf among others gives exactly 0.
     Method: the maximum's power of two is taken off the exponents instead of subtracting the maximum, whose rounding
     would cost up to 64 ULP; sums carry their rounding errors along [1]_ [2]_.
@@ -112,15 +131,17 @@ def softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, wh
     >>> softmax(np.array([3.0, 2.0, np.nan]), where=[True, True, False]).round(3)
     array([0.731, 0.269, 0.   ])
     """
-    if where is None and dtype is None and temperature is not None:
+    if where is dtype is dim is None and temperature is not None:
         y = _front.contiguous(SOFTMAX, x, axis, temperature, out)
         if y is not None:
             return y
+    _refuse_dim(dim)
     return _elementwise(SOFTMAX, x, axis, temperature, where, dtype, out)
 
 
+@_signature_without_dim
 def log_softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, where: ArrayLike | None = None,
-                dtype: DTypeLike | None = None, out: Array | None = None) -> Array:
+                dtype: DTypeLike | None = None, out: Array | None = None, dim: None = None) -> Array:
     """Logarithm of `softmax`: ``x / temperature - logsumexp(x / temperature)``, without forming the weights.
 
     Parameters
@@ -152,10 +173,11 @@ def log_softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0
     >>> log_softmax(np.array([0.0, -20.0]))
     array([-2.06115362e-09, -2.00000000e+01])
     """
-    if where is None and dtype is None and temperature is not None:
+    if where is dtype is dim is None and temperature is not None:
         y = _front.contiguous(LOG_SOFTMAX, x, axis, temperature, out)
         if y is not None:
             return y
+    _refuse_dim(dim)
     return _elementwise(LOG_SOFTMAX, x, axis, temperature, where, dtype, out)
 
 
@@ -175,15 +197,16 @@ def logsumexp(a: ArrayLike, axis: Axis, b: ArrayLike | None, keepdims: bool, ret
 def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepdims: bool = False,
               return_sign: bool = False, *, where: ArrayLike | None = None, dtype: DTypeLike | None = None,
               out: Array | None = None) -> Any: ...
+@_signature_without_dim
 def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepdims: bool = False,
               return_sign: bool = False, *, where: ArrayLike | None = None, dtype: DTypeLike | None = None,
-              out: Array | None = None) -> Any:
+              out: Array | None = None, dim: None = None) -> Any:
     """Logarithm of the sum of exponentials, ``log(sum(b * exp(a)))``, without overflow or underflow.
 
     Parameters
     ----------
     a : array_like
-        Exponents, of any shape. Integers and bool are computed in float64.
+        Exponents, of any shape. Integers and bool give float64.
     axis : int, tuple of ints or None, default None
         The axes to sum over; None takes all elements.
     b : array_like, optional
@@ -221,15 +244,17 @@ def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepd
     >>> float(logsumexp(np.array([1000.0, 1000.0])))
     1000.6931471805599
     """
-    if b is None and where is None and dtype is None and out is None and not return_sign and not keepdims:
+    if b is where is dtype is out is dim is None and not return_sign and not keepdims:
         y = _front.contiguous(LOGSUMEXP, a, axis, None, None)
         if y is not None:
             return y
+    _refuse_dim(dim)
     return _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out)
 
 
+@_signature_without_dim
 def softmax_entropy(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0,
-                    where: ArrayLike | None = None) -> Any:
+                    where: ArrayLike | None = None, dim: None = None) -> Any:
     """Shannon entropy of the weights of `softmax`, in nats, without storing the weights.
 
     Parameters
@@ -260,10 +285,11 @@ def softmax_entropy(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike =
     >>> softmax_entropy(np.array([[1.0, 1.0], [9.0, 0.0]]), axis=-1).round(4)
     array([0.6931, 0.0012])
     """
-    if where is None and temperature is not None:
+    if where is dim is None and temperature is not None:
         y = _front.contiguous(ENTROPY, x, axis, temperature, None)
         if y is not None:
             return y
+    _refuse_dim(dim)
     return _entropy(x, axis, temperature, where)
 
 
@@ -368,11 +394,11 @@ def _elementwise(result, x, axis, temperature, where, dtype, out):
 
 @_undisturbed
 def _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out):
-    x = _arrays.as_array(a, "a")
-    natural = x.dtype
+    x = _arrays.as_scores(a, "a")
+    natural = np.dtype(np.float64) if x.dtype.kind == "O" else x.dtype
     if b is not None:
         factors = _arrays.as_array(b, "b")
-        natural = _arrays.common_dtype(a, x, b, factors)
+        natural = np.dtype(np.float64) if x.dtype.kind == "O" else _arrays.common_dtype(a, x, b, factors)
         x, factors = np.broadcast_arrays(x, factors)
     axes = _arrays.as_axes(axis, x.ndim)
     compute, final = _arrays.result_dtype(natural, dtype, integers_to_float64=True)
@@ -387,7 +413,7 @@ def _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out):
     if b is not None or not _arrays.tag(compute):
         if b is not None:       # each keeps its value, and that they promote is settled
             wide = np.result_type(compute, np.float64)
-            x, b = x.astype(wide), factors.astype(wide)
+            x, b = x if x.dtype.kind in "iuO" else x.astype(wide), factors.astype(wide)
         y = reference.logsumexp(x, axes, b, keepdims, return_sign, where=where, dtype=compute)
         if return_sign:
             y, sign = y
@@ -448,6 +474,9 @@ def _causal_mask(scores, offset, fill_value):
         raise TypeError(f"scores must be floating, got dtype {x.dtype}")
     if not x.flags.writeable:
         raise ValueError("scores is read-only; it is changed in place")
+    if _arrays.elements_overlap(x):
+        raise ValueError(f"elements of scores share memory (shape {x.shape}, strides {x.strides}); expected an array "
+                         "with a place for each, since it is changed in place")
     offset, value = _as_offset(offset), float(fill_value)
     if x.size == 0:
         return
@@ -464,7 +493,7 @@ def _causal_mask(scores, offset, fill_value):
 
 
 def _asked(x, axis, dtype):
-    x = _arrays.as_array(x, "x")
+    x = _arrays.as_scores(x, "x")
     axes = _arrays.as_axes(axis, x.ndim)
     compute, final = _arrays.result_dtype(x.dtype, dtype, integers_to_float64=False)
     return x, axes, compute, final
@@ -485,8 +514,17 @@ def _few(result, x, compute, axes, temperature, where):
     """The result for a few elements, brought into order for the short way in; None if it does not take them."""
     if where is not None or x.size > FEW or len(axes) not in (1, x.ndim) or type(temperature) is not float:
         return None
-    x = _arrays.converted(x, compute, "C")
-    return _front.contiguous(result, x, None if len(axes) == x.ndim else axes[0], temperature, None)
+    x, peak = _in_order(x, compute, axes)
+    y = _front.contiguous(result, x, None if len(axes) == x.ndim else axes[0], temperature, None)
+    return y if peak is None or result != LOGSUMEXP or y is None else y + peak.reshape(np.shape(y)).astype(compute)
+
+
+def _in_order(x, compute, axes, where=None, copy=False):
+    """(x in the dtype of the computation, C-contiguous, None), or (its integers' distances from their peaks, these)."""
+    if _arrays.is_wide_integer(x.dtype):
+        distances, peak = reference.integer_distances(x, axes, where)
+        return _arrays.converted(distances, compute, "C"), peak
+    return _arrays.converted(x, compute, "C", copy=copy), None
 
 
 def _outputs(x, final, out, temperature, where):
@@ -577,15 +615,17 @@ def _compute_staged(result, x, y, compute, axes, temperature, where):
                                           True if where is None else where[index])
         return
     for piece in _arrays.pieces(kept_shape, max(1, _arrays.STAGE // n)):
-        rows = _arrays.converted(x[piece], compute, "C", copy=True)
+        along = tuple(range(len(kept), x.ndim))
+        rows, peak = _in_order(x[piece], compute, along, None if where is None else where[piece], copy=True)
         shape = rows.shape[:len(kept)]
         rows = _arrays.elements(rows).reshape(-1, n, 1)
         results = np.empty((len(rows), n if result < LOGSUMEXP else 1, 1), compute)
         t = None if temperature is None else np.ascontiguousarray(temperature[piece]).reshape(-1, 1)
         mask = None if where is None else np.ascontiguousarray(where[piece]).view(np.uint8).reshape(-1, n, 1)
         kernel(result, rows, _arrays.elements(results), t, mask, None, _threads.threads_for(rows.size), False)
+        results = results.reshape(shape + y.shape[len(kept):])
         with np.errstate(all="ignore"):
-            y[piece] = results.reshape(shape + y.shape[len(kept):])
+            y[piece] = results if peak is None or result != LOGSUMEXP else results + peak.astype(compute)
 
 
 @np.errstate(all="ignore")
@@ -593,38 +633,51 @@ def _reduced_in_pieces(result, row, temperature, where):
     """logsumexp or entropy of one row, of any number of dimensions, from those of its pieces, in bounded memory.
 
     Entropy needs the differences of the pieces' lses, to more digits than large ones have: each piece is shifted by its
-    own maximum, its peak. logsumexp needs no shift: rounding a piece's lse loses no more than rounding the row's.
+    own maximum, its peak, and so are integers. logsumexp of floats needs no shift: rounding a piece's lse loses no more
+    than rounding the row's.
     """
     buffer = np.empty(_arrays.PIECE)
     peaks, lses, entropies = [], [], []
     any_visible = False
+    integers = _arrays.is_wide_integer(row.dtype)
     for piece in _arrays.pieces(row.shape, _arrays.PIECE):
         part = row[piece]
         scores = buffer[:part.size]
-        np.copyto(scores.reshape(part.shape), part, casting="unsafe")
         visible = True if where is True else where[piece].reshape(-1)
         peak = 0.0
-        if result == ENTROPY:
-            any_visible = any_visible or np.any(visible)
-            peak = float(scores.max(where=visible, initial=-math.inf))
-            if peak == -math.inf:               # nothing here has a weight
+        if integers or result == ENTROPY:
+            part_visible = part.size > 0 and bool(np.any(visible))
+            any_visible = any_visible or part_visible
+            if integers and not part_visible:
                 continue
-            if not math.isfinite(peak):
-                return math.nan
-            scores -= peak
+        if integers:
+            distances, peak = reference.integer_distances(part.reshape(-1), 0, visible)
+            scores[:], peak = distances, int(peak[0])
+        else:
+            np.copyto(scores.reshape(part.shape), part, casting="unsafe")
+            if result == ENTROPY:
+                peak = float(scores.max(where=visible, initial=-math.inf))
+                if peak == -math.inf:           # nothing here has a weight
+                    continue
+                if not math.isfinite(peak):
+                    return math.nan
+                scores -= peak
+        if result == ENTROPY:
             entropies.append(_reduced_line(ENTROPY, scores, temperature, visible))
         peaks.append(peak)
         lses.append(_reduced_line(LOGSUMEXP, scores, temperature, visible))
     if not peaks:
-        return math.nan if any_visible else 0.0
-    lses = (np.array(peaks, np.longdouble) - max(peaks)) / temperature + np.array(lses)
+        return -math.inf if result == LOGSUMEXP else math.nan if any_visible else 0.0
+    top = max(peaks)
+    below_top = [peak - top if integers else np.longdouble(peak) - top for peak in peaks]
+    lses = np.array(below_top, np.longdouble) / temperature + np.array(lses)
     lse, mean_surprise = _merged(lses, np.array(entropies or 0.0))
-    return mean_surprise if result == ENTROPY else lse
+    return mean_surprise if result == ENTROPY else top + lse
 
 
 def _reduced_line(result, scores, temperature, visible):
     """The kernel's result for a contiguous line of float64."""
-    y = np.empty((1, 1, 1))
+    y = np.empty((1, 1, 1))                     # with a temperature, the largest score is 0: see softmax.pxi
     t = None if temperature == 1 else np.full((1, 1), temperature)
     mask = None if visible is True else visible.view(np.uint8).reshape(1, -1, 1)
     _dispatch.kernels("f64").softmax_rows(
@@ -660,7 +713,8 @@ def _compute_causal(x, y, compute, offset, temperature):
             kernel(SOFTMAX, x_rows, y_rows, None if t is None else t[:, 0], None, offset, threads, streamed)
         return
     for index in np.ndindex(x.shape[:-2]):      # a matrix at a time is staged: no more than the result takes
-        matrix = _arrays.converted(x[index], compute, "C", copy=True)
+        visible = reference._causal(x.shape, offset) if _arrays.is_wide_integer(x.dtype) else None
+        matrix, _ = _in_order(x[index], compute, (1,), visible, copy=True)
         results = np.empty_like(matrix)
         t = None if temperature is None else np.ascontiguousarray(temperature[index][:, 0])[None]
         kernel(SOFTMAX, _arrays.elements(matrix).T[None], _arrays.elements(results).T[None], t, None, offset,

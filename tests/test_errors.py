@@ -1,5 +1,6 @@
 """What bad input gets: the type of the error, a message that names the fault, `out` untouched, the next call fine."""
 
+import inspect
 import re
 
 import numpy as np
@@ -157,6 +158,60 @@ def test_an_empty_axis():
             y = causal_softmax(np.zeros(shape, dtype))
             assert y.shape == shape
             assert y.dtype == dtype
+
+
+def sharing(shape, dtype):
+    """Writeable arrays of this shape of which two elements, at least, share memory."""
+    memory = np.full(400, 7, dtype)
+    size = memory.itemsize
+    for strides in ((0, size), (size, 0), (size, size), (0, 0), (-size, size), (size, 2 * size)):
+        start = memory[200:]
+        yield np.lib.stride_tricks.as_strided(start, shape, (*([40 * size] * (len(shape) - 2)), *strides))
+
+
+def test_out_with_elements_that_share_memory():
+    """The last row would stand in all places, whatever the others are."""
+    for dtype in (np.float32, np.float64, np.float16):
+        x = np.arange(9, dtype=dtype).reshape(3, 3)
+        for out in sharing(x.shape, dtype):
+            for f, args in ((softmax, (x, 1)), (log_softmax, (x, 0)), (causal_softmax, (x,)), (softmax, (x, None)),
+                            (logsumexp, (np.stack([x, x]), 0)), (softmax, (x.astype(np.longdouble), 1))):
+                with pytest.raises(ValueError, match="elements of out share memory"):
+                    f(*args, **{"out": out, **({"dtype": dtype} if args[0].dtype != dtype else {})})
+            with pytest.raises(ValueError, match="share memory"):
+                causal_mask_(out)
+            assert np.all(out == 7)
+    query = np.ones((2, 4, 3, 8), np.float32)
+    for out in sharing(query.shape, np.float32):
+        for kwargs in ({}, {"is_causal": True, "window": (1, 0)}):
+            with pytest.raises(ValueError, match="elements of out share memory"):
+                scaled_dot_product_attention(query, query, query, out=out, **kwargs)
+        assert np.all(out == 7)
+
+
+def test_out_with_interleaved_elements_of_its_own():
+    """Steps over each other, yet no place twice: taken."""
+    x = np.arange(6.0).reshape(2, 3)
+    memory = np.zeros(20)
+    for strides in ((8, 16), (24, 16), (-8, 16), (16, -24)):
+        out = np.lib.stride_tricks.as_strided(memory[10:], (2, 3), strides)
+        places = {i * strides[0] + j * strides[1] for i in range(2) for j in range(3)}
+        if len(places) == 6:
+            np.testing.assert_array_equal(softmax(x, 1, out=out), softmax(x, 1))
+        else:
+            refuses(ValueError, "share memory", softmax, x, 1, out=out)
+    one = np.lib.stride_tricks.as_strided(memory, (1, 3), (0, 8))           # one row: its stride says nothing
+    np.testing.assert_array_equal(softmax(x[:1], 1, out=one), softmax(x[:1], 1))
+
+
+def test_what_a_torch_user_types_is_answered():
+    for f in REDUCING:
+        refuses(TypeError, "pass axis=1", f, X, dim=1)
+        refuses(TypeError, "pass axis=-1", f, X, None, dim=-1)
+        assert "dim" not in inspect.signature(f).parameters
+    for f in (softmax, log_softmax, softmax_entropy):
+        refuses(ValueError, r"positive and finite, got 0\.0; .*argmax", f, X, 1, temperature=0)
+        refuses(ValueError, "argmax", f, X, 1, temperature=[[1.0], [0.0]])
 
 
 @pytest.mark.parametrize("f", [causal_softmax, causal_mask_], **by_name)

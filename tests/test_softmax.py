@@ -7,6 +7,7 @@ import tracemalloc
 import warnings
 
 import ml_dtypes
+import mpmath
 import numpy as np
 import pytest
 from helpers import (
@@ -646,6 +647,29 @@ def test_logsumexp_b(kernel):
         assert_accurate(got, exact, 4, units=np.maximum(abs(exact), 1))
 
 
+def test_factors_keep_the_digits_of_log1p():
+    """Of a sum close to 1, or to -1, whatever it is made of."""
+    assert np.isnan(logsumexp([0.0, -40.0], b=[-1.0, -1.0]))
+    cases = [
+        ([0, -40], [-1, -1]), ([0, -40], [1, 1]), ([-40, 0, -41], [2, -1, 3]), ([0, 0, -30], [3, -2, 1]),
+        ([0, 0, -50], [-3, 2, 5]), ([1, 1 - 40], [-1, -1]), ([0] * 10, [0.1] * 10), ([0] * 10, [-0.1] * 10),
+        ([0, -0.001], [2, -1]), ([0, -1e-9], [-2, 1]), ([700, -40], [1, -1]), ([5, -np.inf, np.nan], [-1, -7, 0]),
+    ]
+    for a, b in cases:
+        with mpmath.workdps(60):
+            total = mpmath.fsum(mpmath.mpf(f) * mpmath.exp(mpmath.mpf(v)) for v, f in zip(a, b, strict=True) if f)
+            true, sign = mpmath.log(abs(total)), int(mpmath.sign(total))
+        for dtype in (np.float64, np.float32):
+            x, factors = np.array(a, dtype), np.array(b, dtype)
+            if np.any(x.astype(float) != np.array(a, float)) or np.any(factors.astype(float) != np.array(b, float)):
+                if not np.isnan(a).any():       # other numbers, of which the sum is another
+                    continue
+            for got in (logsumexp(x, b=factors, return_sign=True),
+                        logsumexp(x[None].T, 0, factors[None].T, True, True)):
+                assert ulps(got[0], true) <= 2, (a, b, got)
+                assert got[1] == sign
+
+
 def test_logsumexp_promotes_a_and_b_as_scipy():
     """float32 exponents and float64 factors were once float32, and the imaginary part of b was lost with real a."""
     special = pytest.importorskip("scipy.special", reason="compares with SciPy")
@@ -773,6 +797,20 @@ def test_a_temperature_costs_no_digits(kernel, scores, temperature):
                     assert ulps(got, exact[function]) <= 2, (function, got, exact[function])
         entropy = softmax_entropy(row, temperature=temperature)
         assert_accurate(np.asarray(entropy), np.asarray(float(exact["softmax_entropy"])).astype(kernel.wide), 4)
+
+
+def test_temperatures_beyond_the_kernels_keep_the_digits():
+    """NumPy computes these; a difference of scores may be beyond the largest number, and the quotient is not."""
+    for scores, temperature in (
+            ([1.7e308, -1.7e308], 1e308), ([1.7e308, -1.7e308, 1e308], 5e307), ([3e-310, 0], 1e-310),
+            ([2e31, -1e31], 1e31)):
+        exact = exact_row(scores, temperature)
+        assert ulps(softmax(scores, temperature=temperature), exact["softmax"]) <= 2
+        assert ulps(log_softmax(scores, temperature=temperature), exact["log_softmax"]) <= 2
+        assert ulps(softmax_entropy(scores, temperature=temperature), exact["softmax_entropy"]) <= 4
+    x = np.array([[1.7e308, np.inf], [-1.7e308, -np.inf], [-np.inf, -np.inf], [np.nan, 0]])
+    np.testing.assert_array_equal(softmax(x[1], temperature=1e308), [1, 0])
+    assert np.all(np.isnan(softmax(x[[0, 2, 3]], -1, temperature=1e308)))
 
 
 def test_log_softmax_of_minus_infinity_at_a_temperature(kernel):
@@ -945,6 +983,21 @@ def test_0d_gives_a_scalar(kernel):
     assert type(softmax_entropy(np.zeros(3, kernel.dtype))) is kernel.dtype.type
 
 
+@pytest.mark.parametrize("axis", [0, -1])
+def test_a_scalar_has_the_axes_0_and_minus_1(kernel, axis):
+    x = np.asarray(3, kernel.dtype)
+    for f, value in ((softmax, 1), (log_softmax, 0), (logsumexp, 3), (softmax_entropy, 0)):
+        for given in (x, kernel.dtype.type(3)):
+            y = f(given, axis)
+            assert type(y) is kernel.dtype.type
+            assert y == value
+    assert softmax(x, axis, where=False) == 0
+    assert logsumexp(x, axis, b=2.0, keepdims=True) == np.asarray(3 + np.log(2)).astype(kernel.dtype)
+    out = np.empty((), kernel.dtype)
+    assert softmax(x, axis, out=out) is out
+    assert out == 1
+
+
 def test_python_numbers_and_lists():
     assert type(softmax(1.0)) is np.float64
     assert softmax(5) == 1
@@ -966,6 +1019,78 @@ def test_integers_promote_as_scipys(dtype):
         y = logsumexp(x, -1)
         assert y.dtype == np.float64
         assert_accurate(y, oracle("logsumexp", x.astype(np.longdouble)), 1.5)
+
+
+WIDE_INTEGERS = {                                # beyond 2**53, where float64 has no place for each
+    "neighbours": np.array([2**53, 2**53 + 1]),
+    "time stamps": np.array([1_700_000_000_000_000_001, 1_700_000_000_000_000_000, 1_700_000_000_000_000_003]),
+    "the ends of int64": np.array([-2**63, 2**63 - 1, 2**63 - 2, 0]),
+    "uint64": np.array([2**64 - 1, 2**64 - 3, 0, 1], np.uint64),
+    "foreign byte order": np.array([2**60 + 1, 2**60, 2**60 + 3], ">i8"),
+    "a list that no integer dtype holds": [2**63 + 1, -5, 2**63],
+    "negative": np.array([-2**62, -2**62 - 1, -2**62 - 2]),
+}
+
+
+@pytest.mark.parametrize("x", WIDE_INTEGERS.values(), ids=WIDE_INTEGERS)
+def test_integers_are_subtracted_as_integers(x):
+    for temperature in (1, 0.7, 1e18, 1e40):
+        exact = exact_row(x, temperature)
+        for scores in (x, np.asarray(x)[::-1][::-1] if isinstance(x, np.ndarray) else x):
+            assert ulps(softmax(scores, temperature=temperature), exact["softmax"]) <= 2
+            assert ulps(log_softmax(scores, temperature=temperature), exact["log_softmax"]) <= 2
+            assert ulps(softmax_entropy(scores, temperature=temperature), exact["softmax_entropy"]) <= 4
+    assert ulps(logsumexp(x), exact_row(x)["logsumexp"]) <= 1.5
+    factors = np.arange(1, len(x) + 1)
+    with mpmath.workdps(60):
+        true = mpmath.log(mpmath.fsum(int(b) * mpmath.exp(int(v)) for v, b in zip(x, factors, strict=True)))
+    assert ulps(logsumexp(x, b=factors), true) <= 1.5
+
+
+def test_integers_of_any_shape_are_subtracted_as_integers():
+    rng = np.random.default_rng(11)
+    x = 2**61 + rng.integers(0, 30, (3, 5, 100))
+    near = (x - 2**61).astype(np.float64)
+    hide = rng.random(x.shape) < 0.3
+    hidden = np.where(hide, 2**62, x)           # larger than all that is visible
+    for axis in (0, 1, 2, None, (0, 2), (1, 2)):
+        for f in FAMILY[:2]:
+            check(f, call(f, x, axis), near, axis)
+            check(f, call(f, hidden, axis, where=~hide), near, axis, where=~hide)
+            check(f, call(f, x.astype(np.uint64), axis, temperature=3.0), near, axis, temperature=3.0)
+        for keep in (None, ~hide):
+            got = softmax_entropy(hidden if keep is not None else x, axis, where=keep)
+            assert_accurate(np.asarray(got), np.asarray(softmax_entropy(near, axis, where=keep), np.longdouble), 4)
+            got = logsumexp(hidden if keep is not None else x, axis, where=keep, keepdims=True)
+            exact = np.longdouble(2**61) + logsumexp(near, axis, where=keep, keepdims=True)
+            assert_accurate(np.asarray(got), exact, 1.5)
+    assert_accurate(causal_softmax(x, offset=2), reference.causal_softmax(near.astype(np.longdouble), offset=2), 2)
+    late = x.copy()
+    late[..., -1] = 2**62                       # hidden from all queries but the last
+    later = near.astype(np.longdouble)
+    later[..., -1] = 2**61
+    assert_accurate(causal_softmax(late, offset=95), reference.causal_softmax(later, offset=95), 2)
+    assert np.all(softmax(x, 1, where=np.zeros_like(hide)) == 0)
+    assert np.all(logsumexp(x, 1, where=np.zeros_like(hide)) == -INF)
+
+
+def test_integers_of_long_rows_are_subtracted_as_integers():
+    """Reductions take them in pieces."""
+    rng = np.random.default_rng(12)
+    near = rng.integers(-40, 0, 700_001)
+    near[5] = 0
+    for x in (near + 2**60, near + 2**60 - (np.arange(near.size) < 300_000) * 2**59):
+        exact = exact_long = (x - x.max()).astype(np.longdouble)
+        total = np.exp(exact_long).sum()
+        assert_accurate(np.asarray(logsumexp(x)), np.asarray(np.longdouble(int(x.max())) + np.log(total)), 1.5)
+        entropy = np.log(total) - (np.exp(exact) * np.where(exact < -1e4, 0, exact)).sum() / total
+        assert_accurate(np.asarray(softmax_entropy(x)), np.asarray(entropy), 8)
+        hidden = x.copy()
+        hidden[1000:200_000] = 2**62
+        keep = hidden < 2**62
+        total = np.exp(exact[keep]).sum()
+        got = logsumexp(hidden, where=keep)
+        assert_accurate(np.asarray(got), np.asarray(np.longdouble(int(x.max())) + np.log(total)), 1.5)
 
 
 @pytest.mark.parametrize("dtype", [np.longdouble, np.complex64, np.complex128, np.clongdouble])
