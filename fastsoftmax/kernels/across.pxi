@@ -157,8 +157,8 @@ cdef inline void empty_tile(int result, bint scaled, const Rows* rows, Py_ssize_
     cdef Shift[COLS] s
     cdef Outcome[COLS] outcome
     cdef vreal one
-    cdef elem[WIDTH] line
-    cdef Py_ssize_t k, c
+    cdef elem[LANES] line
+    cdef Py_ssize_t k, c, a
     # a whole cache line at a time, or the caches had better gather it
     cdef bint streamed = rows.streamed and (<size_t>y | <size_t>(y_n * <Py_ssize_t>sizeof(elem))) % 64 == 0
     for c in range(COLS):
@@ -179,10 +179,11 @@ cdef inline void empty_tile(int result, bint scaled, const Rows* rows, Py_ssize_
     else:
         for k in range(count):
             for c in range(COLS):
-                store_elem(line + c * LANES, plain_result_of(result, &s[c], &outcome[c], scaled,
-                                                             load(tile + k * WIDTH + c * LANES)))
-            for c in range(width):
-                y[k * y_n + c * y_inner] = line[c]
+                # each register apart: a load of two that were stored one by one would wait for both
+                store_elem(line, plain_result_of(result, &s[c], &outcome[c], scaled,
+                                                 load(tile + k * WIDTH + c * LANES)))
+                for a in range(min(width - c * LANES, <Py_ssize_t>LANES)):
+                    y[k * y_n + (c * LANES + a) * y_inner] = line[a]
 
 cdef inline vmask may_be_subnormal(Py_ssize_t count, const real* tile, const Outcome* outcome) noexcept nogil:
     """Where a column's smallest result may be, or is 0: of a weight that is rounded away, or hidden."""

@@ -28,17 +28,13 @@ cdef inline const elem* fetch(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_s
 cdef inline vreal load_upto(const elem* x, Py_ssize_t k, Py_ssize_t count, Py_ssize_t before) noexcept nogil:
     """Elements k to k + LANES of x, which has `count`, and `before` more in front of it; beyond them, what weighs
     nothing."""
-    cdef elem[LANES] line
-    cdef Py_ssize_t i
     if k + LANES <= count:
         return load_elem(x + k)
     if k >= count:
         return fill(-INFINITY)
     if before + count >= LANES:
         return load_last(x + count, count - k)
-    for i in range(LANES):
-        line[i] = x[k + i] if k + i < count else ELEM_MINUS_INFINITY
-    return load_elem(line)
+    return load_first(x + k, count - k)
 
 # NumPy's arrays start anywhere in a cache line, and a register across two lines takes twice the time. So what may begin
 # where it likes begins at a whole register, and the weights are kept as far from one as the results will be.

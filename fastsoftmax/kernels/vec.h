@@ -98,6 +98,17 @@ WORD vreal load_last(const elem *end, ptrdiff_t count)
 #endif
 }
 
+/* The first `count` elements at p, fewer than LANES, and -inf after them. No more are read. */
+#if !defined NATIVE_LOAD_FIRST
+COLD vreal load_first(const elem *p, ptrdiff_t count)
+{
+    elem line[LANES];
+    for (ptrdiff_t i = 0; i < LANES; i++)
+        line[i] = i < count ? p[i] : ELEM_MINUS_INFINITY;
+    return load_elem(line);
+}
+#endif
+
 WORD vreal vabs(vreal a) { return choose(less(a, fill(0)), -a, a); }
 
 WORD real first(vreal a) { real lane[LANES]; store(lane, a); return lane[0]; }

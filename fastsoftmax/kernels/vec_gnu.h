@@ -59,23 +59,9 @@ WORD vreal shuffle_pair(vreal a, vreal b, vint order)
 #define shuffle_pair(a, b, order) __builtin_shuffle(a, b, order)
 #endif
 
-#if REAL_BITS == 32
-/* table[index mod 8] of each lane. */
-WORD vreal look_up(const real *table, vint index)
-{
-#if LANES == 4
-    return shuffle_pair(load(table), load(table + 4), index & 7);
-#else
-    real twice[16];
-    memcpy(twice, table, 8 * sizeof(real));
-    memcpy(twice + 8, table, 8 * sizeof(real));
-#if defined __clang__
-    return shuffle_pair(load(twice), load(twice), index & 7);
-#else
-    return __builtin_shuffle(load(twice), index);
-#endif
-#endif
-}
+#if REAL_BITS == 32 && LANES == 4
+/* table[index mod 8] of each lane. Longer registers have an instruction for it. */
+WORD vreal look_up(const real *table, vint index) { return shuffle_pair(load(table), load(table + 4), index & 7); }
 #endif
 
 /* The largest lane; no lane may be NaN. Each instruction set has its vmax after this header. */

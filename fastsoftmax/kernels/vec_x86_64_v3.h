@@ -11,6 +11,10 @@ WORD vreal fnma(vreal a, vreal b, vreal c) { return _mm256_fnmadd_ps(a, b, c); }
 WORD vreal vmax(vreal a, vreal b) { return _mm256_max_ps(a, b); }
 WORD vreal vmin(vreal a, vreal b) { return _mm256_min_ps(a, b); }
 WORD void stream(real *p, vreal a) { _mm256_stream_ps(p, a); }
+WORD vreal look_up(const real *table, vint index)       /* table[index mod 8] of each lane */
+{
+    return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)index);
+}
 WORD __m256d widen_low(vreal a) { return _mm256_cvtps_pd(_mm256_castps256_ps128(a)); }
 WORD __m256d widen_high(vreal a) { return _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)); }
 WORD vreal narrow(__m256d low, __m256d high) { return _mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low)); }
@@ -43,5 +47,18 @@ WORD void pack(elem *p, vint a)
 {
     __m128i low = _mm256_castsi256_si128((__m256i)a), high = _mm256_extracti128_si256((__m256i)a, 1);
     _mm_storeu_si128((__m128i *)p, _mm_packus_epi32(low, high));
+}
+#endif
+
+#if defined DTYPE_f32 || defined DTYPE_f64
+#define NATIVE_LOAD_FIRST
+WORD vreal load_first(const elem *p, ptrdiff_t count)
+{
+    const vint lane = LANE_NUMBERS, wanted = lane < (ireal)count;
+#if defined DTYPE_f32
+    return choose(wanted, _mm256_maskload_ps(p, (__m256i)wanted), fill(-(real)INFINITY));
+#else
+    return choose(wanted, _mm256_maskload_pd(p, (__m256i)wanted), fill(-(real)INFINITY));
+#endif
 }
 #endif

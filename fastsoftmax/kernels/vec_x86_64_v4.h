@@ -11,6 +11,10 @@ WORD vreal fnma(vreal a, vreal b, vreal c) { return _mm512_fnmadd_ps(a, b, c); }
 WORD vreal vmax(vreal a, vreal b) { return _mm512_max_ps(a, b); }
 WORD vreal vmin(vreal a, vreal b) { return _mm512_min_ps(a, b); }
 WORD void stream(real *p, vreal a) { _mm512_stream_ps(p, a); }
+WORD vreal look_up(const real *table, vint index)       /* table[index mod 8] of each lane: the table stands twice */
+{
+    return _mm512_permutexvar_ps((__m512i)index, _mm512_broadcast_f32x8(_mm256_loadu_ps(table)));
+}
 WORD __m512d widen_low(vreal a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
 WORD __m512d widen_high(vreal a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
 WORD vreal narrow(__m512d low, __m512d high)
@@ -56,4 +60,18 @@ WORD vreal load_halves(const elem *low, const elem *high)
 }
 WORD void store_low(elem *p, vreal a) { _mm256_storeu_pd(p, _mm512_castpd512_pd256(a)); }
 WORD void store_high(elem *p, vreal a) { _mm256_storeu_pd(p, _mm512_extractf64x4_pd(a, 1)); }
+#endif
+
+#if defined DTYPE_f32
+#define NATIVE_LOAD_FIRST
+WORD vreal load_first(const elem *p, ptrdiff_t count)
+{
+    return _mm512_mask_loadu_ps(fill(-(real)INFINITY), (__mmask16)((1 << count) - 1), p);
+}
+#elif defined DTYPE_f64
+#define NATIVE_LOAD_FIRST
+WORD vreal load_first(const elem *p, ptrdiff_t count)
+{
+    return _mm512_mask_loadu_pd(fill(-(real)INFINITY), (__mmask8)((1 << count) - 1), p);
+}
 #endif

@@ -69,6 +69,34 @@ EMULATED __m512 emulated_joined(__m256 low, __m256 high)
     return ((floats_){.half = {low, high}}).whole;
 }
 
+/* An element at a time, so that none without a bit in the mask is touched. */
+EMULATED __m512 emulated_mask_loadu_ps(__m512 other, int mask, const float *p)
+{
+    for (int i = 0; i < 16; i++)
+        if (mask >> i & 1)
+            other[i] = p[i];
+    return other;
+}
+EMULATED __m512d emulated_mask_loadu_pd(__m512d other, int mask, const double *p)
+{
+    for (int i = 0; i < 8; i++)
+        if (mask >> i & 1)
+            other[i] = p[i];
+    return other;
+}
+/* Of 16 entries; those here are 8 that stand twice. */
+EMULATED __m512 emulated_permutexvar_ps(__m512i index, __m512 table)
+{
+    const union { __m512i whole; __m256i half[2]; } of = {.whole = index};
+    const floats_ in = {.whole = table};
+    return emulated_joined(_mm256_permutevar8x32_ps(in.half[0], of.half[0]), _mm256_permutevar8x32_ps(in.half[1], of.half[1]));
+}
+
+#define _mm512_mask_loadu_ps emulated_mask_loadu_ps
+#define _mm512_mask_loadu_pd emulated_mask_loadu_pd
+#define _mm512_permutexvar_ps emulated_permutexvar_ps
+#undef _mm512_broadcast_f32x8
+#define _mm512_broadcast_f32x8(a) emulated_joined(a, a)
 #define _mm512_cvtps_pd emulated_cvtps_pd
 #define _mm512_cvtpd_ps emulated_cvtpd_ps
 #define _mm512_castps512_ps256(a) (((floats_){.whole = a}).half[0])

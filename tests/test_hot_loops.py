@@ -1,0 +1,143 @@
+"""The machine code of the kernels' inner loops: what no test of results shows, and what can cost half of the speed.
+
+A loop here is innermost and holds 8 or more multiply-adds. It stalls where it loads a vector from bytes of the stack of
+which a narrower store of the same turn has written some: the processor cannot forward a store that does not hold all of
+the load, so the load waits until the store has left the pipeline. It spills where it stores whole vectors to the stack.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from test_objects import path
+
+import fastsoftmax
+from fastsoftmax import _dispatch
+
+VECTORS = ("x86_64_v3", "x86_64_v4")
+MODULES = [f"{tag}_{isa}" for tag in _dispatch.DTYPES for isa in _dispatch.built() if isa in VECTORS]
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux" or not MODULES, reason="reads ELF objects of x86-64"),
+    pytest.mark.skipif(not shutil.which("objdump"), reason="no objdump (binutils): loops are NOT checked"),
+]
+
+# Loops that spill, at most, by GCC 12: lower a figure when the kernels reach it; never raise one.
+SPILLING = {
+    "f32_x86_64_v3": 87, "f64_x86_64_v3": 76, "f16_x86_64_v3": 84, "bf16_x86_64_v3": 87,
+    "f32_x86_64_v4": 28, "f64_x86_64_v4": 60, "f16_x86_64_v4": 25, "bf16_x86_64_v4": 27,
+}
+
+LINE = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*([^#<\n]*)", re.MULTILINE)
+SLOT = re.compile(r"(-?0x[0-9a-f]+)?\(%(rsp|rbp)\)")
+BYTES = {"x": 16, "y": 32, "z": 64}
+SCALARS = {"ss": 4, "d": 4, "sd": 8, "q": 8, "lps": 8, "hps": 8, "lpd": 8, "hpd": 8}
+HALF = re.compile(r"vpmov[sz]x(bw|wd|dq)|vcvt(ph2ps|ps2ph|ps2pd|dq2pd)")     # memory operands of half a register
+LONGEST = 800               # instructions of a loop
+
+
+def loops(file):
+    """Innermost loops, as lists of (mnemonic, operands)."""
+    text = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", file], capture_output=True, text=True, check=True).stdout
+    code = [(int(a, 16), mnemonic, operands.strip()) for a, mnemonic, operands in LINE.findall(text)]
+    at = {address: i for i, (address, _, _) in enumerate(code)}
+    found = []
+    for i, (address, mnemonic, operands) in enumerate(code):
+        if mnemonic.startswith("j") and re.fullmatch(r"[0-9a-f]+", operands):
+            start = at.get(int(operands, 16))
+            if start is not None and int(operands, 16) <= address and i - start < LONGEST:
+                found.append((start, i))
+    for start, end in found:
+        if not any(other != (start, end) and start <= other[0] and other[1] <= end for other in found):
+            yield [(mnemonic, operands) for _, mnemonic, operands in code[start:end + 1]]
+
+
+def is_hot(loop):
+    return sum("fmadd" in mnemonic or "fnmadd" in mnemonic for mnemonic, _ in loop) >= 8
+
+
+def stack_access(mnemonic, operands):
+    """(base register, first byte, bytes, whether it is a store) of a vector instruction, or None."""
+    slot, vector = SLOT.search(operands), re.search(r"%([xyz])mm", operands)
+    if not (slot and vector and mnemonic.startswith("v")):
+        return None
+    store = operands.endswith(")")              # the last operand is where the result goes
+    size = BYTES[vector[1]]
+    if HALF.match(mnemonic):
+        size //= 2
+    elif mnemonic.startswith("vmov"):
+        size = SCALARS.get(mnemonic.removeprefix("vmov"), size)
+    elif re.search(r"(ss|sd)$", mnemonic):
+        size = SCALARS[mnemonic[-2:]]
+    elif "broadcast" in mnemonic:
+        size = SCALARS.get(mnemonic[-2:], SCALARS.get(mnemonic[-1:], size))
+    return slot[2], int(slot[1] or "0", 16), size, store
+
+
+def stalling_loads(loop):
+    """Loads whose bytes were written last by a store that does not hold all of them."""
+    accesses = [stack_access(*instruction) for instruction in loop]
+    return [loop[i] for i, access in enumerate(accesses) if access is not None and not access[3]
+            and waits(access, accesses[i - 1::-1] if i else [], accesses[:i:-1])]
+
+
+def waits(load, before, turn_before):
+    """`before` and `turn_before`: the accesses of this turn and of the last one, the latest first.
+
+    Those of the last turn count where they hold the load piece by piece: else a slot is used for two things, one after
+    the other, and the loop has a way through it that the list of its instructions does not show.
+    """
+    base, start, size, _ = load
+    missing = set(range(start, start + size))
+    for stores, same_turn in ((before, True), (turn_before, False)):
+        for store in stores:
+            if store is None or not store[3] or store[0] != base:
+                continue
+            written = set(range(store[1], store[1] + store[2])) & set(range(start, start + size))
+            if len(written) == size:
+                return False                    # forwarded
+            missing -= written
+            if written and (same_turn or not missing):
+                return True
+    return False
+
+
+def spills(loop):
+    return [i for i in loop if (at := stack_access(*i)) is not None and at[3] and at[2] >= 16]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_load_waits_for_narrower_stores(module):
+    hot = [loop for loop in loops(path(f"kernels.{module}")) if is_hot(loop)]
+    assert len(hot) > 30                        # or nothing was seen
+    stalls = [found for loop in hot if (found := stalling_loads(loop))]
+    assert not stalls, f"{len(stalls)} of {len(hot)} loops stall, the first at {stalls[0]}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_more_loops_spill_than_before(module):
+    compiler = fastsoftmax.show_config("dicts")["compiler"]
+    if not compiler.startswith("GCC 12"):
+        pytest.skip(f"the figures are those of GCC 12, not of {compiler}")
+    hot = [loop for loop in loops(path(f"kernels.{module}")) if is_hot(loop)]
+    assert sum(bool(spills(loop)) for loop in hot) <= SPILLING[module]
+
+
+def test_a_stall_is_seen_and_a_slot_used_twice_is_not():
+    narrow = [("vmovss", f"%xmm0,{hex(0x248 + at)}(%rsp)") for at in range(0, 32, 4)]
+    narrow.append(("vmovaps", "0x248(%rsp),%ymm0"))
+    halves = [("vmovaps", "%ymm1,0x80(%rsp)"), ("vmovaps", "%ymm1,0xa0(%rsp)"), ("vpermps", "0x80(%rsp),%zmm2,%zmm1")]
+    for stall in (narrow, halves):
+        assert len(stalling_loads(stall)) == 1
+        assert len(stalling_loads(stall[-1:] + stall[:-1])) == 1        # in the turn before
+    again = [("vmovaps", "%xmm5,0x2c8(%rsp)"), ("vmovaps", "0x2c8(%rsp),%xmm6"), ("vmovapd", "%ymm6,0x2c8(%rsp)"),
+             ("vaddpd", "0x2c8(%rsp),%ymm5,%ymm5")]
+    apart = [("vmovss", "%xmm0,0x240(%rsp)"), ("vmovss", "%xmm0,0x268(%rsp)"), ("vmovaps", "0x248(%rsp),%ymm0")]
+    part = [("vmovaps", "%ymm0,0x40(%rsp)"), ("vbroadcastss", "0x44(%rsp),%ymm1"), ("vaddss", "0x48(%rsp),%xmm1,%xmm1")]
+    for fine in (again, apart, part):
+        assert not stalling_loads(fine)
+    assert len(spills(again)) == 2
+    assert not spills(apart)
