@@ -11,9 +11,17 @@ cdef extern from *:
     #endif
 
     #if defined(__x86_64__) && defined(__GNUC__)
-    #define SUPPORTS(level) (__builtin_cpu_init(), __builtin_cpu_supports(level) != 0)
+    #include <cpuid.h>
+    #define SUPPORTS(feature) (__builtin_cpu_init(), __builtin_cpu_supports(feature) != 0)
+    /* Not every compiler knows F16C by name: Clang 14 does not. Its registers are AVX's, so the test for AVX tells
+       whether the operating system saves them. */
+    static int supports_f16c(void) {
+        unsigned int a, b, c, d;
+        return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+    }
     #else
-    #define SUPPORTS(level) 0
+    #define SUPPORTS(feature) 0
+    static int supports_f16c(void) { return 0; }
     #endif
     /* The psABI's levels, spelled out where a compiler may not know their names. */
     static int supports_v2(void) {
@@ -21,7 +29,7 @@ cdef extern from *:
     }
     static int supports_v3(void) {
         return supports_v2() && SUPPORTS("avx") && SUPPORTS("avx2") && SUPPORTS("bmi") && SUPPORTS("bmi2")
-            && SUPPORTS("fma") && SUPPORTS("f16c");
+            && SUPPORTS("fma") && supports_f16c();
     }
     static int supports_v4(void) {
         return supports_v3() && SUPPORTS("avx512f") && SUPPORTS("avx512bw") && SUPPORTS("avx512cd")

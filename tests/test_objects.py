@@ -95,6 +95,6 @@ def test_a_module_needs_the_c_library_and_openmp_alone(module):
     """No C++, nothing else that a wheel would have to bring along; no executable stack."""
     dynamic = subprocess.run(["objdump", "-p", path(module)], capture_output=True, text=True, check=True).stdout
     needed = set(re.findall(r"NEEDED +(\S+)", dynamic))
-    assert all(re.match(r"(libc|libm|libpthread|libgomp|ld-linux[\w-]*)\.so", name) for name in needed), needed
+    assert all(re.match(r"(libc|libm|libpthread|libgomp|libomp|ld-linux[\w-]*)\.so", name) for name in needed), needed
     assert re.search(r"STACK .*\n.* flags rw-\n", dynamic)
     assert "TEXTREL" not in dynamic
