@@ -2,11 +2,17 @@
 
 from types import SimpleNamespace
 
+import helpers
 import numpy as np
 import pytest
 from helpers import NUMPY, wide
 
 from fastsoftmax import _dispatch
+
+
+def pytest_configure(config):
+    helpers.pytest_config = config
+
 
 KERNELS = [(tag, isa) for tag in _dispatch.DTYPES for isa in _dispatch.supported()]
 

@@ -1,10 +1,12 @@
 """What the tests share: the oracles, the distance in ULP, and the ways an array can lie in memory."""
 
+import contextlib
 import functools
 
 import ml_dtypes
 import mpmath
 import numpy as np
+import pytest
 
 from fastsoftmax import reference
 
@@ -233,3 +235,34 @@ def assert_attention_accurate(got, exact, plain):
             units = np.maximum(units, abs(true))
             error = abs(rough.astype(true.dtype) - true) / np.spacing(units.astype(arithmetic))
         assert_accurate(one, true, 2 + float(error.max(initial=0, where=np.isfinite(error))), units=units)
+
+
+pytest_config = None                    # pytest's, set by conftest.py
+
+
+class _RegisteringMarks:
+    """pytest.mark, where a mark that nobody has registered is registered when it is first used."""
+
+    def __init__(self, marks):
+        self._marks = marks
+
+    def __getattr__(self, name):
+        registered = {line.split(":")[0].split("(")[0].strip() for line in pytest_config.getini("markers")}
+        if name not in registered:
+            pytest_config.addinivalue_line("markers", f"{name}: used by a test suite that is not ours")
+        return getattr(self._marks, name)
+
+
+@contextlib.contextmanager
+def foreign_marks():
+    """While a test module of another project is imported: its marks are registered, whatever their names are.
+
+    Which marks it has changes from release to release, and only that project's conftest.py knows them. --strict-markers
+    remains for our own tests.
+    """
+    marks = pytest.mark
+    pytest.mark = _RegisteringMarks(marks)
+    try:
+        yield
+    finally:
+        pytest.mark = marks

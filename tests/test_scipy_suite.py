@@ -1,10 +1,10 @@
 """SciPy's own tests of softmax, log_softmax and logsumexp, from the installed SciPy, run against our functions."""
 
 import importlib.util
-import warnings
 
 import numpy as np
 import pytest
+from helpers import foreign_marks
 
 import fastsoftmax
 
@@ -24,8 +24,7 @@ def _load():
         pytest.skip(f"SciPy {scipy.__version__} was installed without its tests", allow_module_level=True)
     private = importlib.util.spec_from_file_location("scipy_test_logsumexp", spec.origin)
     module = importlib.util.module_from_spec(private)
-    with warnings.catch_warnings():  # its marks that choose between array libraries belong to SciPy's conftest
-        warnings.simplefilter("ignore", pytest.PytestUnknownMarkWarning)
+    with foreign_marks():  # they choose between array libraries other than NumPy, and do nothing here
         private.loader.exec_module(module)  # the marks need SciPy's functions, so ours come in afterwards
     for name in ("softmax", "log_softmax", "logsumexp"):
         assert hasattr(module, name), f"SciPy {scipy.__version__} no longer tests {name} here"
@@ -57,6 +56,13 @@ def _expect_listed_exceptions(request):
     if name in EXCEPTIONS:
         request.node.add_marker(pytest.mark.xfail(strict=True, reason=EXCEPTIONS[name]))
     _ran.add(name)
+
+
+def test_marks_of_another_release_are_registered_and_ours_stay_strict():
+    with foreign_marks():
+        assert pytest.mark.of_a_release_to_come(1).name == "of_a_release_to_come"
+    with pytest.raises(pytest.fail.Exception, match="not found in `markers`"):
+        pytest.mark.misspelt  # noqa: B018
 
 
 def test_zz_the_suite_ran_and_every_exception_is_in_it(request):
