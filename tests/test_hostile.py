@@ -31,6 +31,11 @@ from fastsoftmax import (
     softmax_entropy,
 )
 
+try:
+    from numpy.lib.array_utils import normalize_axis_tuple
+except ImportError:                             # NumPy 1
+    from numpy.core.numeric import normalize_axis_tuple
+
 hostile = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 # dtype -> what the functions do with it
@@ -136,7 +141,7 @@ def test_any_array_of_numbers(drawn, name, data):
             assert x.ndim < 2
         elif not (x.size == 0 and name != "logsumexp") and "real scores" not in str(error):
             with pytest.raises((ValueError, TypeError)):
-                np.lib.array_utils.normalize_axis_tuple(range(x.ndim) if axis is None else axis, x.ndim)
+                normalize_axis_tuple(range(x.ndim) if axis is None else axis, x.ndim)
         return
     np.testing.assert_array_equal(buffer, before)
     assert type(got) is np.ndarray or np.ndim(got) == 0
