@@ -103,7 +103,7 @@ def workers(threads, paths):
         if list(paths) == [OURS]:
             for name in (*libraries.LIBRARIES, "machine"):
                 if name != OURS:
-                    crew.append(Worker(name, name, threads, paths[OURS] if name == "NumPy" else None))
+                    crew.append(Worker(name, name, threads, paths[OURS]))
         yield crew
     finally:
         for worker in crew:
@@ -172,9 +172,9 @@ def figure(times, shape, family):
 def best_peer(times, family):
     """The peer with the lowest median ratio, and that ratio; (None, None) when there is none.
 
-    NumPy is the baseline and no peer; in decoding neither is what its caller rearranged by hand.
+    The oracle is no peer; in decoding neither is what its caller rearranged by hand.
     """
-    out = (OURS, "NumPy", "machine", *(libraries.BY_HAND if family == "attention_decode" else ()))
+    out = (OURS, libraries.Oracle.name, "machine", *(libraries.BY_HAND if family == "attention_decode" else ()))
     peers = {name: ratio(taken, times[OURS]) for name, taken in times.items() if name not in out}
     return min(peers.items(), key=lambda item: item[1]) if peers else (None, None)
 

@@ -16,11 +16,24 @@ import importlib
 import importlib.util
 import os
 import timeit
+from pathlib import Path
 
 import numpy as np
 import shapes
 
 THREADS_IN_ONE_PROCESS = 1  # with more, the thread pools of the libraries that share it would spin against each other
+
+
+def load_baseline():
+    """fastsoftmax/_numpy_baseline.py as a module of its own: the package's threads stay out of the peers' processes."""
+    file = Path(__file__).resolve().parent.parent / "fastsoftmax" / "_numpy_baseline.py"
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+baseline = load_baseline()
 
 
 class UnavailableError(Exception):
@@ -77,21 +90,6 @@ def hidden_keys(shape, family):
     return ~visible
 
 
-def numpy_attention(query, key, value, hidden=None):
-    """Attention as one writes it in NumPy: two products by BLAS with a softmax between; 16-bit types in float32."""
-    dtype, (batch, heads, length, width), groups = query.dtype, query.shape, key.shape[1]
-    if dtype.itemsize == 2:
-        query, key, value = (x.astype(np.float32) for x in (query, key, value))
-    query = query.reshape(batch, groups, heads // groups, length, width) * query.dtype.type(width**-0.5)
-    scores = query @ key[:, :, None].swapaxes(-1, -2)
-    if hidden is not None:
-        np.copyto(scores, -np.inf, where=hidden)
-    scores -= scores.max(axis=-1, keepdims=True)
-    np.exp(scores, out=scores)
-    scores /= scores.sum(axis=-1, keepdims=True)
-    return (scores @ value[:, :, None]).reshape(batch, heads, length, width).astype(dtype, copy=False)
-
-
 TOLERANCE = {"float64": 1e-6, "float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-1}  # of values of size 1
 
 
@@ -100,7 +98,8 @@ def checked(family, shape, value, space):
     rows = np.unique(np.linspace(0, shape.queries - 1, 16).astype(int))
     query, key, value64 = (x.astype(np.float64) for x in attention_data(shape))
     hidden = hidden_keys(shape, family)
-    exact = numpy_attention(query[:, :, rows], key, value64, None if hidden is None else hidden[rows])
+    hidden = None if hidden is None else hidden[rows]
+    exact = baseline.scaled_dot_product_attention(query[:, :, rows], key, value64, hidden)
     got = np.asarray(space["result"](value))
     if got.shape != query.shape:
         raise WrongError(f"wrong: the result has shape {got.shape}")
@@ -170,27 +169,43 @@ class Ours:
         return f"f(x{axis}, out=out)", space
 
 
-class NumPyReference(Ours):
-    """What one would write without any library: fastsoftmax.reference; for attention `numpy_attention`, with BLAS."""
+class NumPy:
+    """NumPy as one writes it: fastsoftmax/_numpy_baseline.py. 16-bit types in float32, which is four times as fast."""
 
-    name, needs, families = "NumPy", ("fastsoftmax",), shapes.FAMILIES
+    name, needs, families = "NumPy", ("numpy",), shapes.FAMILIES
+
+    def __init__(self, threads):
+        pass
+
+    def attention(self, family, shape):
+        query, key, value = attention_data(shape)
+        space = {"f": baseline.scaled_dot_product_attention, "q": query, "k": key, "v": value}
+        space.update(hidden=hidden_keys(shape, family), result=lambda out: out, how="softmax(q @ k.T) @ v")
+        return "f(q, k, v, hidden)", space
+
+    def call(self, family, shape):
+        if family in shapes.ATTENTION:
+            return self.attention(family, shape)
+        x = numpy_data(shape)
+        space = {"f": getattr(baseline, family), "x": x, "axis": shape.axis, "wide": np.float32, "dtype": x.dtype}
+        if family in shapes.CAUSAL:
+            return "f(x, hidden)", {**space, "hidden": hidden(shape)}
+        return "f(x.astype(wide), axis).astype(dtype)" if x.dtype.itemsize == 2 else "f(x, axis)", space
+
+
+class Oracle:
+    """fastsoftmax.reference: the definition of each function, in a wider dtype; slow, and no peer."""
+
+    name, needs, families = "oracle", ("fastsoftmax",), shapes.SOFTMAX
 
     def __init__(self, threads):
         from fastsoftmax import reference
 
         self.module = reference
 
-    def attention(self, family, shape):
-        query, key, value = attention_data(shape)
-        space = {"f": numpy_attention, "q": query, "k": key, "v": value, "hidden": hidden_keys(shape, family)}
-        return "f(q, k, v, hidden)", {**space, "result": lambda out: out, "how": "softmax(q @ k.T) @ v"}
-
     def call(self, family, shape):
-        if family in shapes.ATTENTION:
-            return self.attention(family, shape)
-        x = numpy_data(shape)
-        axis = "" if family in ("causal_softmax", "causal_mask_") else ", axis"
-        return f"f(x{axis})", {"f": getattr(self.module, family), "x": x, "axis": shape.axis}
+        axis = "" if family in shapes.CAUSAL else ", axis"
+        return f"f(x{axis})", {"f": getattr(self.module, family), "x": numpy_data(shape), "axis": shape.axis}
 
 
 class SciPy:
@@ -537,7 +552,7 @@ class Jax:
         return "f(x).block_until_ready()", {"f": f, "x": self.jax.numpy.asarray(numpy_data(shape))}
 
 
-CLASSES = (Ours, NumPyReference, SciPy, PyTorch, PyTorchFolded, OnnxRuntime, OpenVino, Jax)
+CLASSES = (Ours, Oracle, NumPy, SciPy, PyTorch, PyTorchFolded, OnnxRuntime, OpenVino, Jax)
 LIBRARIES = {cls.name: cls for cls in CLASSES}
 BY_HAND = (PyTorchFolded.name,)  # rearranged by the caller: in decoding compared on its own, not as the best peer
 
@@ -553,9 +568,8 @@ def missing(cls):
 
 
 def version(cls):
-    """The installed version, of NumPy for the NumPy reference."""
-    module = "numpy" if cls is NumPyReference else cls.needs[0]
-    return importlib.import_module(module).__version__.partition("-")[0]
+    """The installed version."""
+    return importlib.import_module(cls.needs[0]).__version__.partition("-")[0]
 
 
 def environment(threads):

@@ -183,7 +183,8 @@ def our_attention(query, key, value, lengths):
 def numpy_attention(query, key, value, lengths):
     """As one writes it: two products by BLAS with a softmax between, the whole of the scores in memory."""
     hidden = None if lengths is None else (np.arange(key.shape[2]) >= lengths[:, None])[:, None, None, None]
-    return libraries.numpy_attention(query, key, value, hidden).swapaxes(1, 2).reshape(*query.shape[0::2], -1)
+    out = libraries.baseline.scaled_dot_product_attention(query, key, value, hidden)
+    return out.swapaxes(1, 2).reshape(*query.shape[0::2], -1)
 
 
 def reference_attention(query, key, value, lengths):
