@@ -52,6 +52,15 @@ cdef extern from *:
        and child each make a new one when they next need it. Nobody did so for the main thread of a process where
        `inherited` is true: its team, if it has one, cannot even be dismissed. */
     static int inherited = 0;
+    /* The runtime of LLVM and Intel, which may stand in for libgomp, sees to its threads itself, by fork handlers of
+       its own. They hold its locks meanwhile: omp_pause_resource_all would wait for them forever. */
+    static int survives_forks(void) {
+        void *runtime = *openmp_path() ? dlopen(openmp_path(), RTLD_LAZY | RTLD_NOLOAD) : NULL;
+        int found = runtime != NULL && dlsym(runtime, "__kmpc_fork_call") != NULL;
+        if (runtime != NULL)
+            dlclose(runtime);
+        return found;
+    }
     #if defined(__linux__)
     #include <link.h>
     #include <sys/syscall.h>
@@ -92,9 +101,10 @@ cdef extern from *:
         if (!omp_in_parallel() && !(inherited && on_main_thread()))
             omp_pause_resource_all(omp_pause_hard);
     }
-    static int prepare_forks(void) { return pthread_atfork(dismiss_team, NULL, NULL); }
+    static int prepare_forks(void) { return survives_forks() ? 0 : pthread_atfork(dismiss_team, NULL, NULL); }
     #else
     static int inherited = 0;
+    static int survives_forks(void) { return 1; }
     static int on_main_thread(void) { return 0; }
     static int openmp_was_here(void) { return 0; }
     static const char *openmp_path(void) { return ""; }
@@ -162,6 +172,7 @@ cdef extern from *:
     bint supports_v3() nogil
     bint supports_v4() nogil
     const char* openmp_path() nogil
+    bint survives_forks() nogil
     int prepare_forks() nogil
     bint openmp_was_here() nogil
     bint on_main_thread() nogil
@@ -287,7 +298,7 @@ def _was_forked():
 
 # A parent that had not imported this package could not dismiss a team before the fork. Where another library shares the
 # runtime with us, the thread that lives on in the child may have a team of dead threads, and would wait for it forever.
-inherited = openmp_was_here() and _was_forked()
+inherited = not survives_forks() and openmp_was_here() and _was_forked()
 
 
 def must_be_alone():
