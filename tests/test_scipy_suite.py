@@ -1,6 +1,8 @@
 """SciPy's own tests of softmax, log_softmax and logsumexp, from the installed SciPy, run against our functions."""
 
+import functools
 import importlib.util
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,27 +16,49 @@ scipy = pytest.importorskip("scipy", reason="SciPy is not installed: its test su
 EXCEPTIONS: dict[str, str] = {}
 # Tests that do not call the functions under test.
 NOT_OURS = {"test_wrap_radians"}
+FUNCTIONS = ("softmax", "log_softmax", "logsumexp")
+MODULES = ("test_logsumexp", "test_log_softmax")  # until SciPy 1.15 there were two
+_called: set[str] = set()
 
 
-def _load():
-    """A private copy of the installed test module in which the three functions are ours."""
+def _ours(name):
+    """Our function of that name, which says that it was called."""
+    function = getattr(fastsoftmax, name)
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        _called.add(name)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _load(name):
+    """A private copy of an installed test module in which the three functions are ours; None where there is none."""
     spec = importlib.util.find_spec("scipy.special.tests")
-    spec = spec and importlib.util.find_spec("scipy.special.tests.test_logsumexp")
+    spec = spec and importlib.util.find_spec(f"scipy.special.tests.{name}")
     if spec is None:
-        pytest.skip(f"SciPy {scipy.__version__} was installed without its tests", allow_module_level=True)
-    private = importlib.util.spec_from_file_location("scipy_test_logsumexp", spec.origin)
+        return None
+    private = importlib.util.spec_from_file_location(f"scipy_{name}", spec.origin)
     module = importlib.util.module_from_spec(private)
     with foreign_marks():  # they choose between array libraries other than NumPy, and do nothing here
         private.loader.exec_module(module)  # the marks need SciPy's functions, so ours come in afterwards
-    for name in ("softmax", "log_softmax", "logsumexp"):
-        assert hasattr(module, name), f"SciPy {scipy.__version__} no longer tests {name} here"
-        setattr(module, name, getattr(fastsoftmax, name))
+    ours = {function: _ours(function) for function in FUNCTIONS}
+    for known, value in list(vars(module).items()):
+        if known in ours:
+            setattr(module, known, ours[known])
+        elif value is scipy.special:
+            setattr(module, known, SimpleNamespace(**{**vars(scipy.special), **ours}))
     return module
 
 
-_suite = _load()
+_suite = [module for module in map(_load, MODULES) if module]
+if not _suite:
+    pytest.skip(f"SciPy {scipy.__version__} was installed without its tests", allow_module_level=True)
+for _module in _suite:  # its tests, and its fixtures
+    _left_out = {*globals(), *NOT_OURS, "pytestmark"}
+    globals().update({known: value for known, value in vars(_module).items() if known not in _left_out})
 _ran: set[str] = set()
-globals().update({n: v for n, v in vars(_suite).items() if n.lower().startswith("test") and n not in NOT_OURS})
 
 
 @pytest.fixture
@@ -48,6 +72,16 @@ def xp():
 @pytest.fixture
 def devices():
     return ["cpu"]
+
+
+@pytest.fixture
+def skip_xp_backends():
+    """Of SciPy 1.15, as the next: whether the test is skipped for another array library than NumPy."""
+
+
+@pytest.fixture
+def xfail_xp_backends():
+    pass
 
 
 @pytest.fixture(autouse=True)
@@ -69,4 +103,5 @@ def test_zz_the_suite_ran_and_every_exception_is_in_it(request):
     ours = {i.name for i in request.session.items if i.module is request.module and i is not request.node}
     assert len(ours) >= 20, f"only {len(ours)} of SciPy's tests were collected"
     assert _ran - {request.node.name} == ours or len(_ran) == 1, "some of SciPy's tests did not run"
+    assert _called == set(FUNCTIONS) or len(_ran) == 1, f"SciPy's tests called none but {_called}"
     assert set(EXCEPTIONS) <= ours, f"listed but not in SciPy {scipy.__version__}: {set(EXCEPTIONS) - ours}"
