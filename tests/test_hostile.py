@@ -36,6 +36,7 @@ try:
 except ImportError:                             # NumPy 1
     from numpy.core.numeric import normalize_axis_tuple
 
+NUMPY_2 = int(np.__version__.partition(".")[0]) >= 2
 hostile = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 # dtype -> what the functions do with it
@@ -87,8 +88,8 @@ def arrays(draw, dtypes, min_dims=0, max_dims=4, writeable=False, shape=None):
             view[...] = (rng.normal(0, 1, shape) * scale).astype(dtype)
             if dtype.kind in "fc" and view.size and draw(st.booleans()):
                 view[...] = np.where(rng.random(shape) < 0.2, draw(st.sampled_from([np.inf, -np.inf, np.nan])), view)
-    elif dtype.kind != "O":
-        buffer[:] = 1
+    else:
+        buffer[:] = 0 if dtype.kind == "O" else 1       # NULL is None; Hypothesis prints what it has drawn
     if not writeable and draw(st.booleans()):
         view.flags.writeable = False
     return view, buffer
@@ -442,7 +443,7 @@ def test_other_things_that_are_arrays_in_some_way(name):
                      lambda: 0, Ellipsis, slice(3), type, iter([1.0])):
         with pytest.raises((TypeError, ValueError)):
             f(nonsense, 1)
-    if name == "causal_softmax":
+    if name == "causal_softmax" and NUMPY_2:    # NumPy 1 takes it for no array
         assert f(NoInterface(), 1).shape == (0, 3)
 
 
@@ -490,9 +491,10 @@ def test_axes_and_offsets_of_any_size():
 
 
 def test_an_array_of_many_dimensions():
-    x = np.zeros((1,) * 64, np.float32)
-    assert softmax(x).shape == softmax(x, tuple(range(64))).shape == x.shape
-    assert logsumexp(x, 63).shape == (1,) * 63
+    most = 64 if NUMPY_2 else 32
+    x = np.zeros((1,) * most, np.float32)
+    assert softmax(x).shape == softmax(x, tuple(range(most))).shape == x.shape
+    assert logsumexp(x, most - 1).shape == (1,) * (most - 1)
     x = np.random.default_rng(0).normal(size=(2,) * 15)
     np.testing.assert_array_equal(logsumexp(x.transpose(), 0), logsumexp(np.ascontiguousarray(x.transpose()), 0))
 
