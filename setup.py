@@ -105,10 +105,24 @@ def holds(path, text):
     return path.exists() and path.read_text() == text
 
 
+def translation(extension):
+    """The C file that Cython makes of an extension."""
+    return Path(extension.sources[0]).with_suffix(".c")
+
+
+def is_translated(extension):
+    """Whether its C file is newer than all texts that it may be made of."""
+    made, texts = translation(extension), [Path(extension.sources[0]), *KERNELS.glob("*.pxi")]
+    if extension.name == SHARED or not made.exists():   # SHARED is made of nothing but Cython's own
+        return made.exists()
+    return made.stat().st_mtime > max(text.stat().st_mtime for text in texts)
+
+
 class BuildKernels(build_ext):
     """Writes the stubs, translates them and compiles, on all processors."""
 
     def run(self):
+        import numpy
         from Cython import __version__ as cython_version
         from Cython.Build import cythonize
 
@@ -118,19 +132,21 @@ class BuildKernels(build_ext):
                 path, text = stub(dtype, isa)
                 if not holds(path, text):
                     path.write_text(text)
-        # The files' times do not tell that flags have changed, and a release build would take over what a debug build
-        # left. So what the last build was made with is kept, and where it differs everything is translated again.
+        # mtimes do not reflect a change of flags, compiler, Cython or NumPy: without a record of these, a release build
+        # would reuse debug objects. With it, a translation newer than its texts need not be repeated. Cython alone
+        # would: in pip's isolated builds its own files are always newer.
         flags = [(e.name, e.define_macros, e.extra_compile_args, e.extra_link_args) for e in self.extensions]
-        options, record = repr((cython_version, DIRECTIVES, ANNOTATE, flags)), STUBS / "options.txt"
+        made_with = cython_version, numpy.__version__, os.environ.get("CC", ""), DIRECTIVES, ANNOTATE, flags
+        options, record = repr(made_with), STUBS / "options.txt"
+        force = bool(self.force) or not holds(record, options)
         jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        translated = cythonize(
-            self.extensions, nthreads=jobs if jobs > 1 else 0, force=bool(self.force) or not holds(record, options),
-            include_path=[str(KERNELS)], annotate=ANNOTATE, compiler_directives=DIRECTIVES,
-            shared_utility_qualified_name=SHARED)
+        translated = [] if not force and all(map(is_translated, self.extensions)) else cythonize(
+            self.extensions, nthreads=jobs if jobs > 1 else 0, force=force, include_path=[str(KERNELS)],
+            annotate=ANNOTATE, compiler_directives=DIRECTIVES, shared_utility_qualified_name=SHARED)
         record.write_text(options)
         sources = {module.name: module.sources for module in translated}
         for extension in self.extensions:
-            extension.sources = sources[extension.name]
+            extension.sources = sources.get(extension.name) or [str(translation(extension))]
         self.parallel = self.parallel or jobs
         super().run()
 
@@ -139,7 +155,7 @@ class SourceDistribution(sdist):
     """Sources alone, whatever else lies in the folders; setuptools itself knows only of the Python files."""
 
     FOLDERS = ("fastsoftmax", "tests", "bench")
-    TOP = ("setup.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".ci/run")
+    TOP = ("setup.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".ci/run", ".ci/oldest.py")
     KINDS = {".py", ".pyi", ".pyx", ".pxd", ".pxi", ".h", ".md", ".typed", ".txt", ".png"}
 
     def make_distribution(self):
