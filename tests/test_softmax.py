@@ -678,9 +678,15 @@ def test_logsumexp_promotes_a_and_b_as_scipy():
     pairs = [(values.astype(s), values.astype(t)) for s in dtypes for t in dtypes]
     pairs += [(x, values.astype(t)) for x in (1, 2.5, 1j, True, np.float64(2), [1, 2, 3]) for t in dtypes]
     pairs += [(y, x) for x, y in pairs[len(dtypes) ** 2 :]] + [(1, 2), (1, 2.0), (1j, 2)]
+    if np.__version__.startswith("1."):         # there SciPy promotes by the values of numbers, as NumPy did
+        del pairs[len(dtypes) ** 2 :]
     for a, b in pairs:
-        with np.errstate(all="ignore"):
-            expected = special.logsumexp(a, b=b), *special.logsumexp(a, b=b, return_sign=True)
+        try:
+            with np.errstate(all="ignore"):
+                expected = special.logsumexp(a, b=b), *special.logsumexp(a, b=b, return_sign=True)
+        except TypeError:                       # SciPy 1.15 subtracts booleans from each other
+            assert np.result_type(a, b).kind == "b"
+            continue
         got = logsumexp(a, b=b), *logsumexp(a, b=b, return_sign=True)
         for g, e in zip(got, expected, strict=True):
             assert g.dtype == e.dtype, (a, b)
