@@ -1,13 +1,14 @@
 # Attention of many queries.
 #
-# The queries stand in the lanes. For a group of COLUMNS registers of queries, transposed and scaled once, the scores of
+# The queries stand in the lanes. For a group of COLUMNS registers of queries, transposed once, the scores of
 # a block of keys come out transposed, a line of queries for each key: elements of a key are broadcast straight from
 # where they lie, so keys and values are neither packed nor copied; maximum and sum run down the lanes, with no step
 # across a register; and the weights already lie as the second product wants them. Blocks that nobody sees are
 # skipped, as in FlashAttention (Dao et al., 2022).
 
 cdef enum:
-    PIECE = 64              # products of a score that are summed before they join the others
+    PIECE = 32              # products of a score that are summed before they join the others
+    KEY_PIECE = 64          # weighted values, likewise
     GROUPS = 4              # groups of queries that share a block of keys
     QUERIES = COLUMNS * LANES
 
@@ -20,10 +21,13 @@ cdef struct Group:                          # up to COLUMNS registers of queries
     Py_ssize_t all_begin, all_end           # keys inside are hidden from none, but for terms
     vreal[COLUMNS] top                      # the largest score
     vreal[COLUMNS] total                    # of the weights
-    vreal[COLUMNS] moment                   # of weight * log2(weight)
+    vreal[COLUMNS] excess, excess_rest      # of the total over 1
+    vreal[COLUMNS] moment, moment_rest      # of weight * log(weight)
+    vreal[COLUMNS] scale                    # of products with keys; products of 16-bit numbers are exact before it
     vreal[COLUMNS] slope
+    bint steep                              # a slope may take a score beyond a real's range
     vreal[COLUMNS] factor                   # what `out` is to be multiplied by, since top has risen
-    real* query_t                           # (E, columns * LANES), scaled
+    real* query_t                           # (E, columns * LANES)
     real* out_t                             # (Ev, columns * LANES)
 
 cdef struct Desk:                           # one thread's buffers
@@ -55,66 +59,70 @@ cdef void place_rows(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Py_s
         g.all_begin = max(g.all_begin, g.begin[lane])
         g.all_end = min(g.all_end, g.end[lane])
 
-cdef void turn_in(const Line* row, Py_ssize_t width, vreal factor, real* to, Py_ssize_t step) noexcept nogil:
-    """LANES rows become a register for each element, `step` apart; times factor."""
+cdef void turn_in(const Attention* a, const Line* row, real* to, Py_ssize_t step) noexcept nogil:
+    """LANES rows of query become a register for each element, `step` apart."""
     cdef vreal[LANES] square
     cdef Py_ssize_t e = 0
     cdef int k
-    while e < width:
+    while e < a.width:
         for k in range(LANES):
-            square[k] = load_elem(row[k] + e)
+            square[k] = load_query(a, row[k], e)
         transpose(square)
         for k in range(LANES):
-            store(to + (e + k) * step, square[k] * factor)
-        e = next_register(e, width)
+            store(to + (e + k) * step, square[k])
+        e = next_register(e, a.width)
 
-cdef void turn_out(const real* x, Py_ssize_t step, vreal factor, Py_ssize_t width, Py_ssize_t rows,
+cdef void turn_out(const Attention* a, const real* x, Py_ssize_t step, vreal factor, Py_ssize_t rows,
                    const Line* row) noexcept nogil:
     """The way back, for the first `rows` of the rows."""
     cdef vreal[LANES] square
     cdef Py_ssize_t e = 0, r
     cdef int k
-    while e < width:
+    while e < a.value_width:
         for k in range(LANES):
             square[k] = load(x + (e + k) * step) * factor
         transpose(square)
         if rows >= LANES:
             for k in range(LANES):
-                store_elem(row[k] + e, square[k])
+                store_out(a, square[k], row[k], e)
         else:
             for r in range(rows):
-                store_elem(row[r] + e, square[r])
-        e = next_register(e, width)
+                store_out(a, square[r], row[r], e)
+        e = next_register(e, a.value_width)
 
 cdef void load_queries(const Attention* a, Py_ssize_t b, Group* g) noexcept nogil:
-    """query_t[e][lane] = query of the lane * its head's scale."""
+    """query_t[e][lane] = query of the lane; and the heads' scales."""
     cdef Line[QUERIES] row
     cdef real[QUERIES] scale
     cdef Py_ssize_t lane, e
     cdef int c, columns = g.columns
     for lane in range(columns * LANES):
         row[lane] = <Line>row_of(a.query, a.query_stride, b, g.head[lane], g.query[lane])
-        scale[lane] = <real>(a.scale[g.head[lane]] * (LOG2E if a.binary else 1))
+        scale[lane] = <real>a.scale[g.head[lane]]
+    for c in range(columns):
+        g.scale[c] = load(scale + c * LANES)
     if a.width < LANES:
         for e in range(a.width):
             for lane in range(columns * LANES):
-                g.query_t[e * columns * LANES + lane] = real_of(row[lane] + e) * scale[lane]
+                g.query_t[e * columns * LANES + lane] = query_at(a, row[lane], e)
         return
     for c in range(columns):
-        turn_in(row + c * LANES, a.width, load(scale + c * LANES), g.query_t + c * LANES, columns * LANES)
+        turn_in(a, row + c * LANES, g.query_t + c * LANES, columns * LANES)
 
 cdef void start_rows(const Attention* a, Py_ssize_t b, Group* g) noexcept nogil:
     """Nothing seen yet but the sink."""
     cdef real[QUERIES] sink, slope
     cdef Py_ssize_t lane
     cdef int c
+    g.steep = False
     for lane in range(g.columns * LANES):
         sink[lane] = -INFINITY if a.sinks == NULL else <real>a.sinks[g.head[lane]]
         slope[lane] = 0 if a.slopes == NULL else <real>a.slopes[b * a.heads + g.head[lane]]
+        g.steep |= is_steep(slope[lane])
     for c in range(g.columns):
         g.top[c] = load(sink + c * LANES)
         g.total[c] = choose(equal(g.top[c], fill(-INFINITY)), fill(0), fill(1))
-        g.moment[c] = fill(0)
+        g.excess[c] = g.excess_rest[c] = g.moment[c] = g.moment_rest[c] = fill(0)
         g.slope[c] = load(slope + c * LANES)
     memset(g.out_t, 0, a.value_width * g.columns * LANES * sizeof(real))
 
@@ -140,45 +148,60 @@ cdef inline void multiply(int rows, int columns, const real* a, Py_ssize_t a_row
         b += columns * LANES
 
 cdef inline void some_scores(int rows, int columns, const real* key, Py_ssize_t stride, Py_ssize_t width,
-                             const real* query_t, real* scores) noexcept nogil:
-    """In pieces, since the error of a sum grows with its length."""
+                             const real* query_t, const vreal* scale, real* scores) noexcept nogil:
+    """In pieces, since the error of a sum grows with its length; then times scale."""
     cdef vreal[MAX_TILE] product
-    cdef Py_ssize_t e = min(width, <Py_ssize_t>PIECE)
-    cdef int r
-    multiply(rows, columns, key, stride, 1, e, query_t, product)
-    for r in range(rows * columns):
-        store(scores + r * LANES, product[r])
-    while e < width:
-        multiply(rows, columns, key + e, stride, 1, min(width - e, <Py_ssize_t>PIECE), query_t + e * columns * LANES,
-                 product)
+    cdef Py_ssize_t e = 0
+    cdef real* score
+    cdef int r, c
+    while e + PIECE < width:
+        multiply(rows, columns, key + e, stride, 1, PIECE, query_t + e * columns * LANES, product)
         for r in range(rows * columns):
-            store(scores + r * LANES, load(scores + r * LANES) + product[r])
+            score = scores + r * LANES
+            store(score, load(score) + product[r] if e > 0 else product[r])
         e += PIECE
+    multiply(rows, columns, key + e, stride, 1, width - e, query_t + e * columns * LANES, product)
+    for r in range(rows):
+        for c in range(columns):
+            score = scores + (r * columns + c) * LANES
+            if e > 0:
+                product[r * columns + c] = load(score) + product[r * columns + c]
+            store(score, product[r * columns + c] * scale[c])
 
 cdef inline void find_scores(int rows, int columns, const real* key, Py_ssize_t stride, Py_ssize_t count,
-                             Py_ssize_t width, const real* query_t, real* scores) noexcept nogil:
-    """scores[j][lane] = key j times the lane's query; what is left over is computed with rows before it once more."""
+                             Py_ssize_t width, const real* query_t, const vreal* scale, real* scores) noexcept nogil:
+    """scores[j][lane] = scale * key j times the lane's query; what is left over goes with rows before it again."""
     cdef Py_ssize_t j = 0
     if count < rows:
         for j in range(count):
-            some_scores(1, columns, key + j * stride, stride, width, query_t, scores + j * columns * LANES)
+            some_scores(1, columns, key + j * stride, stride, width, query_t, scale, scores + j * columns * LANES)
         return
     while j < count:
         j = min(j, count - rows)
-        some_scores(rows, columns, key + j * stride, stride, width, query_t, scores + j * columns * LANES)
+        some_scores(rows, columns, key + j * stride, stride, width, query_t, scale, scores + j * columns * LANES)
         j += rows
 
 cdef inline void some_out(int rows, int columns, int first, const real* value, Py_ssize_t stride, Py_ssize_t count,
                           const real* weights, const vreal* factor, real* out_t) noexcept nogil:
     cdef vreal[MAX_TILE] product
+    cdef Py_ssize_t j = min(count, <Py_ssize_t>KEY_PIECE)
     cdef real* to
     cdef int r, c
-    multiply(rows, columns, value, 1, stride, count, weights, product)
+    multiply(rows, columns, value, 1, stride, j, weights, product)
     for r in range(rows):
         if r >= first:
             for c in range(columns):
                 to = out_t + (r * columns + c) * LANES
                 store(to, fma_(load(to), factor[c], product[r * columns + c]))
+    while j < count:
+        multiply(rows, columns, value + j * stride, 1, stride, min(count - j, <Py_ssize_t>KEY_PIECE),
+                 weights + j * columns * LANES, product)
+        for r in range(rows):
+            if r >= first:
+                for c in range(columns):
+                    to = out_t + (r * columns + c) * LANES
+                    store(to, load(to) + product[r * columns + c])
+        j += KEY_PIECE
 
 cdef inline void add_values(int rows, int columns, const real* value, Py_ssize_t stride, Py_ssize_t count,
                             Py_ssize_t width, const real* weights, const vreal* factor, real* out_t) noexcept nogil:
@@ -196,7 +219,7 @@ cdef inline void add_values(int rows, int columns, const real* value, Py_ssize_t
 
 # --- what happens to scores between the two
 
-cdef void add_terms(int columns, Py_ssize_t count, const real* added, real* scores) noexcept nogil:
+cdef void add_terms(int columns, Py_ssize_t count, bint huge, const real* added, real* scores) noexcept nogil:
     """added: a line of KEYS a query; turned LANES queries by LANES keys at a time."""
     cdef vreal[LANES] square
     cdef Py_ssize_t turn, j
@@ -208,21 +231,19 @@ cdef void add_terms(int columns, Py_ssize_t count, const real* added, real* scor
                 square[k] = load(added + (c * LANES + k) * KEYS + j)
             transpose(square)
             for k in range(LANES):
-                add_term(square[k], scores + ((j + k) * columns + c) * LANES)
+                add_term(huge, square[k], scores + ((j + k) * columns + c) * LANES)
 
 cdef void add_slopes(const Attention* a, Py_ssize_t b, const Group* g, Py_ssize_t key, Py_ssize_t count,
                      real* scores) noexcept nogil:
-    """ALiBi: minus slope * distance."""
     cdef real[QUERIES] position
-    cdef real* score
     cdef Py_ssize_t j, lane
     cdef int c, columns = g.columns
     for lane in range(columns * LANES):
         position[lane] = <real>(g.query[lane] + a.offset[b] - key)
     for j in range(count):
         for c in range(columns):
-            score = scores + (j * columns + c) * LANES
-            store(score, fma_(-g.slope[c], vabs(load(position + c * LANES) - fill(<real>j)), load(score)))
+            add_distance(g.steep, g.slope[c], vabs(load(position + c * LANES) - fill(<real>j)),
+                         scores + (j * columns + c) * LANES)
 
 cdef void hide_keys(const Group* g, Py_ssize_t key, Py_ssize_t count, real* scores) noexcept nogil:
     """Scores of keys that causal, window or lengths hide become -inf."""
@@ -242,36 +263,43 @@ cdef void hide_keys(const Group* g, Py_ssize_t key, Py_ssize_t count, real* scor
             visible = both(less(load(before + c * LANES), number), less(number, load(end + c * LANES)))
             store(score, choose(visible, load(score), fill(-INFINITY)))
 
-cdef inline void weigh_scores(int columns, Py_ssize_t count, bint binary, bint moments, real* scores,
+cdef inline void weigh_scores(int columns, Py_ssize_t count, bint statistics, bint moments, real* scores,
                               Group* g) noexcept nogil:
     """Scores become weights, and what was found before is brought to the new top."""
-    cdef vreal[COLUMNS] top, shift, total, moment
-    cdef vreal fall, y, weight
-    cdef real* score
-    cdef Py_ssize_t j
+    cdef vreal[COLUMNS] top, shift
+    cdef Weights[COLUMNS] sums
+    cdef vreal fall, factor
+    cdef vmask kept
+    cdef Py_ssize_t j, run
     cdef int c
     for c in range(columns):
         top[c] = g.top[c]
-        total[c] = moment[c] = fill(0)
+        sums[c].total = sums[c].ones = fill(0)
+        sums[c].moment = sums[c].moment_rest = sums[c].others = sums[c].others_rest = fill(0)
     for j in range(count):
         for c in range(columns):
             top[c] = vmax(top[c], load(scores + (j * columns + c) * LANES))
     for c in range(columns):
         shift[c] = choose(less(fill(-INFINITY), top[c]), top[c], fill(0))   # -inf minus -inf would be NaN
-    for j in range(count):
-        for c in range(columns):
-            score = scores + (j * columns + c) * LANES
-            y = binary_fall(binary, load(score), shift[c])
-            weight = exp2_(y)
-            store(score, weight)
-            total[c] = total[c] + weight
-            if moments:
-                moment[c] = fma_(weight, vmax(fill(LEAST_EXPONENT), y), moment[c])
+    for run in range(steps(count, RUN_KEYS)):
+        j = run * RUN_KEYS
+        weigh_run(columns, min(count - j, <Py_ssize_t>RUN_KEYS), statistics, moments, shift,
+                  scores + j * columns * LANES, sums)
     for c in range(columns):
-        fall = vmax(fill(LEAST_EXPONENT), binary_fall(binary, g.top[c], shift[c]))
-        g.factor[c] = exp2_(fall)
-        g.moment[c] = fma_(g.factor[c], fma_(g.total[c], fall, g.moment[c]), moment[c])
-        g.total[c] = fma_(g.total[c], g.factor[c], total[c])
+        fall = vmax(fill(LEAST_EXPONENT), g.top[c] - shift[c])
+        factor = exp_(fall)
+        if statistics:
+            kept = equal(g.top[c], top[c])
+            g.excess[c] = choose(kept, g.excess[c], g.total[c] * factor)
+            g.excess_rest[c] = keep_where(kept, g.excess_rest[c]) + sums[c].others_rest
+            add_to(&g.excess[c], &g.excess_rest[c], sums[c].others)
+            add_to(&g.excess[c], &g.excess_rest[c], sums[c].ones - leave_where(kept, fill(1)))
+        if moments:
+            g.moment[c] = factor * fma_(g.total[c], fall, g.moment[c])
+            g.moment_rest[c] = fma_(factor, g.moment_rest[c], sums[c].moment_rest)
+            add_to(&g.moment[c], &g.moment_rest[c], sums[c].moment)
+        g.total[c] = fma_(g.total[c], factor, sums[c].total)
+        g.factor[c] = factor
         g.top[c] = top[c]
 
 cdef void put_back(const Attention* a, const Group* g, Desk* desk, const elem* value, Py_ssize_t key,
@@ -321,23 +349,22 @@ cdef inline void meet(int rows, int columns, const Attention* a, Py_ssize_t b, P
             what |= fetch_terms(a, b, g.head[lane], g.query[lane], first_key, count, desk.added + lane * KEYS)
         if not what & 1:
             return
-    find_scores(rows, columns, key_block + skipped * key_stride, key_stride, count, a.width, g.query_t, desk.scores)
+    find_scores(rows, columns, key_block + skipped * key_stride, key_stride, count, a.width, g.query_t, g.scale,
+                desk.scores)
     if a.softcap != 0:
         cap_scores(a.softcap, count * columns, desk.scores)
     if what & 2:
-        add_terms(columns, count, desk.added, desk.scores)
+        add_terms(columns, count, what & 8, desk.added, desk.scores)
     if a.slopes != NULL:
         add_slopes(a, b, g, first_key, count, desk.scores)
     if partial:
         hide_keys(g, first_key, count, desk.scores)
-    if a.binary and a.entropy == NULL:
-        weigh_scores(columns, count, True, False, desk.scores, g)
-    elif a.binary:
+    if a.entropy != NULL:
         weigh_scores(columns, count, True, True, desk.scores, g)
-    elif a.entropy == NULL:
-        weigh_scores(columns, count, False, False, desk.scores, g)
+    elif a.lse != NULL:
+        weigh_scores(columns, count, True, False, desk.scores, g)
     else:
-        weigh_scores(columns, count, False, True, desk.scores, g)
+        weigh_scores(columns, count, False, False, desk.scores, g)
     value = row_of(a.value, a.value_stride, b, key_head, start)
     if (partial or what & 4) and not desk.value_known:
         desk.value_known = True
@@ -372,10 +399,13 @@ cdef void meet_3(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Group* g
 
 # --- a block of queries
 
-cdef void spread_row(const real* row, Py_ssize_t step, Py_ssize_t width, elem* out) noexcept nogil:
+cdef void spread_row(const Attention* a, const real* row, Py_ssize_t step, elem* out) noexcept nogil:
     cdef Py_ssize_t e
-    for e in range(width):
-        out[e] = elem_of(row[e * step])
+    for e in range(a.value_width):
+        if sizeof(elem) < sizeof(real) and a.out_is_real:
+            (<real*>out)[e] = row[e * step]
+        else:
+            out[e] = elem_of(row[e * step])
 
 cdef void finish_group(const Attention* a, Py_ssize_t b, Group* g) noexcept nogil:
     cdef Line[QUERIES] row
@@ -385,7 +415,8 @@ cdef void finish_group(const Attention* a, Py_ssize_t b, Group* g) noexcept nogi
     cdef Py_ssize_t lane, e, at
     cdef int c, columns = g.columns
     for c in range(columns):
-        inverse[c] = conclude_rows(a, g.top[c], g.total[c], g.moment[c], &row_lse, &row_entropy)
+        inverse[c] = conclude_rows(a, g.top[c], g.total[c], g.excess[c], g.excess_rest[c],
+                                   g.moment[c] + g.moment_rest[c], &row_lse, &row_entropy)
         store(lse + c * LANES, row_lse)
         store(entropy + c * LANES, row_entropy)
     for lane in range(g.rows):
@@ -400,10 +431,10 @@ cdef void finish_group(const Attention* a, Py_ssize_t b, Group* g) noexcept nogi
             for c in range(columns):
                 store(g.out_t + (e * columns + c) * LANES, load(g.out_t + (e * columns + c) * LANES) * inverse[c])
         for lane in range(g.rows):
-            spread_row(g.out_t + lane, columns * LANES, a.value_width, row[lane])
+            spread_row(a, g.out_t + lane, columns * LANES, row[lane])
         return
     for c in range(columns):
-        turn_out(g.out_t + c * LANES, columns * LANES, inverse[c], a.value_width, g.rows - c * LANES, row + c * LANES)
+        turn_out(a, g.out_t + c * LANES, columns * LANES, inverse[c], g.rows - c * LANES, row + c * LANES)
 
 cdef inline int columns_of(Py_ssize_t registers) noexcept nogil:
     """The next group's share: 3, but rather 2 and 2 than 3 and 1, which has few multiply-adds for each load."""
@@ -451,7 +482,7 @@ cdef void attend(const Attention* a, Py_ssize_t task, Desk* desk, Region* region
             convert(key, a.key_stride[2], stop - start, a.width, desk.key)
             convert(value, a.value_stride[2], stop - start, a.value_width, desk.value)
             key_block, value_block, key_stride, value_stride = desk.key, desk.value, a.width, a.value_width
-        desk.value_known = False
+        desk.value_known, desk.value_finite = False, True
         for k in range(groups):
             g = &desk.group[k]
             if g.columns == 3:

@@ -28,11 +28,15 @@ def attention(const elem[:, :, :, :] query, const elem[:, :, :, :] key, const el
               elem[:, :, :, :] out, tuple terms, const double[:] scale, const long long[:] offset, Py_ssize_t left,
               Py_ssize_t right, const long long[:] lengths, double softcap, const double[:, :] slopes,
               const double[:] sinks, real[:, :, :] lse, real[:, :, :] entropy, int threads):
-    """See Attention for the shapes. Elements of a row lie side by side; `out` is apart from all inputs."""
+    """See Attention for the shapes. Elements of a row lie side by side; `out` is apart from all inputs.
+
+    A query or `out` of reals beside keys and values of 16 bits is seen as 16-bit elements, twice as many in a row.
+    """
     cdef Attention a
     cdef Py_ssize_t t
-    a.batch, a.heads, a.length, a.width = query.shape[0], query.shape[1], query.shape[2], query.shape[3]
-    a.key_heads, a.keys, a.value_width = key.shape[1], key.shape[2], value.shape[3]
+    a.batch, a.heads, a.length = query.shape[0], query.shape[1], query.shape[2]
+    a.key_heads, a.keys, a.width, a.value_width = key.shape[1], key.shape[2], key.shape[3], value.shape[3]
+    a.query_is_real, a.out_is_real = query.shape[3] != a.width, out.shape[3] != a.value_width
     a.shared = a.heads // a.key_heads
     a.query, a.key, a.value, a.out = &query[0, 0, 0, 0], &key[0, 0, 0, 0], &value[0, 0, 0, 0], &out[0, 0, 0, 0]
     in_elements(a.query_stride, query.strides)
@@ -49,7 +53,6 @@ def attention(const elem[:, :, :, :] query, const elem[:, :, :, :] key, const el
     a.sinks = NULL if sinks is None else &sinks[0]
     a.lse = NULL if lse is None else &lse[0, 0, 0]
     a.entropy = NULL if entropy is None else &entropy[0, 0, 0]
-    a.binary = not is_decoding(&a) and a.terms == 0 and a.softcap == 0 and a.slopes == NULL and a.sinks == NULL
     if is_decoding(&a):
         decode(&a, threads)
     else:

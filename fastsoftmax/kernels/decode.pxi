@@ -12,11 +12,12 @@ cdef enum:
     PIECES = READ // KEYS   # sums of KEYS values each, since errors grow with the length of a sum
     PART = 512              # keys of a part, or more, so that there are at most
     MOST_PARTS = 64
+    FOUND_REALS = 6
 
 ctypedef const elem* Source                  # of a key or value
 
 cdef struct Found:                          # for one row in one part of the keys; followed by `padded` reals of out
-    real top, total, moment
+    real top, total, excess, excess_rest, moment, moment_rest
 
 cdef struct Reader:                         # one thread's buffers
     real[FEW_ROWS * READ] scores            # a line a row; then weights. Three rows left over count as four
@@ -27,7 +28,7 @@ cdef struct Reader:                         # one thread's buffers
     int skipped, count                      # which keys of a block `order` and `piece_end` are of
     int[READ] order
     int[PIECES] piece_end
-    real* query_rows                        # (rows, padded width), scaled
+    real* query_rows                        # (rows, padded width)
     real* sums                              # of up to four rows: the weighted values of a block
     elem* clean                             # a block of values whose NaN and infinities are left out
 
@@ -39,25 +40,25 @@ cdef inline Py_ssize_t part_size(Py_ssize_t keys) noexcept nogil:
 
 cdef inline Py_ssize_t found_size(const Attention* a) noexcept nogil:
     """Reals of a row's Found and out, a whole number of cache lines."""
-    return steps(padded(a.value_width) + 3, WIDTH) * WIDTH
+    return steps(padded(a.value_width) + FOUND_REALS, WIDTH) * WIDTH
 
 cdef inline Found* found_of(const Attention* a, real* found, Py_ssize_t row) noexcept nogil:
     return <Found*>(found + row * found_size(a))
 
 cdef inline real* out_of(const Attention* a, real* found, Py_ssize_t row) noexcept nogil:
-    return found + row * found_size(a) + 3
+    return found + row * found_size(a) + FOUND_REALS
 
 cdef inline Py_ssize_t register_at(Py_ssize_t i, Py_ssize_t width) noexcept nogil:
     """Where register i of a row starts; the last one overlaps. width >= LANES."""
     return min(i * LANES, width - LANES)
 
 cdef void read_queries(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Reader* reader) noexcept nogil:
-    """query_rows[row] = query * scale; zero where the last register repeats what the one before has."""
+    """query_rows[row] = query; zero where the last register repeats what the one before has."""
     cdef Py_ssize_t rows = a.length * a.shared, row, i, registers = steps(a.width, LANES)
     cdef real[LANES] is_new
     cdef real* to
     cdef const elem* query
-    cdef vreal scale, x
+    cdef vreal x
     for i in range(LANES):
         is_new[i] = i >= registers * LANES - a.width
     reader.tail = less(fill(0), load(is_new))
@@ -66,10 +67,9 @@ cdef void read_queries(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Re
         reader.head[row] = key_head * a.shared + row % a.shared
         visible_keys(a, b, reader.query[row], &reader.begin[row], &reader.end[row])
         query = row_of(a.query, a.query_stride, b, reader.head[row], reader.query[row])
-        scale = fill(<real>a.scale[reader.head[row]])
         to = reader.query_rows + row * padded(a.width)
         for i in range(registers):
-            x = load_elem(query + register_at(i, a.width)) * scale
+            x = load_query(a, query, register_at(i, a.width))
             store(to + i * LANES, x if i < registers - 1 else keep_where(reader.tail, x))
     memset(reader.query_rows + rows * padded(a.width), 0, padded(a.width) * sizeof(real))
     reader.factor[rows] = 0
@@ -148,41 +148,53 @@ cdef inline void adjust_scores(const Attention* a, Py_ssize_t b, Py_ssize_t head
                                Py_ssize_t count, int what, const real* added, real* scores) noexcept nogil:
     cdef Py_ssize_t i, registers = steps(count, LANES)
     cdef real[LANES] number
-    cdef vreal term, slope, distance
+    cdef vreal slope, distance, scale = fill(<real>a.scale[head])
+    for i in range(registers):
+        store(scores + i * LANES, load(scores + i * LANES) * scale)
     if a.softcap != 0:
         cap_scores(a.softcap, registers, scores)
     if what & 2:
         for i in range(registers):
-            add_term(load(added + i * LANES), scores + i * LANES)
+            add_term(what & 8, load(added + i * LANES), scores + i * LANES)
     if a.slopes != NULL:
-        slope = fill(<real>-a.slopes[b * a.heads + head])
+        slope = fill(<real>a.slopes[b * a.heads + head])
         for i in range(LANES):
             number[i] = <real>i
         for i in range(registers):
             distance = fill(<real>(query + a.offset[b] - key - i * LANES)) - load(number)
-            store(scores + i * LANES, fma_(slope, vabs(distance), load(scores + i * LANES)))
+            add_distance(is_steep(first(slope)), slope, vabs(distance), scores + i * LANES)
 
-cdef inline void weigh_row(Py_ssize_t count, bint moments, real* scores, Found* found, real* factor) noexcept nogil:
+cdef inline void weigh_row(Py_ssize_t count, bint statistics, bint moments, real* scores, Found* found,
+                           real* factor) noexcept nogil:
     """Scores become weights; `factor` brings what was found before to the new top."""
-    cdef Py_ssize_t i, registers = steps(count, LANES)
-    cdef vreal top = fill(found.top), shift, y, weight, fall, total = fill(0), moment = fill(0)
+    cdef Py_ssize_t i, run, registers = steps(count, LANES)
+    cdef vreal top = fill(found.top), shift, fall
+    cdef Weights sums
+    cdef bint kept
     for i in range(count, registers * LANES):
         scores[i] = -INFINITY
     for i in range(registers):
         top = vmax(top, load(scores + i * LANES))
     top = fill(hmax(top))
     shift = choose(less(fill(-INFINITY), top), top, fill(0))
-    for i in range(registers):
-        y = binary_fall(False, load(scores + i * LANES), shift)
-        weight = exp2_(y)
-        store(scores + i * LANES, weight)
-        total = total + weight
-        if moments:
-            moment = fma_(weight, vmax(fill(LEAST_EXPONENT), y), moment)
-    fall = vmax(fill(LEAST_EXPONENT), binary_fall(False, fill(found.top), shift))
-    factor[0] = first(exp2_(fall))
-    found.moment = factor[0] * (found.moment + found.total * first(fall)) + first(hsum(moment))
-    found.total = found.total * factor[0] + first(hsum(total))
+    sums.total = sums.ones = sums.moment = sums.moment_rest = sums.others = sums.others_rest = fill(0)
+    for run in range(steps(registers, RUN_KEYS)):
+        i = run * RUN_KEYS
+        weigh_run(1, min(registers - i, <Py_ssize_t>RUN_KEYS), statistics, moments, &shift, scores + i * LANES, &sums)
+    fall = vmax(fill(LEAST_EXPONENT), fill(found.top) - shift)
+    factor[0] = first(exp_(fall))
+    if statistics:
+        kept = found.top == first(top)
+        if not kept:
+            found.excess, found.excess_rest = found.total * factor[0], 0
+        found.excess_rest += first(hsum(sums.others_rest))
+        add_lanes_to(&found.excess, &found.excess_rest, sums.others)
+        add_real_to(&found.excess, &found.excess_rest, first(hsum(sums.ones)) - (0 if kept else 1))
+    if moments:
+        found.moment = factor[0] * (found.moment + found.total * first(fall))
+        found.moment_rest = factor[0] * found.moment_rest + first(hsum(sums.moment_rest))
+        add_lanes_to(&found.moment, &found.moment_rest, sums.moment)
+    found.total = found.total * factor[0] + first(hsum(sums.total))
     found.top = first(top)
 
 # --- values
@@ -304,7 +316,12 @@ cdef void read_block(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Py_s
             scores[j] = -INFINITY
         for j in range(max(begin, end), count):
             scores[j] = -INFINITY
-        weigh_row(count, a.entropy != NULL, scores, found_of(a, found, row), &reader.factor[row])
+        if a.entropy != NULL:
+            weigh_row(count, True, True, scores, found_of(a, found, row), &reader.factor[row])
+        elif a.lse != NULL:
+            weigh_row(count, True, False, scores, found_of(a, found, row), &reader.factor[row])
+        else:
+            weigh_row(count, False, False, scores, found_of(a, found, row), &reader.factor[row])
     if hidden and not is_finite(value, value_stride, count, a.value_width):
         clear_nonfinite(value, value_stride, count, a.value_width, reader.clean)
         finite, value_stride = reader.clean, a.value_width
@@ -328,15 +345,16 @@ cdef void finish_row(const Attention* a, Py_ssize_t b, Py_ssize_t head, Py_ssize
     """What has been found in all keys becomes a row of the results."""
     cdef vreal inverse, lse, entropy
     cdef Py_ssize_t i, at = (b * a.heads + head) * a.length + query
-    cdef const real* x = &found.moment + 1
+    cdef const real* x = &found.top + FOUND_REALS
     cdef elem* out = <elem*>row_of(a.out, a.out_stride, b, head, query)
-    inverse = conclude_rows(a, fill(found.top), fill(found.total), fill(found.moment), &lse, &entropy)
+    inverse = conclude_rows(a, fill(found.top), fill(found.total), fill(found.excess), fill(found.excess_rest),
+                            fill(found.moment + found.moment_rest), &lse, &entropy)
     if a.lse != NULL:
         a.lse[at] = first(lse)
     if a.entropy != NULL:
         a.entropy[at] = first(entropy)
     for i in range(steps(a.value_width, LANES)):
-        store_elem(out + register_at(i, a.value_width), load(x + i * LANES) * inverse)
+        store_out(a, load(x + i * LANES) * inverse, out, register_at(i, a.value_width))
 
 cdef void read_part(const Attention* a, Py_ssize_t pair, Py_ssize_t part, Reader* reader, real* found,
                     Region* region) noexcept nogil:
@@ -391,11 +409,21 @@ cdef void merge_parts(const Attention* a, Py_ssize_t pair, Py_ssize_t parts, rea
             x = out_of(a, found, part * (rows + 1) + row)
             top = max(whole.top, one.top)
             shift = fill(0 if top == -INFINITY else top)
-            fall = vmax(fill(LEAST_EXPONENT), binary_fall(False, fill(whole.top), shift))
-            own_fall = vmax(fill(LEAST_EXPONENT), binary_fall(False, fill(one.top), shift))
-            factor, own_factor = exp2_(fall), exp2_(own_fall)
-            whole.moment = (first(factor) * (whole.moment + whole.total * first(fall))
-                            + first(own_factor) * (one.moment + one.total * first(own_fall)))
+            fall = vmax(fill(LEAST_EXPONENT), fill(whole.top) - shift)
+            own_fall = vmax(fill(LEAST_EXPONENT), fill(one.top) - shift)
+            factor, own_factor = exp_(fall), exp_(own_fall)
+            if whole.top != top:
+                whole.excess, whole.excess_rest = whole.total * first(factor), 0
+            if one.top != top:
+                one.excess, one.excess_rest = one.total * first(own_factor), 0
+            whole.excess_rest += one.excess_rest
+            add_real_to(&whole.excess, &whole.excess_rest, one.excess)
+            if whole.top == one.top > -INFINITY:        # each has left out a 1
+                add_real_to(&whole.excess, &whole.excess_rest, 1)
+            whole.moment = first(factor) * (whole.moment + whole.total * first(fall))
+            whole.moment_rest = first(factor) * whole.moment_rest + first(own_factor) * one.moment_rest
+            add_real_to(&whole.moment, &whole.moment_rest,
+                        first(own_factor) * (one.moment + one.total * first(own_fall)))
             whole.total = whole.total * first(factor) + one.total * first(own_factor)
             whole.top = top
             for i in range(steps(a.value_width, LANES)):
@@ -425,7 +453,7 @@ cdef class Readers:
             reader = self.reader(t)
             at = <char*>reader + lines(sizeof(Reader))
             reader.query_rows = <real*>at
-            reader.count = 0
+            reader.skipped = reader.count = 0
             reader.sums = <real*>(at + query_bytes)
             reader.clean = <elem*>(at + query_bytes + sums_bytes)
 

@@ -30,6 +30,7 @@ typedef uint64_t ubits;
 #define REAL_BITS 64
 #define EPSILON DBL_EPSILON
 #define LEAST_NORMAL DBL_MIN
+#define LARGEST DBL_MAX
 #elif defined DTYPE_f32 || defined DTYPE_f16 || defined DTYPE_bf16
 typedef float real;
 typedef int32_t ireal;
@@ -37,6 +38,7 @@ typedef uint32_t ubits;
 #define REAL_BITS 32
 #define EPSILON FLT_EPSILON
 #define LEAST_NORMAL FLT_MIN
+#define LARGEST FLT_MAX
 #else
 #error "no DTYPE_... is defined"
 #endif
@@ -111,6 +113,25 @@ COLD vreal load_first(const elem *p, ptrdiff_t count)
 
 WORD vreal vabs(vreal a) { return choose(less(a, fill(0)), -a, a); }
 
+#define HUGE_TERM (LARGEST * EPSILON / 4)    /* what is smaller cannot make a finite number infinite */
+
+/* sum = a + b; where it has overflowed though a and b are finite, the largest number of its sign. */
+WORD vreal saturated(vreal sum, vreal a, vreal b)
+{
+    const vreal infinite = fill((real)INFINITY);
+    const vmask overflown = both(less(vmax(vabs(a), vabs(b)), infinite), equal(vabs(sum), infinite));
+    return choose(overflown, choose(less(sum, fill(0)), fill(-LARGEST), fill(LARGEST)), sum);
+}
+
+/* a + b, two terms of a score, likewise; but -inf hides, whatever the other. */
+WORD real sum_of_terms(real a, real b)
+{
+    const real sum = a + b, most = a < 0 ? -LARGEST : LARGEST;
+    const int finite = (a - a == 0) & (b - b == 0);
+    const int hidden = (a == -(real)INFINITY) | (b == -(real)INFINITY);
+    return hidden ? -(real)INFINITY : finite & (sum - sum != 0) ? most : sum;
+}
+
 WORD real first(vreal a) { real lane[LANES]; store(lane, a); return lane[0]; }
 
 /* The sum of the lanes, in every lane; of numbers whose sum is exact. */
@@ -174,6 +195,27 @@ WORD vreal sum_error(vreal a, vreal b, vreal sum)
 
 /* The same where a is known to be the larger of the two, or zero (Dekker). */
 WORD vreal fast_sum_error(vreal a, vreal b, vreal sum) { return b - (sum - a); }
+
+/* x joins a sum of two numbers, of which the second holds what rounding has lost. */
+WORD void add_to(vreal *sum, vreal *rest, vreal x)
+{
+    const vreal a = *sum;
+    *sum = a + x;
+    *rest = *rest + sum_error(a, x, *sum);
+}
+WORD void add_real_to(real *sum, real *rest, real x)
+{
+    const real a = *sum, s = a + x, b = s - a;
+    *sum = s;
+    *rest += (a - (s - b)) + (x - b);
+}
+WORD void add_lanes_to(real *sum, real *rest, vreal x)
+{
+    real lane[LANES];
+    store(lane, x);
+    for (int i = 0; i < LANES; i++)
+        add_real_to(sum, rest, lane[i]);
+}
 
 /* 1 / (a + b) as the sum of two reals, to nearly twice a real's digits; b is small beside a. */
 WORD void reciprocal(vreal a, vreal b, vreal *hi, vreal *lo)

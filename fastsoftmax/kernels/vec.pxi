@@ -47,6 +47,9 @@ cdef extern from "vec.h" nogil:
     vreal vmax(vreal, vreal) noexcept           # the second where either is NaN
     vreal vmin(vreal, vreal) noexcept           # likewise
     vreal vabs(vreal) noexcept
+    vreal saturated(vreal, vreal, vreal) noexcept       # a sum, and its parts
+    real sum_of_terms(real, real) noexcept
+    const real HUGE_TERM                        # what is smaller cannot make a finite score infinite
     vreal fma_(vreal, vreal, vreal) noexcept
     vreal product_error(vreal, vreal, vreal) noexcept
     vreal scale(vreal, vreal, vreal) noexcept   # a * (hi + lo)
@@ -56,6 +59,9 @@ cdef extern from "vec.h" nogil:
     vmask is_power_of_two(vreal) noexcept
     vreal sum_error(vreal, vreal, vreal) noexcept
     vreal fast_sum_error(vreal, vreal, vreal) noexcept
+    void add_to(vreal*, vreal*, vreal) noexcept
+    void add_real_to(real*, real*, real) noexcept
+    void add_lanes_to(real*, real*, vreal) noexcept
     void reciprocal(vreal, vreal, vreal*, vreal*) noexcept
     real hmax(vreal) noexcept
     vreal hsum(vreal) noexcept
@@ -89,10 +95,10 @@ cdef extern from "exp.h" nogil:
     enum:
         STEPS, EXPONENT_BIAS, SCALE_BITS, RUN
 
-cdef extern from "exp2.h" nogil:
-    vreal exp2_(vreal) noexcept                 # of at most 1
+cdef extern from "exp1.h" nogil:
+    vreal exp_(vreal) noexcept                  # of at most 1
     vreal tanh_(vreal) noexcept
-    const real LEAST_EXPONENT, LN2, LN2_REST
+    const real LEAST_EXPONENT
 
 cdef extern from "math.h" nogil:
     real INFINITY, NAN
