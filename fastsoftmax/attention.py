@@ -34,6 +34,7 @@ class _Options(TypedDict, total=False):
 
 FAR = 1 << 40               # positions and distances beyond any array's length
 SMALL = 1 << 10             # entries of the arrays that are kept from call to call
+MERGED = 1 << 16            # elements of outputs that are merged at a time
 WORK = 1 << 6               # multiplications that take about as long as an element of softmax; see _threads.PARALLEL
 
 
@@ -242,7 +243,7 @@ def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLik
     Returns
     -------
     out : ndarray, (..., L, Ev)
-        Of the dtype of the outputs; float16 and bfloat16 are merged in float32.
+        Of the dtype of the outputs.
     lse : ndarray, (..., L)
         float64 for float64 outputs, else float32.
 
@@ -257,7 +258,9 @@ def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLik
     -----
     Each output weighs ``exp(its lse - lse)``, where lse is the logsumexp of all [1]_ [2]_. A part with an lse of -inf
     has seen no key and counts for nothing, whatever its output holds; if all parts are so, the result is 0 with an lse
-    of -inf.
+    of -inf. Arithmetic and sums are those of float64 or better, as many parts as there are, and rounded once: merge all
+    in one call. Where parts come one by one, keep the state in float64: float32 states are rounded at each step, which
+    over n steps costs about the square root of n roundings.
 
     References
     ----------
@@ -282,18 +285,59 @@ def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLik
 @_undisturbed
 def _merge(outputs, lses):
     parts, part_lses, dtype = _as_parts(outputs, lses)
-    statistics = _statistics(dtype)
-    stacked = np.stack(part_lses).astype(statistics)
-    out = np.zeros(parts[0].shape, statistics)
+    wide = np.result_type(_statistics(dtype), np.float64)       # rounded once, at the end
+    *lead, width = parts[0].shape
+    rows = math.prod(lead)
+    parts = [x.reshape(rows, width) for x in parts]
+    stacked = np.stack(part_lses, dtype=wide, casting="unsafe").reshape(-1, rows)
+    out = np.empty((rows, width), wide)
+    # blocks that stay in the cache
+    rows_at_once = max(min(MERGED // 8 // max(width, 1), rows), 1)
+    parts_at_once = max(MERGED // max(rows_at_once * width, 1), 1)
     with np.errstate(all="ignore"):
         peak = stacked.max(0)
         # Not softmax: the weight of a part that alone has seen keys is exactly 1 here.
         weights = np.exp(stacked - np.where(np.isfinite(peak), peak, 0))
-        total = weights.sum(0)[..., None]
-        for part, weight in zip(parts, weights[..., None], strict=True):
-            np.add(out, part * weight, out=out, where=weight != 0)
+        for row in range(0, rows, rows_at_once):
+            here = slice(row, row + rows_at_once)
+            out[here] = _pairwise(_weighted([x[here] for x in parts[first:first + parts_at_once]],
+                                            weights[first:first + parts_at_once, here, None])
+                                  for first in range(0, len(parts), parts_at_once))
+        total = _folded(weights.copy())[:, None]
         np.divide(out, total, out=out, where=total != 0)
-        return out.astype(dtype, copy=False), np.asarray(logsumexp(stacked, 0))
+        lse = _saturated(np.asarray(logsumexp(stacked, 0)), _statistics(dtype))
+    return reference._round(out, dtype).reshape(*lead, width), lse.reshape(lead)
+
+
+def _weighted(parts, weights):
+    """The sum of parts times their weights, in the dtype of these; what has no weight is not read."""
+    terms = np.stack(parts, dtype=weights.dtype, casting="unsafe")
+    if not weights.all():
+        np.copyto(terms, 0, where=weights == 0)
+    return _folded(np.multiply(terms, weights, out=terms))
+
+
+def _folded(x):
+    """The sum along the first dimension, by halves, in place: its error grows with the logarithm of their number."""
+    while len(x) > 1:
+        half = len(x) // 2
+        x[:half] += x[len(x) - half:]
+        x = x[:len(x) - half]
+    return x[0]
+
+
+def _pairwise(arrays):
+    """The sum of arrays, two by two, those sums two by two, and so on; as many are held as their number has bits."""
+    held = []
+    for i, array in enumerate(arrays):
+        while i & 1:
+            array += held.pop()
+            i >>= 1
+        held.append(array)
+    total = held.pop()
+    while held:
+        total += held.pop()
+    return total
 
 
 @_undisturbed
@@ -463,8 +507,16 @@ def _is_ready(x):
 def _copied(x, dtype):
     """A copy in this dtype. Dimensions that repeat the same memory, of stride 0, go on doing so, but for the last."""
     once = x[(*(slice(0, 1) if stride == 0 else slice(None) for stride in x.strides[:-1]), slice(None))]
-    with np.errstate(all="ignore"):
-        return np.broadcast_to(once.astype(dtype, order="C"), x.shape)
+    return np.broadcast_to(_saturated(once, dtype), x.shape)
+
+
+@np.errstate(all="ignore")
+def _saturated(x, dtype):
+    """A copy in this dtype; where that is narrower, what is finite stays so: an infinity hides, or makes NaN."""
+    array = x.astype(dtype, order="C")
+    if x.dtype.itemsize > array.itemsize:
+        np.copyto(array, np.copysign(np.finfo(dtype).max, array), where=np.isinf(array) & np.isfinite(x))
+    return array
 
 
 def _statistics(dtype):

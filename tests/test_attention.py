@@ -776,6 +776,39 @@ def test_merging_agrees_with_the_reference(kernel):
             kernel.eps if kernel.dtype.itemsize == 2 else 8 * kernel.eps) * abs(true.astype(float)).max())
 
 
+def test_merging_many_states_is_as_accurate_as_merging_few(kernel):
+    """Up to 100,000, against sums in long double."""
+    arithmetic = np.float64 if kernel.tag == "f64" else np.float32
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 3, 4096, 100_000):
+        outputs = (rng.normal(size=(count, 2, 3)) + 1).astype(kernel.dtype)
+        lses = rng.normal(size=(count, 2)).astype(arithmetic)
+        weights = np.exp(lses.astype(np.longdouble))
+        total = weights.sum(0)
+        exact = np.sum([(w[:, None] * x.astype(np.longdouble)) for w, x in zip(weights, outputs, strict=True)], 0)
+        out, lse = merge_attention_states(outputs, lses)
+        assert_accurate(out, (exact / total[:, None]).astype(kernel.wide), 2, units=np.ones(1))
+        assert_accurate(lse, np.log(total).astype(kernel.wide), 1.5)
+
+
+def test_merging_one_after_another():
+    """Rounds out and lse each time, which for n parts adds up to some root of n roundings; not so in float64."""
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.normal(size=(n, 32)).astype(np.float32) for n in (1, 8192, 8192))
+    parts = [attend((query, key[i:i + 8], value[i:i + 8]), return_lse=True) for i in range(0, 8192, 8)]
+    exact, exact_lse, _ = reference.scaled_dot_product_attention(
+        *(x.astype(np.float64) for x in (query, key, value)), **RESULTS)
+    so_far, wide_so_far = parts[0], [x.astype(np.float64) for x in parts[0]]
+    for out, lse in parts[1:]:
+        so_far = merge_attention_states([so_far[0], out], [so_far[1], lse])
+        wide_so_far = merge_attention_states([wide_so_far[0], out.astype(np.float64)], [wide_so_far[1], lse])
+    units = abs(exact).max()
+    assert_accurate(so_far[0], exact, 64, units=units)
+    assert_accurate(so_far[1], exact_lse, 4)
+    assert_accurate(wide_so_far[0].astype(np.float32), exact, 3, units=units)
+    assert_accurate(merge_attention_states(*zip(*parts, strict=True))[0], exact, 3, units=units)
+
+
 # ---------------------------------------------------------------- other inputs
 
 
