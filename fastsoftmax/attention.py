@@ -6,6 +6,7 @@ Here is checked what was asked; the kernels, one text for all dtypes and instruc
 import functools
 import math
 import operator
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, SupportsIndex, TypedDict, Unpack, overload
 
@@ -97,13 +98,15 @@ def scaled_dot_product_attention(
         float16, bfloat16, float32 or float64 (16-bit types are computed in float32); long double goes through
         `fastsoftmax.reference`, which stores the scores. Two dimensions are one head, (L, E).
     key : array_like, (..., Hk, S, E)
-        Of the dtype of query. All dimensions before the heads broadcast; so do the heads, where one side has one.
+        Of the dtype of query; or float16 or bfloat16 beside a float32 query, as a cache of half the size, which is
+        converted block by block. All dimensions before the heads broadcast; so do the heads, where one side has one.
         Strides are taken as they are: ``x.swapaxes(-2, -3)`` of a (B, S, H, E) array costs no copy. Only elements of
         the last dimension that do not lie side by side, and foreign byte order, are copied.
     value : array_like, (..., Hk, S, Ev)
-        Of the dtype of query.
+        Of the dtype of key.
     attn_mask : array_like of bool or floats, optional
         Broadcasts to (..., Hq, L, S). Booleans: True is visible. Floats are added to the scaled scores; -inf hides.
+        Where key_lengths hides what is behind its end, it may be shorter than S in the last dimension.
     dropout_p : float, default 0.0
         For torch's signature alone: must be 0.
     is_causal : bool, default False
@@ -113,7 +116,7 @@ def scaled_dot_product_attention(
     enable_gqa : bool, default False
         Grouped heads: Hq may be a multiple of Hk; query head h reads key head ``h // (Hq // Hk)`` [5]_.
     bias : array_like of floats, optional
-        Added to the scaled scores, as a floating attn_mask, beside whatever attn_mask does.
+        Added to the scaled scores, as a floating attn_mask, beside whatever attn_mask does. May end early likewise.
     causal_offset : int or array_like of ints, default 0
         The position of query 0 among the keys, for is_causal, window and alibi_slopes; an array broadcasts to the
         dimensions before the heads. In keys.
@@ -133,8 +136,8 @@ def scaled_dot_product_attention(
     return_entropy : bool, default False
         Also return the Shannon entropy of each query's weights, in nats.
     out : ndarray, (..., Hq, L, Ev), optional
-        Where to put the result; of the dtype of query, any strides. May overlap the inputs, which then takes memory
-        for a second result.
+        Where to put the result; of the dtype of query, or float32 for 16-bit queries, so that pieces merge without
+        being rounded twice; any strides. May overlap the inputs, which then takes memory for a second result.
 
     Returns
     -------
@@ -148,8 +151,8 @@ def scaled_dot_product_attention(
     Raises
     ------
     TypeError
-        If query, key and value are not floating, or not of one dtype, or are masked arrays, or another argument has
-        the wrong type.
+        If query, key and value are not floating, or of dtypes that do not go together, or are masked arrays, or
+        another argument has the wrong type.
     ValueError
         If shapes do not fit, softcap is not positive and finite, a window is negative, a length is not in 0..S, or out
         has the wrong shape or is read-only.
@@ -166,7 +169,14 @@ def scaled_dot_product_attention(
     Order: scale, softcap, add bias, attn_mask and ALiBi, then hide. What is hidden is as if absent, even NaN or
     infinity in key or value. Method: blocks of keys with a running maximum and sum [1]_ [2]_, hidden blocks left out;
     few queries on many keys are split among threads by keys and merged by their lse [3]_ [4]_. The same bits for any
-    number of threads. Memory beyond the result is that of a few blocks for each thread.
+    number of threads. Memory beyond the result is that of a few blocks for each thread; but where a scale is beyond
+    1e30 (float64: 1e200), or a softcap outside 1e-30..1e30, the scores are stored.
+
+    A finite number of a mask, bias, scale, sink or slope stays finite: beyond the range of the arithmetic, which is
+    float32 but for float64, it is the largest number that is not, and so are sums of them and a score. Limits: a
+    product of query and key beyond that range is infinite, and a score of -inf is hidden (for query 1e20 and keys
+    -1e20 and -2e20 in float32 the result is 0). Values within a factor S of the largest number may sum up to infinity,
+    though their average is finite (two equal keys with values of 3e38).
 
     References
     ----------
@@ -345,32 +355,44 @@ def _attention(fit, query, key, value, attn_mask, is_causal, scale, enable_gqa, 
                alibi_slopes, sinks, key_lengths, return_lse, return_entropy, out):
     """Whatever the options; `fit` are the inputs for the kernel, if it takes them as they are."""
     q, k, v, batch, heads, keys, width, y_shape, added = fit or _made_to_fit(query, key, value, enable_gqa)
-    dtype, tag = q.dtype, _arrays.tag(q.dtype)
+    dtype, tag = q.dtype, _arrays.tag(k.dtype)
     # All is checked before anything is written.
+    statistics = _statistics(dtype)
     if out is not None:
+        if isinstance(out, np.ndarray) and _arrays.native(out.dtype) == statistics:
+            dtype = statistics      # float32 for 16-bit queries: rounded once, when pieces have been merged
         _arrays.check_out(out, y_shape[added:], dtype)
-    scale = None if scale is None or width == 0 else _as_reals(scale, "scale", (heads,))
-    bias = None if bias is None else _as_term(bias, "bias", (*y_shape[:-1], keys), added, dtype)
-    attn_mask = None if attn_mask is None else _as_term(attn_mask, "attn_mask", (*y_shape[:-1], keys), added, dtype)
+    scale, alibi_slopes, sinks = (
+        None if x is None or (name == "scale" and width == 0) else _as_reals(x, name, shape, statistics)
+        for x, name, shape in ((scale, "scale", (heads,)), (alibi_slopes, "alibi_slopes", (*batch, heads)),
+                               (sinks, "sinks", (heads,))))
+    key_lengths = None if key_lengths is None else _as_lengths(key_lengths, batch, keys)
+    bias, attn_mask = (
+        None if x is None else _as_term(x, name, (*y_shape[:-1], keys), added, k.dtype, key_lengths)
+        for x, name in ((bias, "bias"), (attn_mask, "attn_mask")))
     causal_offset = _as_offset(causal_offset, batch)
     left, right = window = (None, None) if window is None else _as_window(window)
     softcap = None if softcap is None else _as_softcap(softcap)
-    alibi_slopes = None if alibi_slopes is None else _as_reals(alibi_slopes, "alibi_slopes", (*batch, heads))
-    sinks = None if sinks is None else _as_reals(sinks, "sinks", (heads,))
-    key_lengths = None if key_lengths is None else _as_lengths(key_lengths, batch, keys)
     is_causal = bool(is_causal)
 
     in_place = False
-    if tag is None or not (softcap is None or 1e-30 < softcap < 1e30):
+    if tag is None or not (softcap is None or 1e-30 < softcap < 1e30) or _is_extreme(scale, statistics):
+        if tag is not None:     # of float64, a product with such a scale may be beyond the range
+            q = q.astype(np.longdouble if tag == "f64" and scale is not None else np.float64)
+        if key_lengths is not None:     # a mask may end where all lengths have
+            most = key_lengths.max(initial=0)
+            k, v = k[..., :most, :], v[..., :most, :]
+            bias, attn_mask = (None if x is None else x[..., :most] for x in (bias, attn_mask))
         y, lse, entropy = reference.scaled_dot_product_attention(
             q, k, v, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa, bias=bias,
             causal_offset=causal_offset, window=window, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks,
             key_lengths=key_lengths, return_lse=True, return_entropy=True)
+        y, lse, entropy = reference._round(y, dtype), _saturated(lse, statistics), _saturated(entropy, statistics)
     else:
         in_place = out is not None and _is_ready(out) and _is_apart(out, q, k, v, bias, attn_mask)
         y = np.asarray(out)[(None,) * added] if in_place else np.empty(y_shape, dtype)
-        lse = np.empty(y_shape[:-1], _statistics(dtype)) if return_lse else None
-        entropy = np.empty(y_shape[:-1], _statistics(dtype)) if return_entropy else None
+        lse = np.empty(y_shape[:-1], statistics) if return_lse else None
+        entropy = np.empty(y_shape[:-1], statistics) if return_entropy else None
         terms = () if bias is None else (bias,)
         terms = terms if attn_mask is None else (*terms, attn_mask)
         scale = _default_scale(width, heads) if scale is None else scale
@@ -397,11 +419,11 @@ def _made_to_fit(query, key, value, enable_gqa):
     of their dimensions the caller's have not, and the results lose again.
     """
     q, k, v = _as_floats(query, "query"), _as_floats(key, "key"), _as_floats(value, "value")
-    dtype = _common_dtype({"query": q, "key": k, "value": v})
+    _check_dtypes(q, k, v)
     lead, heads, key_heads = _fitted(q, k, v, enable_gqa)
     added = 0 if lead else 2 if q.ndim == k.ndim == v.ndim == 2 else 1
     lead = lead or (1,)
-    q, k, v = [_front.spread(x if _is_ready(x) else _copied(x, dtype), (*lead, n, *x.shape[-2:]))
+    q, k, v = [_front.spread(x if _is_ready(x) else _copied(x, _arrays.native(x.dtype)), (*lead, n, *x.shape[-2:]))
                for x, n in ((q, heads), (k, key_heads), (v, key_heads))]
     return (q, k, v, q.shape[:-3], heads, k.shape[-2], q.shape[-1],
             (*q.shape[:-1], v.shape[-1]), added)
@@ -410,8 +432,8 @@ def _made_to_fit(query, key, value, enable_gqa):
 def _call(tag, q, k, v, y, terms, scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy):
     """y, lse and entropy by one call of a kernel."""
     threads = _threads.threads_for((q.size + y.size) * k.shape[2] // WORK)
-    if y.itemsize == 2:
-        q, k, v, y = _bits(q), _bits(k), _bits(v), _bits(y)
+    if k.itemsize == 2:
+        q, k, v, y = _halves(q), _bits(k), _bits(v), _halves(y)
     if terms:
         terms = tuple([_bits(x) for x in terms])
     _dispatch.kernels(tag).attention(
@@ -452,6 +474,13 @@ def _bits(x):
     return x if x.itemsize > 2 else x.view(np.uint16 if x.itemsize == 2 else np.uint8)
 
 
+def _halves(x):
+    """A query or result as a kernel for 16-bit keys sees it: float32 as twice as many elements of 16 bits."""
+    if x.strides[-1] != x.itemsize:         # of one element
+        x = _front.strided(x, x.shape, (*x.strides[:-1], x.itemsize))
+    return x.view(np.uint16)
+
+
 def _calls(lead, arrays):
     """Arrays (*lead, ...) as arrays (B, ...) for each call of a kernel, as few as the strides allow."""
     n = len(lead)
@@ -486,6 +515,11 @@ def _kept(x, shape, dtype):
 def _repeated(x, shape, dtype):
     """An array of one number; a small one is kept from call to call, and read-only."""
     return _kept(x, shape, dtype) if math.prod(shape) <= SMALL else np.full(shape, x, dtype)
+
+
+def _is_extreme(scale, arithmetic):
+    """Whether the product of a query and the scale may be beyond the range of the arithmetic, where a score is not."""
+    return scale is not None and abs(scale).max(initial=0) > (1e30 if arithmetic.itemsize < 8 else 1e200)
 
 
 def _is_apart(out, *inputs):
@@ -529,6 +563,15 @@ def _as_floats(x, name):
     if array.dtype.kind != "f" and _arrays.tag(array.dtype) is None:
         raise TypeError(f"{name} must be floating, got dtype {array.dtype}")
     return array
+
+
+def _check_dtypes(query, key, value):
+    """One dtype, or float16 or bfloat16 for key and value beside a float32 query."""
+    of_query, of_key, of_value = (_arrays.native(x.dtype) for x in (query, key, value))
+    mixed = of_query == np.float32 and of_key.itemsize == 2
+    if of_key != of_value or not (of_key == of_query or mixed):
+        raise TypeError("query, key, value must have one dtype, or key and value be float16 or bfloat16 beside a "
+                        f"float32 query; got {of_query}, {of_key}, {of_value}")
 
 
 def _common_dtype(named):
@@ -575,8 +618,11 @@ def _fitted(query, key, value, enable_gqa):
     return lead, heads, key_heads
 
 
-def _as_term(x, name, shape, added, dtype):
-    """What is added to scores, or hides them, as a kernel takes it, broadcast to their shape, with a batch."""
+def _as_term(x, name, shape, added, dtype, lengths):
+    """What is added to scores, or hides them, as a kernel takes it, broadcast to their shape, with a batch.
+
+    It may end where all lengths have. The view has the scores' shape even then: no kernel reads behind a length.
+    """
     array = _arrays.as_array(x, name, instead_of_masked=f"{name}.data")
     boolean = array.dtype.kind == "b" and name == "attn_mask"
     if not boolean and array.dtype.kind != "f" and _arrays.tag(array.dtype) is None:
@@ -584,25 +630,31 @@ def _as_term(x, name, shape, added, dtype):
         raise TypeError(f"{name} must be {kinds}, got dtype {array.dtype}")
     wanted = array.dtype if boolean else dtype if _arrays.native(array.dtype) == dtype else _statistics(dtype)
     if array.dtype != wanted or not _arrays.takes(array):
-        array = _copied(array, wanted) if array.ndim else array.astype(wanted)
+        array = _copied(array, wanted) if array.ndim else _saturated(array, wanted)
+    known = array.shape[-1] if array.ndim else 1
+    full, short = shape, known != 1 and lengths is not None and lengths.max(initial=0) <= known < shape[-1]
+    if short:
+        shape = (*shape[:-1], known)
     try:
-        return _front.spread(array, shape) if not added else _front.spread(array, shape[1:])[None]
+        seen = _front.spread(array, shape) if not added else _front.spread(array, shape[1:])[None]
+        return _front.strided(seen, full, seen.strides) if short else seen
     except ValueError:
-        raise ValueError(f"{name} of shape {array.shape} does not broadcast to {shape[added > 0:]}, the shape of the "
+        raise ValueError(f"{name} of shape {array.shape} does not broadcast to {full[added > 0:]}, the shape of the "
                          "scores (..., heads, queries, keys)") from None
 
 
-def _as_reals(x, name, shape):
-    """float64 of this shape, apart from the caller's."""
+def _as_reals(x, name, shape, arithmetic):
+    """float64 of this shape, apart from the caller's; what is finite is so in the dtype of the arithmetic too."""
+    most = float(np.finfo(np.float32).max) if arithmetic.itemsize < 8 else sys.float_info.max
     if type(x) is float:
-        return _repeated(x, shape, np.float64)
+        return _repeated(min(max(x, -most), most) if math.isfinite(x) else x, shape, np.float64)
     array = _arrays.as_array(x, name, instead_of_masked=f"{name}.data")
     if array.dtype.kind not in "iuf" and _arrays.tag(array.dtype) is None:
         raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}")
-    if array.dtype.itemsize <= 8:
-        return _broadcast_copy(array, name, shape, np.float64)
-    with np.errstate(all="ignore"):
-        return _broadcast_copy(array, name, shape, np.float64)
+    reals = _broadcast_copy(_saturated(array, np.dtype(np.float64)), name, shape, np.float64)
+    if arithmetic.itemsize < 8:
+        np.clip(reals, -most, most, out=reals, where=np.isfinite(reals))
+    return reals
 
 
 def _as_ints(x, name, shape):

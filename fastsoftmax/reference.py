@@ -183,18 +183,18 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     if softcap is not None:
         scores = softcap * np.tanh(scores / softcap)
     visible = np.True_
-    for term in (np.asarray(x) for x in (bias, attn_mask) if x is not None):
+    for term in (_as_long_as(np.asarray(x), keys) for x in (bias, attn_mask) if x is not None):
         if term.dtype == bool:
             visible = visible & term
         else:
-            scores = scores + term.astype(wide)
+            scores = _finite_sum(scores, _finite(term, wide))
             visible = visible & (term != -np.inf)  # also where the score is NaN or +inf
 
     key_position = np.arange(keys)
     # How far key j lies before the place of query i: below 0 it is in the future.
     distance = np.arange(queries)[:, None] + _per_head(causal_offset) - key_position
     if alibi_slopes is not None:
-        scores = scores - _per_row(alibi_slopes, wide) * abs(distance)
+        scores = _finite_sum(scores, _finite_product(-_per_row(alibi_slopes, wide), abs(distance)))
     left, right = window or (None, None)
     if is_causal:
         visible = visible & (distance >= 0)
@@ -256,7 +256,31 @@ def _per_head(numbers):
 
 def _per_row(numbers, dtype):
     """One number, or one for each head, ``(..., Hq)``, as it broadcasts with scores ``(..., Hq, L, S)``."""
-    return np.asarray(numbers).astype(dtype)[..., None, None]
+    return _finite(np.asarray(numbers), dtype)[..., None, None]
+
+
+def _finite(x, dtype):
+    """In a dtype that may be narrower: what is finite saturates, since an infinity hides, or makes NaN."""
+    return _saturated(x.astype(dtype), np.isfinite(x))
+
+
+def _finite_sum(a, b):
+    return _saturated(a + b, np.isfinite(a) & np.isfinite(b))
+
+
+def _finite_product(a, b):
+    return _saturated(a * b, np.isfinite(a) & np.isfinite(b))
+
+
+def _saturated(x, finite):
+    return np.where(np.isinf(x) & finite, np.copysign(np.finfo(x.dtype).max, x), x)
+
+
+def _as_long_as(term, keys):
+    """A mask that ends before the keys do, where `key_lengths` hides the rest."""
+    if term.ndim == 0 or term.shape[-1] in (1, keys):
+        return term
+    return np.concatenate([term, np.zeros((*term.shape[:-1], keys - term.shape[-1]), term.dtype)], -1)
 
 
 def _average(weights, visible, v):

@@ -7,6 +7,7 @@ import sys
 import warnings
 
 import ml_dtypes
+import mpmath
 import numpy as np
 import pytest
 from helpers import (
@@ -183,6 +184,51 @@ def test_error_is_that_of_plain_numpy(kernel):
             error = abs(got.astype(exact.dtype) - exact) / ulp
             assert np.quantile(error, 0.999) <= np.quantile(rough, 0.999) + 2
             assert np.sqrt((error**2).mean()) <= np.sqrt((rough**2).mean()) + 0.5
+
+
+DRAWS = {   # batch, heads, key heads, queries, keys, width, width of values
+    "floating mask": ((1, 4, 2, 33, 65, 64, 64), lambda rng, h, n, s: {
+        "attn_mask": rng.normal(size=(h, n, s)).astype(np.float32)}),
+    "causal": ((1, 2, 2, 100, 100, 40, 40), lambda rng, h, n, s: {"is_causal": True}),
+    "causal, two blocks": ((1, 2, 2, 256, 256, 64, 64), lambda rng, h, n, s: {"is_causal": True}),
+    "full": ((1, 4, 2, 64, 300, 32, 40), lambda rng, h, n, s: {}),
+    "decoding": ((1, 8, 2, 1, 1000, 128, 64), lambda rng, h, n, s: {}),
+    "many keys": ((1, 2, 2, 1, 5000, 64, 64), lambda rng, h, n, s: {}),
+    "slopes": ((1, 2, 2, 50, 90, 48, 32), lambda rng, h, n, s: {"alibi_slopes": [0.1, 0.03], "is_causal": True}),
+    "softcap and bias": ((1, 2, 2, 50, 90, 48, 32), lambda rng, h, n, s: {
+        "softcap": 5.0, "bias": rng.normal(size=s).astype(np.float32)}),
+}
+
+
+@functools.cache
+def drawn(tag, name, seed):
+    shape, options = DRAWS[name]
+    arrays = inputs(tag, *shape, seed=seed)
+    kwargs = options(np.random.default_rng([11, seed]), shape[1], shape[3], shape[4])
+    return arrays, kwargs, *exact_and_plain(tag, arrays, enable_gqa=True, **kwargs)
+
+
+def in_ulp_of_rows(got, exact, dtype):
+    units = np.spacing(abs(exact).max(-1, keepdims=True).astype(dtype)).astype(exact.dtype)
+    return abs(got.astype(exact.dtype) - exact) / units
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_largest_error_over_many_draws_is_at_most_that_of_plain_numpy(kernel, name):
+    """In ULP of the largest magnitude in an output's row. Of one draw the largest error is that of the row in which the
+    most has cancelled, ours or NumPy's; over all draws ours is to be at most NumPy's and 2 ULP, and the average of the
+    largest in each draw at most NumPy's and 1 ULP."""
+    ours, rough = [], []
+    (_, heads, _, queries, keys, *_), _ = DRAWS[name]
+    scores = heads * queries * keys
+    for seed in range(64 if scores < 10_000 else 32 if scores < 25_000 else 8):
+        arrays, kwargs, (exact, *_), (plain, *_) = drawn(kernel.tag, name, seed)
+        out = np.empty(exact.shape, plain.dtype)
+        attend(arrays, enable_gqa=True, out=out, **kwargs)
+        ours.append(in_ulp_of_rows(out, exact, plain.dtype).max())
+        rough.append(in_ulp_of_rows(plain, exact, plain.dtype).max())
+    assert np.max(ours) <= np.max(rough) + 2
+    assert np.mean(ours) <= np.mean(rough) + 1
 
 
 @functools.cache
@@ -428,6 +474,148 @@ def test_no_data_warns_or_raises(kernel):
                         "attn_mask": np.full(70, special)}, {"bias": np.full(70, 1e300), "scale": 1e30}):
                     out, lse, _ = attend(arrays, enable_gqa=True, **RESULTS, **kwargs)
                     merge_attention_states([out, out], [lse, lse])
+
+
+# ---------------------------------------------------------------- what is finite stays finite
+
+SIZES = {"many queries": (1, 2, 2, 70, 150, 19, 18), "one query": (1, 2, 2, 1, 700, 19, 18),
+         "one query, many keys": (1, 2, 2, 1, 4200, 19, 18)}
+few_or_many = pytest.mark.parametrize("shape", list(SIZES.values()), ids=list(SIZES))
+
+
+def most(kernel):
+    return np.finfo(np.float64 if kernel.tag == "f64" else np.float32).max
+
+
+def assert_mean_of_values(got, value, keys=slice(None)):
+    """Every query weighs these keys alike."""
+    out, lse, entropy = got
+    value = value[:, :, keys].astype(wide(value.dtype))
+    mean = np.broadcast_to(value.mean(-2, keepdims=True), out.shape)
+    assert_accurate(out, mean, 4, units=abs(value).mean())
+    assert np.isfinite(lse).all()
+    assert_accurate(entropy, np.full(entropy.shape, np.log(wide(value.dtype)(value.shape[-2]))), 4)
+
+
+@few_or_many
+def test_finite_masks_saturate_instead_of_hiding(kernel, shape):
+    query, key, value = inputs(kernel.tag, *shape)
+    keys, float64 = shape[4], np.finfo(np.float64)
+    lowest = [np.full((1, keys), x, dtype) for x, dtype in (
+        (float64.min, np.float64), (float64.max, np.float64), (-np.longdouble(10)**4000, np.longdouble),
+        (-most(kernel), "f8" if kernel.tag == "f64" else "f4"), (most(kernel), ">f8"),
+        (ml_dtypes.finfo(kernel.dtype).min, kernel.dtype))]
+    for number, low in enumerate(lowest):
+        if low.dtype == np.float16:
+            continue            # not large enough to swallow a score
+        for kwargs in ({"attn_mask": low}, {"bias": low}, {"attn_mask": low, "bias": low}, {
+                "bias": low, "attn_mask": np.ones(keys, bool)}, {"attn_mask": low, "alibi_slopes": [0.0, 3.0]} if (
+                    number != 1) else {"bias": low[0]}, {"attn_mask": low, "softcap": 3.0}):
+            assert_mean_of_values(attend((query, key, value), **RESULTS, **kwargs), value)
+    # A finite number that is lower than the others' by far hides in effect, and one below everything is not -inf.
+    mask = np.where(np.arange(keys) < 7, 0, float64.min)
+    hidden = attend((query, key, value), attn_mask=np.where(mask < 0, -INF, 0), **RESULTS)
+    for one, expected in zip(attend((query, key, value), attn_mask=mask, **RESULTS), hidden, strict=True):
+        assert_same_bits(one, expected)
+    both = attend((query, key, value), attn_mask=np.where(mask < 0, -INF, float64.min), bias=np.full(1, float64.min),
+                  **RESULTS)
+    assert_mean_of_values(both, value, slice(0, 7))
+
+
+@few_or_many
+def test_slopes_and_sinks_saturate(kernel, shape):
+    query, key, value = inputs(kernel.tag, *shape)
+    queries, keys = shape[3:5]
+    for slope in (1e300, 1.7e308, np.longdouble(10)**4000):
+        out, lse, entropy = attend((query, key, value), alibi_slopes=[slope, slope], causal_offset=5, **RESULTS)
+        assert_same_bits(out, value[:, :, 5:5 + queries])          # the nearest takes all
+        assert np.isfinite(lse).all()
+        assert not entropy.any()
+    if kernel.tag == "f64":
+        slope = 1.7e308
+    far = attend((query, key, value), alibi_slopes=[slope, slope], causal_offset=-100 - queries, **RESULTS)
+    assert_mean_of_values(far, value)
+    out, lse, entropy = attend((query, key, value), sinks=[1e300, np.longdouble(10)**4000], **RESULTS)
+    assert not out.any()
+    assert not entropy.any()
+    assert np.isfinite(lse).all()
+    without = attend((query, key, value), **RESULTS)
+    for one, expected in zip(attend((query, key, value), sinks=[-1e300, -1.7e308], **RESULTS), without, strict=True):
+        np.testing.assert_allclose(one.astype(float), expected.astype(float), rtol=8 * kernel.eps, atol=8 * kernel.eps)
+
+
+@few_or_many
+def test_scales_beyond_the_range_of_the_arithmetic(kernel, shape):
+    """The largest score takes all, and equal ones share; q and k are integers, whose products are exact."""
+    query, key, value = inputs(kernel.tag, *shape)
+    rng = np.random.default_rng(0)
+    query, key = (rng.integers(-3, 4, x.shape).astype(kernel.dtype) for x in (query, key))
+    scores = query.astype(int) @ key.astype(int).swapaxes(-1, -2)
+    for scale in (1e39, 1e300, 1.7e308, -1e300, np.longdouble(10)**4000, np.array([1e300, 1e31])):
+        sign = np.sign(np.broadcast_to(scale, 2)).astype(int)[:, None, None]
+        largest = (sign * scores) == (sign * scores).max(-1, keepdims=True)
+        exact = largest @ value.astype(kernel.wide) / largest.sum(-1, keepdims=True)
+        out, lse, entropy = attend((query, key, value), scale=scale, **RESULTS)
+        assert_accurate(out, exact, 4, units=np.ones(1) * 3)
+        assert np.isfinite(lse).all()
+        np.testing.assert_allclose(entropy, np.log(largest.sum(-1)), rtol=8 * np.finfo(entropy.dtype).eps)
+
+
+def test_merging_keeps_finite_logsumexps_finite():
+    outputs = np.ones((2, 1, 3), np.float32), np.full((2, 1, 3), 3, np.float32)
+    for lse in (1e300, -1e300):
+        out, merged = merge_attention_states(outputs, [np.full((2, 1), lse), np.full((2, 1), lse)])
+        np.testing.assert_array_equal(out, 2)
+        assert np.isfinite(merged).all()
+
+
+# ---------------------------------------------------------------- entropy and logsumexp near 0
+
+
+def exact_statistics(scores):
+    """(lse, entropy) of each row of scores, by 200 bits."""
+    with mpmath.workprec(200):
+        rows = []
+        for row in scores.reshape(-1, scores.shape[-1]):
+            top = mpmath.mpf(float(row.max()))
+            differences, counts = np.unique(row.astype(np.float64), return_counts=True)
+            terms = [(mpmath.mpf(float(d)) - top, int(n)) for d, n in zip(differences, counts, strict=True)]
+            excess = mpmath.fsum(n * mpmath.exp(d) for d, n in terms if d) + sum(n for d, n in terms if not d) - 1
+            log_total = mpmath.log1p(excess)
+            entropy = log_total - mpmath.fsum(n * d * mpmath.exp(d) for d, n in terms) / (1 + excess)
+            rows.append([top + log_total, entropy])
+        lse, entropy = (
+            np.array([np.longdouble(mpmath.nstr(r[i], 40)) for r in rows]).reshape(scores.shape[:-1]) for i in (0, 1))
+    return lse, entropy
+
+
+@pytest.mark.parametrize("gap", [1, 5, 12, 17, 20, 24, 30, 36, 60])
+def test_entropy_and_lse_have_the_digits_of_the_softmax_family(kernel, gap):
+    """One key leads by `gap`: what the others add is lost in a total near 1, and in its logarithm less a part of it."""
+    for queries, keys, at in ((1, 2, 0), (1, 2, 1), (40, 3, 2), (40, 300, 170), (1, 700, 3), (2, 4200, 0),
+                              (2, 4200, 4199)):
+        scores = np.zeros((queries, keys))
+        scores[:, at] = gap
+        scores[0, at - 1] = 1
+        top = gap                       # brings the largest to 0, and lse near it
+        query, key = np.zeros((1, 1, queries, 32), kernel.dtype), np.zeros((1, 1, keys, 32), kernel.dtype)
+        value = np.ones((1, 1, keys, 32), kernel.dtype)
+        query[..., 0], query[..., 1], query[0, 0, 0, 2] = 1, -1, 1
+        key[..., at, 0], key[..., 1], key[0, 0, at - 1, 2] = gap, top, 1
+        slopes = {"alibi_slopes": [1.0], "causal_offset": 0}
+        distance = abs(np.arange(queries)[:, None] - np.arange(keys))
+        scores -= top
+        for kwargs, exact_scores in (
+                ({}, scores), ({"bias": np.full(1, 3, np.float32)}, scores + 3),
+                ({"sinks": [1.0]}, np.concatenate([scores, np.ones((queries, 1))], -1)),
+                ({"sinks": [-float(gap)]}, np.concatenate([scores, np.full((queries, 1), -float(gap))], -1)),
+                (slopes, scores - distance)):
+            lse, entropy = exact_statistics(exact_scores)
+            got = attend((query, key, value), scale=1.0, **RESULTS, **kwargs)
+            ulp = 4 if gap <= 36 else 6
+            assert_accurate(got[2][0, 0], entropy.astype(kernel.wide), ulp)
+            assert_accurate(got[1][0, 0], lse.astype(kernel.wide), ulp, units=abs(lse - exact_scores.max(-1)))
+            assert_same_bits(attend((query, key, value), scale=1.0, return_lse=True, **kwargs)[1], got[1])
 
 
 # ---------------------------------------------------------------- the same bits, however arrays lie
@@ -721,6 +909,123 @@ def test_memory_does_not_grow_with_queries_times_keys():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True,
                           timeout=60, check=True)
     assert int(done.stdout) < 16 << 20
+
+
+# ---------------------------------------------------------------- mixed dtypes
+
+MIXED = [(isa, tag) for isa in _dispatch.supported() for tag in ("f16", "bf16")]
+KINDS = {
+    "many queries": (2, 4, 2, 70, 90, 40, 24), "narrow": (1, 2, 1, 40, 33, 3, 2),
+    "one query": (2, 4, 2, 1, 700, 19, 18), "one query, many keys": (1, 2, 1, 1, 4200, 19, 18),
+    "a width of one": (1, 1, 1, 5, 9, 1, 1)}
+
+
+@pytest.mark.parametrize("shape", list(KINDS.values()), ids=list(KINDS))
+@pytest.mark.parametrize("isa, tag", MIXED)
+def test_float32_queries_beside_keys_and_values_of_16_bits(isa, tag, shape):
+    """What the same numbers give as float32 throughout, to within the kernels' order of sums; nothing is copied."""
+    query = inputs("f32", *shape)[0]
+    _, key, value = inputs(tag, *shape)
+    arrays = query, key, value
+    rng = np.random.default_rng(0)
+    n, s = shape[3:5]
+    bias = rng.normal(size=(n, s))
+    with _dispatch.using(isa):
+        for kwargs in ({}, {"is_causal": True, "causal_offset": s - n}, {
+                "key_lengths": s - 3, "sinks": np.full(shape[1], 0.5)},
+                       {"bias": bias.astype(NUMPY[tag])}, {"attn_mask": bias.astype(np.float32), "softcap": 4.0}):
+            exact, plain = exact_and_plain("f32", arrays, enable_gqa=True, **kwargs)
+            got = attend(arrays, enable_gqa=True, **RESULTS, **kwargs)
+            assert [x.dtype for x in got] == [np.float32] * 3
+            assert_attention_accurate(got, exact, plain)
+            assert_same_bits(attend(arrays, enable_gqa=True, **kwargs), got[0])
+            theirs = reference.scaled_dot_product_attention(*arrays, enable_gqa=True, **kwargs)
+            assert theirs.dtype == np.float32
+            np.testing.assert_array_equal(theirs, exact[0].astype(np.float32))
+            # 16-bit numbers as a query: float32 or not is the same, but for the last rounding
+            narrow = query.astype(NUMPY[tag]), key, value
+            out = np.full(got[0].shape, 7, np.float32)
+            assert attend(narrow, enable_gqa=True, out=out, **kwargs) is out
+            assert_same_bits(out, attend((narrow[0].astype(np.float32), key, value), enable_gqa=True, **kwargs))
+            assert_same_bits(attend(narrow, enable_gqa=True, **kwargs), out.astype(NUMPY[tag]))
+
+
+@pytest.mark.parametrize("isa, tag", MIXED)
+def test_mixed_dtypes_in_any_layout(isa, tag):
+    with _dispatch.using(isa):
+        for shape in ((2, 2, 2, 40, 70, 33, 17), (1, 8, 1, 1, 300, 19, 18), (2, 1, 1, 3, 4, 1, 1)):
+            arrays = inputs("f32", *shape)[0], *inputs(tag, *shape)[1:]
+            expected = attend(arrays, enable_gqa=True)
+            for layout, lay in LAID.items():
+                laid = [lay(x) for x in arrays]
+                assert_same_bits(attend(laid, enable_gqa=True), expected)
+                if layout != "read-only":
+                    out = lay(np.full_like(expected, 7))
+                    assert attend(laid, enable_gqa=True, out=out) is out
+                    assert_same_bits(out.astype(np.float32), expected)
+                    narrow = [arrays[0].astype(NUMPY[tag]), *laid[1:]]
+                    attend(narrow, enable_gqa=True, out=out)
+                    assert_same_bits(out.astype(np.float32), attend(
+                        (narrow[0].astype(np.float32), *arrays[1:]), enable_gqa=True))
+
+
+@pytest.mark.parametrize("tag", ["f16", "bf16"])
+def test_16_bit_keys_are_taken_as_they_are(monkeypatch, tag):
+    query, (_, key, value) = inputs("f32")[0], inputs(tag)
+    monkeypatch.setattr(attention, "_copied", None)
+    got, lse = attend((query, key, value), enable_gqa=True, return_lse=True)
+    out = np.empty(got.shape, np.float32)
+    halves = [attend((query.astype(key.dtype), key[:, :, keys], value[:, :, keys]), enable_gqa=True, return_lse=True,
+                     out=np.empty_like(out)) for keys in (np.s_[:4], np.s_[4:])]
+    merged, merged_lse = merge_attention_states(*zip(*halves, strict=True))
+    assert merged.dtype == np.float32
+    whole, whole_lse = attend((query.astype(key.dtype), key, value), enable_gqa=True, return_lse=True, out=out)
+    np.testing.assert_allclose(merged, whole, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(merged_lse, whole_lse, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tag", ["f16", "bf16"])
+def test_mixed_dtypes_through_the_reference(tag):
+    query, (_, key, value) = inputs("f32")[0], inputs(tag)
+    extreme = {"softcap": 1e-300, "enable_gqa": True}
+    got = attend((query, key, value), **extreme)
+    assert got.dtype == np.float32
+    out = np.empty(got.shape, np.float32)
+    attend((query.astype(key.dtype), key, value), out=out, **extreme)
+    np.testing.assert_allclose(out, got, rtol=1e-6)
+    assert not np.array_equal(out, out.astype(key.dtype).astype(np.float32))
+
+
+# ---------------------------------------------------------------- masks that end before the keys
+
+
+@few_and_many
+def test_a_mask_may_end_where_key_lengths_do(kernel, shape):
+    batch, heads, _, n, s = shape[:5]
+    arrays, rng, known = inputs(kernel.tag, *shape), np.random.default_rng(0), s - 37
+    lengths = np.full(batch, known) - np.arange(batch)
+    keep, bias = rng.random((batch, 1, n, known)) < 0.7, rng.normal(size=(heads, 1, known)).astype(np.float32)
+    for kwargs in ({"attn_mask": keep}, {"attn_mask": keep[0, 0]}, {"bias": bias}, {"attn_mask": keep, "bias": bias},
+                   {"attn_mask": bias.astype(kernel.dtype), "is_causal": True, "causal_offset": s - n},
+                   {"attn_mask": keep, "bias": rng.normal(size=s)}, {"attn_mask": keep, "softcap": 1e-300},
+                   {"bias": bias[0, 0]}):
+        full = {name: np.concatenate([x, np.ones((*x.shape[:-1], s - x.shape[-1]), x.dtype)], -1)
+                if name in ("attn_mask", "bias") else x for name, x in kwargs.items()}
+        expected = attend(arrays, enable_gqa=True, key_lengths=lengths, **RESULTS, **full)
+        got = attend(arrays, enable_gqa=True, key_lengths=lengths, **RESULTS, **kwargs)
+        for one, other in zip(got, expected, strict=True):
+            assert_same_bits(one, other)
+        theirs = reference.scaled_dot_product_attention(*arrays, enable_gqa=True, key_lengths=lengths, **kwargs)
+        np.testing.assert_array_equal(theirs, reference.scaled_dot_product_attention(
+            *arrays, enable_gqa=True, key_lengths=lengths, **full))
+        for wrong in ({}, {"key_lengths": lengths + 1}, {"key_lengths": s}):
+            with pytest.raises(ValueError, match="does not broadcast"):
+                attend(arrays, enable_gqa=True, **wrong, **kwargs)
+    got = attend(arrays, enable_gqa=True, key_lengths=0, attn_mask=np.ones((n, 0), bool))
+    assert not got.any()
+    one, repeated = (attend(arrays, enable_gqa=True, key_lengths=lengths, attn_mask=np.repeat(keep[..., :1], times, -1))
+                     for times in (1, s))
+    assert_same_bits(one, repeated)     # it broadcasts, as ever
 
 
 # ---------------------------------------------------------------- merging

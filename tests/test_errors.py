@@ -3,6 +3,7 @@
 import inspect
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -304,6 +305,20 @@ def test_attention_dtypes(number, name):
     for bad in (np.ones((3, 8), "U1"), np.ones((3, 8), object), np.zeros((3, 8), "M8[s]")):
         refused(f"{name}.*{re.escape(str(bad.dtype))}", bad)
     refused(f"{name}.*{name}.data.*attn_mask", np.ma.masked_array(arrays[number], arrays[number] > 0))
+
+
+def test_attention_mixed_dtypes():
+    """16-bit keys and values beside a float32 query go together, and a float32 out beside 16-bit queries; no others."""
+    f4, f2, bf = np.float32, np.float16, ml_dtypes.bfloat16
+    for of_query, of_key, of_value in ((f4, f2, bf), (f4, f4, f2), (f4, f2, f4), (f2, f4, f4), (np.float64, f2, f2),
+                                       (bf, f2, f2), (f2, bf, bf), (np.longdouble, f2, f2), (f2, f4, f2)):
+        arrays = QUERY.astype(of_query), KEY.astype(of_key), VALUE.astype(of_value)
+        names = ", ".join(str(x.dtype) for x in arrays)
+        attention_refuses(TypeError, f"one dtype.*{names}", *arrays)
+    for of_query, of_key, of_out in ((f4, f2, f2), (f4, f2, np.float64), (f2, f2, np.float64), (f2, f2, bf),
+                                     (f4, f4, f2)):
+        arrays = QUERY.astype(of_query), KEY.astype(of_key), VALUE.astype(of_key)
+        attention_refuses(TypeError, f"out.*dtype.*{np.dtype(of_out)}", *arrays, out=np.ones(OUT, of_out))
 
 
 def test_attention_out():

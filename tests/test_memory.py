@@ -388,6 +388,23 @@ PUBLIC = {
     "scaled_dot_product_attention, the short way": (
         {"query": ("scores", (1, 6, 2, 19)), "key": ("scores", (1, 2, 37, 19)), "value": ("scores", (1, 2, 37, 33))},
         lambda query, key, value: scaled_dot_product_attention(query, key, value, enable_gqa=True)),
+    "scaled_dot_product_attention, masks that end early": (
+        {"query": ("scores", (2, 4, 25, 19)), "key": ("scores", (2, 2, 90, 19)), "value": ("scores", (2, 2, 90, 21)),
+         "attn_mask": ("bool", (2, 1, 25, 37)), "bias": ("scores", (37,)), "out": ("out", (2, 4, 25, 21))},
+        lambda query, key, value, **others: scaled_dot_product_attention(
+            query, key, value, enable_gqa=True, key_lengths=[37, 36], **others)),
+    "scaled_dot_product_attention, a mask that ends early, few queries": (
+        {"query": ("scores", (1, 2, 1, 19)), "key": ("scores", (1, 2, 700, 19)), "value": ("scores", (1, 2, 700, 21)),
+         "attn_mask": ("bool", (1, 1, 1, 600))},
+        lambda query, key, value, **others: scaled_dot_product_attention(query, key, value, key_lengths=600, **others)),
+    "scaled_dot_product_attention, 16-bit keys": (
+        {"query": ("f4", (2, 4, 25, 19)), "key": ("f2", (2, 2, 90, 19)), "value": ("f2", (2, 2, 90, 21)),
+         "out": ("f4", (2, 4, 25, 21))},
+        lambda query, key, value, out: scaled_dot_product_attention(query, key, value, enable_gqa=True, out=out)),
+    "scaled_dot_product_attention, 16-bit keys, few queries": (
+        {"query": ("f4", (1, 4, 1, 19)), "key": ("f2", (1, 2, 700, 19)), "value": ("f2", (1, 2, 700, 21)),
+         "out": ("f4", (1, 4, 1, 21))},
+        lambda query, key, value, out: scaled_dot_product_attention(query, key, value, enable_gqa=True, out=out)),
     "merge_attention_states": (
         {"a": ("scores", (3, 5, 17)), "b": ("scores", (3, 5, 17)), "a_lse": ("f8", (3, 5)), "b_lse": ("f8", (3, 5))},
         lambda a, b, a_lse, b_lse: fastsoftmax.merge_attention_states([a, b], [a_lse, b_lse])[0]),
@@ -405,8 +422,8 @@ def test_public_functions(kernel, name, way, at_end):
     guarded, plain, held = {}, {}, []
     for operand, (kind, shape) in operands.items():
         dtype = np.dtype({"scores": kernel.dtype, "out": kernel.dtype}.get(kind, kind))
-        values = {"scores": lambda s: np.random.default_rng(3).normal(0, 5, s), "bool": mostly_true,
-                  "f8": temperatures, "out": np.zeros}[kind](shape).astype(dtype)
+        values = {"bool": mostly_true, "f8": temperatures, "out": np.zeros}.get(
+            kind, lambda s: np.random.default_rng(3).normal(0, 5, s))(shape).astype(dtype)
         if way == "byte-swapped":
             values = values.astype(dtype.newbyteorder())
         lines = int(np.prod(shape[:-1])) if way in ("lines", "byte-swapped") else 1
