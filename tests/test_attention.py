@@ -694,7 +694,7 @@ def test_copies_of_broadcast_inputs_stay_broadcast(layout):
     _, taken, *_ = attention._made_to_fit(key, key, key, False)
     assert taken.strides[:2] == (0, 0)
     mask = np.broadcast_to(np.zeros((1, 1, 1, 8), np.float64), (1, 1, 1 << 20, 8))
-    assert attention._as_term(mask, "attn_mask", (2, 3, 1 << 20, 8), 0, np.dtype("f4")).strides[:3] == (0, 0, 0)
+    assert attention._as_term(mask, "attn_mask", (2, 3, 1 << 20, 8), 0, np.dtype("f4"), None).strides[:3] == (0, 0, 0)
 
 
 def test_an_entry_alone_and_in_a_batch(kernel):

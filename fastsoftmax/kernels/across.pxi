@@ -797,7 +797,7 @@ cdef inline void narrow_tiles(int result, const Rows* rows, Py_ssize_t first_til
             for c in range(COLS):
                 next_s[c] = shift_across(rows, next_place.o, next_place.i, WIDTH, False, top[c])
         if is_filled:
-            if result == SOFTMAX and any_column(doubt):
+            if result == SOFTMAX and sizeof(elem) == sizeof(real) and any_column(doubt):
                 narrow_doubted(rows, place.o, place.i, s, doubt, outcome, tile)
             else:
                 narrow_results(result, rows, place.o, place.i, s, outcome, tile)

@@ -354,9 +354,9 @@ cdef inline vreal plain_result_of(int result, const Shift* s, const Outcome* out
         return choose(equal(x, fill(NEARLY_ONE)), outcome.one, x)
     if not scaled:
         return (x - outcome.hi) - outcome.lo
-    # From top: (x - top) / temperature - (hi + lo). Neither term is positive, so nothing cancels, and the sum is rounded
+    # From top: (x - top) / temperature - (hi + lo). Neither term is positive, so nothing cancels. The sum is rounded
     # once, so that larger scores never come out smaller. SHRINK keeps x - top, and the halves of product_error, from
-    # overflow. From 0: x / temperature, which is a real, and what is done without a temperature.
+    # overflow. From 0, where x / temperature is a real: the arithmetic of rows without a temperature.
     below = fma_(x, s.shrink, -s.origin)
     factor = s.factor / s.shrink
     score = below * factor
