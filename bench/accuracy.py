@@ -4,6 +4,9 @@
     python bench/accuracy.py --sweep [1]                    # every float32 (or every k-th) in the domain of exp
     python bench/accuracy.py --hard [400]                   # rows of float64 that are hard for exp, against mpmath
 
+With `--json bench/results/accuracy.json` random rows and the sweep also replace their part of that file, from which
+`report.py` makes the tables of README.md and docs/.
+
 Random rows have 1 to 2**longest elements, spreads from 0.1 to 104 (float32) or 700 (float64), offsets from 0 to a
 million. The exact value is computed in long double. Where logsumexp comes out near 0, its unit is that of
 log(sum(exp(a - max(a)))). Columns with "at T" are of the same rows times one of the temperatures 0.3, 0.7, 1.3 and
@@ -15,10 +18,14 @@ is exact enough there: 2**-28 ULP of float32. It takes some minutes; other libra
 
 import argparse
 import functools
+import importlib.metadata
 import importlib.util
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
+import report
 
 import fastsoftmax
 from fastsoftmax import _dispatch
@@ -39,7 +46,7 @@ def rows(dtype, count, longest, rng):
 
 
 def exact(x, temperature=1.0):
-    """What the functions ought to return along the last axis, and log(sum(exp(x - max(x)))), in long double."""
+    """The exact results along the last axis, and log(sum(exp(x - max(x)))), in long double."""
     below = (x.astype(np.longdouble) - x.max(-1, keepdims=True)) / np.longdouble(temperature)
     is_top = below == 0
     weights = np.exp(below)
@@ -213,16 +220,41 @@ def print_by_function(dtype, worst, note):
         print(f"| {library} | {' | '.join(figures)} |")
 
 
+def record(file, part, found):
+    """Replace the measured libraries in one part of a results file: {library: {function: largest error}}."""
+    path = Path(file)
+    data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for key, errors in found.items():
+        data.setdefault(part, {}).setdefault(key, {}).update(errors)
+    for module, name in (("scipy", "SciPy"), ("torch", "PyTorch")):
+        if importlib.util.find_spec(module):
+            version = importlib.metadata.version(module)
+            data.setdefault("versions", {})[name] = ".".join(version.split(".")[:2])
+    report.save(path, data)
+
+
+def by_library(worst):
+    """{library: {function: largest error}}, to three digits, from {(library, function): error or (error, place)}."""
+    found = {}
+    for (library, name), error in worst.items():
+        found.setdefault(library, {})[name] = float(f"{error if isinstance(error, float) else error[0]:.3g}")
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--longest", type=int, default=20, help="longest row: 2 to this power")
     parser.add_argument("--sweep", type=int, nargs="?", const=1, metavar="K", help="every K-th float32")
     parser.add_argument("--hard", type=int, nargs="?", const=400, metavar="ROWS")
+    parser.add_argument("--json", metavar="FILE", help="also replace the part of this results file that was measured")
     options = parser.parse_args()
     if options.sweep:
         kind = "every x" if options.sweep == 1 else f"every {options.sweep}th x"
-        print_by_function("float32", sweep(options.sweep), f"{kind} from -104 to 0")
+        worst = sweep(options.sweep)
+        print_by_function("float32", worst, f"{kind} from -104 to 0")
+        if options.json:
+            record(options.json, "sweep", by_library(worst))
     if options.hard:
         print_by_function("float64", hard(options.hard), f"{options.hard} hard rows")
     if options.sweep or options.hard:
@@ -230,11 +262,15 @@ def main():
     columns = (*FUNCTIONS, "softmax at T", "log_softmax at T", "softmax_entropy at T", "row sum - 1")
     print(f"| dtype | library | {' | '.join(columns)} |")
     print(f"| --- | --- |{' --- |' * len(columns)}")
+    measured = {}
     for dtype in SPREAD:
         worst = measure(dtype, options.rows, options.longest)
+        measured[dtype] = by_library(worst)
         for library in dict.fromkeys(key[0] for key in worst):
             figures = [f"{worst[library, name]:.3g}" if (library, name) in worst else "" for name in columns]
             print(f"| {dtype} | {library} | {' | '.join(figures)} |")
+    if options.json:
+        record(options.json, "random", measured)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `pytest bench/` says at its head, every library with its version or that it is absent; and how it measures."""
+"""The head of `pytest bench/`: every library with its version, or that it is absent; and the settings of its clock."""
 
 import functools
 import os

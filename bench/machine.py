@@ -1,4 +1,4 @@
-"""What the machine itself can do, in the same run: a copy, a read, a write and a loop of multiply-adds in C.
+"""The limits of the machine itself, in the same run: a copy, a read, a write and a loop of multiply-adds in C.
 
 The C text is compiled with `cc` into a temporary directory when it is needed. Without a compiler the limits are
 shown as absent. The copy writes past the caches (non-temporal stores), as the fastest possible softmax of an

@@ -9,7 +9,7 @@ from typing import Self, SupportsIndex
 
 from fastsoftmax import _cpu
 
-# Elements from which a second thread is worth its start; see bench/README.md for the measurement.
+# Elements from which a second thread is worth its start; see docs/threads.md for the measurement.
 PARALLEL = 1 << 16
 
 
