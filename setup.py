@@ -154,9 +154,10 @@ class BuildKernels(build_ext):
 class SourceDistribution(sdist):
     """Sources alone, whatever else lies in the folders; setuptools itself knows only of the Python files."""
 
-    FOLDERS = ("fastsoftmax", "tests", "bench")
-    TOP = ("setup.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".ci/run", ".ci/oldest.py")
-    KINDS = {".py", ".pyi", ".pyx", ".pxd", ".pxi", ".h", ".md", ".typed", ".txt", ".png"}
+    FOLDERS = ("fastsoftmax", "tests", "bench", "docs")
+    TOP = ("setup.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".ci/run", ".ci/oldest.py",
+           "docs/_templates/contents.html", "docs/_templates/autosummary/base.rst")
+    KINDS = {".py", ".pyi", ".pyx", ".pxd", ".pxi", ".h", ".md", ".typed", ".txt", ".json", ".svg", ".css"}
 
     def make_distribution(self):
         files = [path for folder in self.FOLDERS for path in Path(folder).rglob("*") if path.suffix in self.KINDS]
