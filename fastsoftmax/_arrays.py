@@ -90,7 +90,7 @@ def _as_axis(a, ndim):
 
 
 def common_dtype(a, a_array, b, b_array):
-    """What a and b promote to, given as they came and as arrays: a Python number does not widen the other's dtype."""
+    """The dtype that a and b promote to, given as they came and as arrays; a Python number does not widen the other."""
     kinds = [x if type(x) in (bool, int, float, complex) else array.dtype for x, array in ((a, a_array), (b, b_array))]
     for kind, other in (kinds, kinds[::-1]):
         if isinstance(kind, np.dtype) and kind.name == "bfloat16":

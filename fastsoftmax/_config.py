@@ -1,4 +1,4 @@
-"""What is running here: version, compiler, instruction sets, threads, OpenMP runtime."""
+"""show_config: version, compiler, instruction sets, threads, OpenMP runtime."""
 
 from typing import Any, Literal, overload
 

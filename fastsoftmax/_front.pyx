@@ -61,7 +61,7 @@ cdef cnp.ndarray view(cnp.ndarray array, int ndim, const cnp.npy_intp* shape, co
 
 
 def strided(cnp.ndarray array, tuple shape, tuple strides):
-    """What np.lib.stride_tricks.as_strided(array, shape, strides) returns, and as little checked."""
+    """np.lib.stride_tricks.as_strided(array, shape, strides), which checks as little."""
     cdef cnp.npy_intp[MOST_DIMENSIONS] sizes, steps
     cdef Py_ssize_t i, ndim = len(shape)
     if ndim != len(strides) or ndim > MOST_DIMENSIONS:
@@ -172,10 +172,10 @@ cdef inline bint far_apart(cnp.ndarray x, const char* first, const char* end) no
 
 
 def attention_result(out, cnp.ndarray q, cnp.ndarray k, cnp.ndarray v, tuple shape, int added):
-    """`out` in four dimensions for a kernel to write to; None where that is not plain to see.
+    """`out` in four dimensions for a kernel to write to; None where that takes more checks.
 
-    q, k, v, shape and added are what attention_inputs returned. What lies between the inputs, or is not as it should
-    be, is for attention.py to look at.
+    q, k, v, shape and added are what attention_inputs returned. An `out` that may overlap the inputs or itself, or does
+    not fit, is left to attention.py.
     """
     cdef cnp.ndarray y = of_four_dimensions(out)
     cdef const char *first

@@ -1,6 +1,6 @@
 """Attention: scaled_dot_product_attention, merge_attention_states.
 
-Here is checked what was asked; the kernels, one text for all dtypes and instruction sets, are in kernels/attention.pxi.
+Checks arguments and prepares them for the kernels, one text for all dtypes and instruction sets: kernels/attention.pxi.
 """
 
 import functools
@@ -228,7 +228,7 @@ def scaled_dot_product_attention(
     fit = _front.attention_inputs(query, key, value, enable_gqa) if tag else None
     if (attn_mask is bias is scale is window is softcap is alibi_slopes is sinks is key_lengths is None and fit
             and type(causal_offset) is int and -FAR <= causal_offset <= FAR and not (return_lse or return_entropy)):
-        # Decoding makes very many such calls, most of them small: they are not asked for what they do not have.
+        # Fast path: no optional argument is set, so none is checked. Decoding makes very many such small calls.
         q, k, v, batch, heads, _, width, y_shape, added = fit
         y = np.empty(y_shape, q.dtype) if out is None else _front.attention_result(out, q, k, v, y_shape, added)
         if y is not None:
@@ -619,7 +619,7 @@ def _fitted(query, key, value, enable_gqa):
 
 
 def _as_term(x, name, shape, added, dtype, lengths):
-    """What is added to scores, or hides them, as a kernel takes it, broadcast to their shape, with a batch.
+    """A mask or bias as a kernel takes it, broadcast to the shape of the scores, with a batch.
 
     It may end where all lengths have. The view has the scores' shape even then: no kernel reads behind a length.
     """
@@ -658,7 +658,7 @@ def _as_reals(x, name, shape, arithmetic):
 
 
 def _as_ints(x, name, shape):
-    """int64 of this shape, apart from the caller's; what is beyond FAR may be anything else that is."""
+    """int64 of this shape, in memory of its own; a Python int beyond +-FAR is clipped to it."""
     if type(x) is int:          # of any size; NumPy would make an object of a large one
         return _repeated(x if -FAR <= x <= FAR else FAR if x > 0 else -FAR, shape, np.int64)
     array = _arrays.as_array(x, name, instead_of_masked=f"{name}.data")

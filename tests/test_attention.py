@@ -354,7 +354,7 @@ HIDING = {  # each hides the keys from n on, of s, from a single query, or from 
     "lengths": lambda n, s: {"key_lengths": n},
     "one mask over another": lambda n, s: {"bias": np.where(np.arange(s) < n, 0, INF), "attn_mask": np.arange(s) < n},
 }
-# What is so for many queries must be for few: these sizes go all ways through the kernels.
+# These sizes go all ways through the kernels: many queries, few, one.
 FEW_AND_MANY = {"many queries": (2, 4, 2, 70, 90, 5, 6), "one query": (2, 4, 2, 1, 700, 19, 18),
                 "one query, many keys": (1, 2, 1, 1, 4200, 19, 18)}
 few_and_many = pytest.mark.parametrize("shape", list(FEW_AND_MANY.values()), ids=list(FEW_AND_MANY))
@@ -923,7 +923,7 @@ KINDS = {
 @pytest.mark.parametrize("shape", list(KINDS.values()), ids=list(KINDS))
 @pytest.mark.parametrize("isa, tag", MIXED)
 def test_float32_queries_beside_keys_and_values_of_16_bits(isa, tag, shape):
-    """What the same numbers give as float32 throughout, to within the kernels' order of sums; nothing is copied."""
+    """As the same numbers in float32 throughout, to within the kernels' order of sums; nothing is copied."""
     query = inputs("f32", *shape)[0]
     _, key, value = inputs(tag, *shape)
     arrays = query, key, value

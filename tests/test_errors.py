@@ -1,4 +1,4 @@
-"""What bad input gets: the type of the error, a message that names the fault, `out` untouched, the next call fine."""
+"""Bad input: the type of the error, a message that names the fault, `out` untouched, the next call fine."""
 
 import inspect
 import re

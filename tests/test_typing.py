@@ -122,7 +122,7 @@ def sources():
 
 @pytest.fixture(scope="module")
 def verdict(tmp_path_factory, pytestconfig):
-    """What mypy says of all files, in one run."""
+    """mypy's errors in all files, from one run."""
     folder = tmp_path_factory.mktemp("typing")
     cache = getattr(pytestconfig, "cache", None)        # there is none with -p no:cacheprovider
     for name, text in sources().items():

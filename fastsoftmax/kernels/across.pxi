@@ -221,8 +221,8 @@ cdef void write_tile(int result, const Rows* rows, Py_ssize_t o, Py_ssize_t i, P
     else:
         empty_tile(LOG_SOFTMAX, False, rows, o, i, width, j, count, s, outcome, tile)
 
-# What will be wanted soon is brought near while a block is summed: the same block of the next tile, and the memory of
-# the results. No hardware sees what is next, as the lines of a tile are on pages of their own.
+# While a block is summed, the same block of the next tile and the memory of the results are prefetched. The hardware
+# prefetcher cannot do it, since each line of a tile is on a page of its own.
 
 cdef inline void prefetch_lines(const elem* at, Py_ssize_t n_stride, Py_ssize_t inner_stride,
                                 Py_ssize_t count) noexcept nogil:

@@ -70,8 +70,8 @@ cdef inline real largest(const elem* x, Py_ssize_t count) noexcept nogil:
         top[1] = vmax(load_elem(x + count - LANES) if count >= LANES else load_upto(x, 0, count, 0), top[1])
     return hmax(vmax(vmax(top[0], top[1]), vmax(top[2], top[3])))
 
-# What will be wanted soon: the next row's elements, and the memory of the results, which stores alone would bring near
-# too late. Not for rows beyond a chunk, whose next is far off.
+# Addresses to prefetch: the next row's elements, and the memory of the results, which stores alone would bring near too
+# late. Not for rows beyond a chunk, whose next is far off.
 cdef struct Soon:
     const elem* x
     const elem* y
@@ -364,7 +364,7 @@ cdef inline void write_chunk(int result, const Rows* rows, Py_ssize_t o, Py_ssiz
     finish_chunk(result, rows.scaled, s, outcome, kept, x, y, rows.y_n, count, rows.streamed)
 
 cdef inline int first_sum(const Rows* rows) noexcept nogil:
-    """What is summed first."""
+    """Which sum the first pass computes."""
     return rows.result if rows.result == SOFTMAX or rows.result == ENTROPY else OTHERS
 
 cdef inline Outcome outcome_along(int sum_of, Py_ssize_t n, bint scaled, const Shift* s, const Sums* sums, vreal ties,
@@ -399,7 +399,7 @@ cdef bint conclude(int sum_of, const Rows* rows, Py_ssize_t n, const Shift* s, S
         outcome[0] = outcome_along(LOGSUMEXP, n, rows.scaled, s, sums, ties, &doubt)
     return False
 
-# Rows that hold no finite maximum, or a NaN beside hidden elements: whatever the result, it is made of these.
+# Rows whose maximum is not finite, or that hold a NaN beside hidden elements, take a scalar path.
 
 cdef inline bint is_special(const Rows* rows, real top, real hi) noexcept nogil:
     if not (-INFINITY < top < INFINITY):

@@ -170,7 +170,7 @@ cdef inline void some_scores(int rows, int columns, const real* key, Py_ssize_t 
 
 cdef inline void find_scores(int rows, int columns, const real* key, Py_ssize_t stride, Py_ssize_t count,
                              Py_ssize_t width, const real* query_t, const vreal* scale, real* scores) noexcept nogil:
-    """scores[j][lane] = scale * key j times the lane's query; what is left over goes with rows before it again."""
+    """scores[j][lane] = scale * key j times the lane's query; the last tile overlaps the one before."""
     cdef Py_ssize_t j = 0
     if count < rows:
         for j in range(count):

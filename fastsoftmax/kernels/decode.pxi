@@ -10,7 +10,7 @@ cdef enum:
     LONG_CACHE = 4096       # keys from which reading them is what takes the time
     STREAMS = 4             # parts of a block that are read side by side
     PIECES = READ // KEYS   # sums of KEYS values each, since errors grow with the length of a sum
-    PART = 512              # keys of a part, or more, so that there are at most
+    PART = 512              # keys of a part, at least; more where there would be over MOST_PARTS of them
     MOST_PARTS = 64
     FOUND_REALS = 6
 
@@ -273,7 +273,7 @@ cdef void put_back_rows(const Attention* a, const Reader* reader, const elem* va
 
 cdef void read_block(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Py_ssize_t start, Py_ssize_t stop,
                      Reader* reader, real* found) noexcept nogil:
-    """What the rows find in the keys start .. stop - 1 joins what they have found before."""
+    """Updates the online softmax of all rows with the keys start .. stop - 1."""
     cdef Py_ssize_t rows = a.length * a.shared, row, j, count = stop - start
     cdef Py_ssize_t begin, end, value_stride = a.value_stride[2]
     cdef const elem* key = row_of(a.key, a.key_stride, b, key_head, start)
@@ -342,7 +342,7 @@ cdef void read_block(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Py_s
 
 cdef void finish_row(const Attention* a, Py_ssize_t b, Py_ssize_t head, Py_ssize_t query,
                      const Found* found) noexcept nogil:
-    """What has been found in all keys becomes a row of the results."""
+    """Writes a row of the results from its state over all keys."""
     cdef vreal inverse, lse, entropy
     cdef Py_ssize_t i, at = (b * a.heads + head) * a.length + query
     cdef const real* x = &found.top + FOUND_REALS
@@ -391,7 +391,7 @@ cdef void read_part(const Attention* a, Py_ssize_t pair, Py_ssize_t part, Reader
 
 cdef void merge_parts(const Attention* a, Py_ssize_t pair, Py_ssize_t parts, real* found,
                       Region* region) noexcept nogil:
-    """What a row has found in each part, brought to one top, and added up in the first part's place."""
+    """Combines the states of the parts, brought to one top, in the place of the first part's."""
     cdef fp_state state = fp_enter()
     cdef Py_ssize_t b = pair // a.key_heads, key_head = pair % a.key_heads, rows = a.length * a.shared, row, part, i
     cdef Found* whole

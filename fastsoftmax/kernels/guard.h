@@ -89,9 +89,9 @@ static inline void guard_begin_alone(Guard *guard, int64_t alone, int64_t now, i
     GUARD_WRITE(guard->alone, alone);
 }
 
-/* Called where the time alone is over, by the first caller who comes: whether it had better go on, since other programs
-   have half a core or more of those that so many threads need. If callers were elsewhere for most of the time, what
-   others did meanwhile says nothing. */
+/* Decides, in the first call after the time alone has expired, whether to extend it. Extends it where other programs used
+   at least half a core that so many threads need. If callers were elsewhere for most of the time, the account of that
+   time is ignored. */
 static inline int guard_goes_on(Guard *guard, int64_t threads, int64_t now) {
     int64_t since = GUARD_TAKE(guard->since), spell = now - since, cores = 0, taken, left;
     if (since == 0 || spell < GUARD_KNOWN || spell > 2 * GUARD_READ(guard->granted) || guard->taken_now == 0)
@@ -104,7 +104,7 @@ static inline int guard_goes_on(Guard *guard, int64_t threads, int64_t now) {
     return 1;
 }
 
-/* What a call, or a slice of it, lost in all its regions. */
+/* Records the time that a call, or a slice of it, lost in all its regions. */
 static inline void guard_learn(Guard *guard, int64_t loss) {
     int64_t factor = GUARD_READ(guard->factor), credit = GUARD_READ(guard->credit) - loss, alone, cores;
     GUARD_WRITE(guard->credit, credit < 0 ? 0 : credit < GUARD_CREDIT ? credit : GUARD_CREDIT);

@@ -1,4 +1,4 @@
-/* What the rounding of a product lost, without a fused multiply-add: each factor is split in halves
+/* The rounding error of a product, without a fused multiply-add: each factor is split in halves
  * whose products are exact (Veltkamp, Dekker). Factors beyond 2**(range - mantissa/2) overflow the split
  * and give NaN; the callers' factors are scores and inverse temperatures, checked to be far below. */
 WORD vreal product_error(vreal a, vreal b, vreal product)

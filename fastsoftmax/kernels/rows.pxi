@@ -1,4 +1,4 @@
-# What a kernel is asked: arrays seen as (outer, n, inner), rows running along n.
+# The parameters of a softmax kernel: arrays seen as (outer, n, inner), rows running along n.
 #
 # A kernel works on its rows in one of two ways, chosen by shape:
 #   along   one row at a time, its elements in the lanes                      (along.pxi)
@@ -131,10 +131,10 @@ cdef inline vmask is_other(const Shift* s, vreal x) noexcept nogil:
 # A running sum that loses nothing: what rounding an addition loses is found exactly, and added up in `lost`.
 # The weights come as f + p * f, which is more exact than their rounded sum. The p * f are so much smaller that they
 # may be rounded when they are added up, in `rest`, which goes to the total once a RUN. The total starts at START, above
-# everything that is added to it, which makes the error cheap to find (Dekker), and leaves in `lost`, as rounded as a
-# real is, what is far below START. A logarithm wants log1p of the sum of the others than the largest, with a relative
-# error: OTHERS is this sum, good where it is above LEAST an element; where it is less, it is summed again, by
-# LOGSUMEXP: from zero, and with the error found the longer way (Knuth).
+# everything that is added to it, so that the error takes three operations (Dekker); `lost` holds the digits far below
+# START, rounded to a real. log_softmax needs log1p(sum excluding the maximum). OTHERS is a fast version of this sum,
+# accurate where it exceeds n * 2**-LEAST; below that the row is summed again by LOGSUMEXP: from zero, and with the
+# error of each addition by six operations (Knuth).
 cdef enum:
     START = 8               # times SCALE; above every f, and every rest
     LEAST = 18              # 2**-LEAST of the largest weight
@@ -210,7 +210,7 @@ cdef inline vreal score_below_top(const Shift* s, vreal x, bint scaled) noexcept
     scores_of(s, vmax(s.limit, x - s.center), scaled, &score, &score_lo)
     return (score - top) + (score_lo - top_lo)
 
-# What a row's elements add up to.
+# The sums of a row's elements.
 cdef struct Sums:
     vwide[COLS] weights
     vwide[COLS] moments     # weight * (score - top), for the entropy
@@ -233,7 +233,7 @@ cdef inline void largest_weight(const Shift* s, bint scaled, vreal* p, vreal* f)
     weigh4(x, s, False, scaled, True, p_, f_)
     p[0], f[0] = p_[0], f_[0]
 
-# What a row's results are made from: weights * (hi + lo), or scores - (hi + lo), scores measured from s.origin.
+# The results of a row are weights * (hi + lo), or scores - (hi + lo), with scores measured from s.origin.
 #
 # Some want a second look, `doubt`: of OTHERS, where the sum is not exact enough; of SOFTMAX, where the largest weight
 # may be all there is. As it is rounded, and divided by a sum in which it is not rounded, one in seven such weights

@@ -12,7 +12,7 @@
 # exactly 1: where one key leads by 17, a total has no digits left of the others (Blanchard, Higham and Higham, 2021).
 # That sum and that of the moments are compensated, each a number and its `rest`.
 #
-# What is finite stays finite: sums of scores and terms saturate, since an overflow to -inf would hide.
+# Sums of finite scores and terms saturate, since an overflow to -inf would hide a key.
 #
 # A row's result depends on its own elements and on KEYS or READ alone: not on the rows beside it, nor on threads. A key
 # that is hidden from it adds exact zeros wherever it is not skipped.
@@ -100,7 +100,7 @@ cdef inline Py_ssize_t next_register(Py_ssize_t e, Py_ssize_t width) noexcept no
 
 cdef const real* line_of(const Term* term, Py_ssize_t b, Py_ssize_t head, Py_ssize_t query, Py_ssize_t key,
                          Py_ssize_t count, real* line) noexcept nogil:
-    """What a term has for `count` keys of a query, as reals: where it stands, or in `line`."""
+    """The values of a term for `count` keys of a query, as reals: where they stand, or in `line`."""
     cdef const char* at = (term.data + b * term.stride[0] + head * term.stride[1] + query * term.stride[2]
                            + key * term.stride[3])
     cdef Py_ssize_t j = 0, stride = term.stride[3]

@@ -61,7 +61,7 @@ cdef void long_row_share(int phase, const Rows* rows, const LongRow* row, Py_ssi
     end_task(region, end - start)
 
 cdef int long_row_between(int phase, const Rows* rows, LongRow* row) noexcept nogil:
-    """What follows from all chunks together; the next phase, or 0."""
+    """Computes the row's constants from those of all chunks. Returns the next phase, or 0."""
     cdef fp_state state = fp_enter()
     cdef Py_ssize_t task, tasks = steps(row.n, CHUNK)
     cdef real top = -INFINITY
@@ -217,7 +217,7 @@ cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) exc
     return 0
 
 cdef inline Py_ssize_t task_size(Py_ssize_t size, int threads) noexcept nogil:
-    """A task's first row comes from afar, so tasks are as large as their even distribution allows."""
+    """A task's first row is a cache miss, so tasks are as large as their even distribution allows."""
     if threads == 1:
         return SLICE
     return min(max(size // (16 * threads), <Py_ssize_t>TASK), <Py_ssize_t>(4 * TASK))

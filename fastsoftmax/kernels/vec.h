@@ -177,7 +177,7 @@ COLD void scale_in_place(real *a, ptrdiff_t step, ptrdiff_t count, vreal hi, vre
         store(a + i * step, scale_rounded_once(load(a + i * step), hi, lo));
 }
 
-/* n, but the compiler does not know it: for a loop that is better left as it is. */
+/* Hides the value of n from the optimiser, so that it does not unroll a loop. */
 WORD int rolled(int n)
 {
 #if defined __GNUC__

@@ -1,4 +1,4 @@
-/* What GNU C's vector types give all instruction sets alike, once VECTOR_BYTES is known.
+/* Operations on GNU C's vector types, the same for all instruction sets, once VECTOR_BYTES is known.
  * GCC and Clang compile arithmetic, comparisons and conversions of these types to single instructions.
  */
 #define LANES (8 * VECTOR_BYTES / REAL_BITS)
