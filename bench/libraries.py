@@ -25,8 +25,8 @@ THREADS_IN_ONE_PROCESS = 1  # with more, the thread pools of the libraries that 
 
 
 def load_baseline():
-    """fastsoftmax/_numpy_baseline.py as a module of its own: the package's threads stay out of the peers' processes."""
-    file = Path(__file__).resolve().parent.parent / "fastsoftmax" / "_numpy_baseline.py"
+    """_selfcheck/numpy_baseline.py as a module of its own: the package's threads stay out of the peers' processes."""
+    file = Path(__file__).resolve().parent.parent / "fastsoftmax" / "_selfcheck" / "numpy_baseline.py"
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -170,7 +170,7 @@ class Ours:
 
 
 class NumPy:
-    """NumPy as one writes it: fastsoftmax/_numpy_baseline.py. 16-bit types in float32, which is four times as fast."""
+    """NumPy as one writes it: _selfcheck/numpy_baseline.py. 16-bit types in float32, which is four times as fast."""
 
     name, needs, families = "NumPy", ("numpy",), shapes.FAMILIES
 

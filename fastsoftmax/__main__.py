@@ -28,7 +28,8 @@ from typing import NamedTuple
 import numpy as np
 
 import fastsoftmax
-from fastsoftmax import _dispatch, _front, _numpy_baseline, _threads, reference
+from fastsoftmax import _dispatch, _front, _threads, reference
+from fastsoftmax._selfcheck import numpy_baseline
 
 # ---- 1. configuration -----------------------------------------------------------------------------------------------
 
@@ -403,7 +404,7 @@ def ours_call(function, x, axis, threads):
 
 
 def numpy_call(function, x, axis, threads):
-    f = getattr(_numpy_baseline, function)
+    f = getattr(numpy_baseline, function)
     if function == "causal_softmax":
         hidden = ~np.tri(*x.shape[-2:], dtype=bool)
         return lambda: f(x, hidden)
@@ -504,7 +505,7 @@ def ours_attention(query, key, value, causal, threads):
 
 def numpy_attention(query, key, value, causal, threads):
     hidden = ~np.tri(query.shape[2], key.shape[2], dtype=bool) if causal else None
-    return lambda: _numpy_baseline.scaled_dot_product_attention(query, key, value, hidden)
+    return lambda: numpy_baseline.scaled_dot_product_attention(query, key, value, hidden)
 
 
 def torch_attention(query, key, value, causal, threads):
