@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import report
+from record import save
 
 import fastsoftmax
 from fastsoftmax import _dispatch
@@ -67,7 +67,7 @@ TEMPERATURES = (0.3, 0.7, 1.3, 3.0)
 
 
 @functools.cache
-def libraries(dim=0):
+def implementations(dim=0):
     """name -> (instruction set or None, {function name: callable}); PyTorch's along dimension `dim`."""
     ours = {name: getattr(fastsoftmax, name) for name in FUNCTIONS}
     found = {f"fastsoftmax {isa}": (isa, ours) for isa in _dispatch.supported()}
@@ -118,7 +118,7 @@ def measure(dtype, count, longest):
     worst = {}
     for number, x in enumerate(rows(dtype, count, longest, np.random.default_rng(0))):
         rows_at_t, temperature = tempered(x, number)
-        for library, (isa, functions) in libraries().items():
+        for library, (isa, functions) in implementations().items():
             with np.errstate(all="ignore"), _dispatch.using(isa or _dispatch.isa()):
                 found = errors(functions, x, 1.0, False) | errors(functions, rows_at_t, temperature, True)
                 if isa:
@@ -144,7 +144,7 @@ def pairs_of(start, stop, step):
 
 def sweep(step):
     """library, function -> (largest error, the x where it is)."""
-    worst, measured = {}, libraries(dim=1)
+    worst, measured = {}, implementations(dim=1)
     last, chunk = int(np.float32(104).view(np.uint32)), step << 17        # in the cache
     for number, start in enumerate(range(0, last + 1, chunk)):
         scores, true = pairs_of(start, min(start + chunk, last + 1), step)
@@ -200,7 +200,7 @@ def hard(count):
             true = {
                 "softmax": [mpmath.exp(v - top) / (1 + others) for v in exact],
                 "log_softmax": [v - top - log for v in exact], "logsumexp": [top + log]}
-            for library, (isa, functions) in libraries().items():
+            for library, (isa, functions) in implementations().items():
                 with np.errstate(all="ignore"), _dispatch.using(isa or _dispatch.isa()):
                     for name, function in functions.items():
                         if name not in true:
@@ -220,7 +220,7 @@ def print_by_function(dtype, worst, note):
         print(f"| {library} | {' | '.join(figures)} |")
 
 
-def record(file, part, found):
+def replace_part(file, part, found):
     """Replace the measured libraries in one part of a results file: {library: {function: largest error}}."""
     path = Path(file)
     data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -230,7 +230,7 @@ def record(file, part, found):
         if importlib.util.find_spec(module):
             version = importlib.metadata.version(module)
             data.setdefault("versions", {})[name] = ".".join(version.split(".")[:2])
-    report.save(path, data)
+    save(path, data)
 
 
 def by_library(worst):
@@ -254,7 +254,7 @@ def main():
         worst = sweep(options.sweep)
         print_by_function("float32", worst, f"{kind} from -104 to 0")
         if options.json:
-            record(options.json, "sweep", by_library(worst))
+            replace_part(options.json, "sweep", by_library(worst))
     if options.hard:
         print_by_function("float64", hard(options.hard), f"{options.hard} hard rows")
     if options.sweep or options.hard:
@@ -270,7 +270,7 @@ def main():
             figures = [f"{worst[library, name]:.3g}" if (library, name) in worst else "" for name in columns]
             print(f"| {dtype} | {library} | {' | '.join(figures)} |")
     if options.json:
-        record(options.json, "random", measured)
+        replace_part(options.json, "random", measured)
 
 
 if __name__ == "__main__":

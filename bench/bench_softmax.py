@@ -3,14 +3,14 @@
 One thread each, because the libraries share a process here; `compare.py` is the measurement to quote.
 """
 
-import libraries
+import peers
 import pytest
 import shapes
 
 CASES = shapes.select(families=shapes.SOFTMAX)
 
 
-@pytest.mark.parametrize("name", libraries.meant_for(shapes.SOFTMAX))
+@pytest.mark.parametrize("name", peers.meant_for(shapes.SOFTMAX))
 @pytest.mark.parametrize(("family", "shape"), CASES, ids=[f"{family}-{shape.name}" for family, shape in CASES])
 def test_speed(measure, family, shape, name):
     measure(family, shape, name)

@@ -5,25 +5,27 @@ import os
 import timeit
 from collections import Counter
 
-import libraries
+import peers
 import pytest
+from peers.common import UnavailableError, checked
+from standalone import turns
 
-THREADS = libraries.THREADS_IN_ONE_PROCESS
-os.environ.update(libraries.environment(THREADS))  # before any of them is imported
+THREADS = 1  # with more, the thread pools of the libraries that share the process would spin against each other
+os.environ.update(turns.environment(THREADS))  # before any of them is imported
 
 
 def state(cls):
-    gone = libraries.missing(cls)
-    return f"{cls.name}: absent ({gone} is not installed)" if gone else f"{cls.name}: {libraries.version(cls)}"
+    gone = cls.missing()
+    return f"{cls.name}: absent ({gone} is not installed)" if gone else f"{cls.name}: {cls.version()}"
 
 
 def pytest_report_header(config):
-    return [f"libraries, {THREADS} thread each:", *(f"  {state(cls)}" for cls in libraries.LIBRARIES.values())]
+    return [f"libraries, {THREADS} thread each:", *(f"  {state(cls)}" for cls in peers.LIBRARIES.values())]
 
 
 def pytest_terminal_summary(terminalreporter):
     """Nothing is passed over silently: absent libraries, and what the others cannot do."""
-    absent = [state(cls) for cls in libraries.LIBRARIES.values() if libraries.missing(cls)]
+    absent = [state(cls) for cls in peers.LIBRARIES.values() if cls.missing()]
     terminalreporter.write_line("absent libraries: " + ("; ".join(absent) or "none"))
     skipped = terminalreporter.stats.get("skipped", ())
     for reason, count in Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped).items():
@@ -33,9 +35,9 @@ def pytest_terminal_summary(terminalreporter):
 @functools.cache
 def library(name):
     """The library, imported once; a reason instead where it is absent."""
-    cls = libraries.LIBRARIES[name]
-    if gone := libraries.missing(cls):
-        raise libraries.UnavailableError(f"{gone} is not installed")
+    cls = peers.LIBRARIES[name]
+    if gone := cls.missing():
+        raise UnavailableError(f"{gone} is not installed")
     return cls(THREADS)
 
 
@@ -47,11 +49,11 @@ def measure(benchmark):
         try:
             statement, space = library(name).call(family, shape)
             if "result" in space:
-                libraries.checked(family, shape, eval(statement, space), space)
+                checked(family, shape, eval(statement, space), space)
             call = eval(f"lambda: {statement}", space)
             seconds = timeit.timeit(call, number=1)
         except Exception as reason:  # a kernel of a peer may be missing for a dtype: shown as skipped, with its words
-            if name == "fastsoftmax" and not isinstance(reason, libraries.UnavailableError):
+            if name == "fastsoftmax" and not isinstance(reason, UnavailableError):
                 raise
             pytest.skip(f"{name}: {reason}".partition("\n")[0])
         benchmark.group = f"{family}: {shape.name} {shape.shape} {shape.dtype}"

@@ -13,7 +13,7 @@ import tempfile
 
 import numpy as np
 import shapes
-from libraries import UnavailableError
+from peers.common import Peer, UnavailableError
 
 SOURCE = r"""
 #include <stddef.h>
@@ -119,7 +119,7 @@ def aligned(nbytes):
     return memory, ctypes.c_void_p(memory.ctypes.data + -memory.ctypes.data % 64)
 
 
-class Machine:
+class Machine(Peer):
     """The limits, spoken to as the libraries are: call(family, shape)."""
 
     name = "machine"

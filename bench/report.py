@@ -10,15 +10,15 @@ minilm.txt hold the output of busy.py and minilm.py.
 
 import argparse
 import difflib
-import json
 import math
 import re
 import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from record import load
+
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
 OURS = "fastsoftmax"
 SOFTMAX, ATTENTION = "amd-epyc-zen4.json", "amd-epyc-zen3.json"
 LOST = 1e6                  # ULP: a result close to 0 came out as 0
@@ -37,23 +37,6 @@ KINDS = {
     "attention": "attention", "attention_causal": "causal attention", "attention_window": "window of 128",
     "attention_decode": "decoding",
 }
-
-
-def load(name):
-    """A file of bench/results."""
-    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
-
-
-def save(path, data):
-    """Write results with a line for each row, so that a diff shows which rows changed."""
-    parts = []
-    for key, value in data.items():
-        text = json.dumps(value, ensure_ascii=False)
-        if value and isinstance(value, list):
-            text = "[\n" + ",\n".join("  " + json.dumps(item, ensure_ascii=False) for item in value) + "\n ]"
-        parts.append(f" {json.dumps(key)}: {text}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
 def markdown(head, rows, left=1):

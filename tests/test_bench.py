@@ -1,0 +1,84 @@
+"""The workers of bench/ measure their libraries; one that is absent, fails or dies is in the results with a reason."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastsoftmax._selfcheck import turns
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+pytestmark = pytest.mark.skipif(not BENCH.exists(), reason="bench/ is not in this copy of the tree")
+
+
+def worker(name):
+    return name, [os.fspath(BENCH / "worker.py"), name, "1"], 1
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """A function that imports a module of bench/."""
+    monkeypatch.syspath_prepend(os.fspath(BENCH))
+    return importlib.import_module
+
+
+def test_a_worker_measures_its_library_and_checks_attention():
+    with turns.workers([worker("fastsoftmax"), worker("NumPy")]) as crew:
+        for family, name in (("softmax", "ten numbers"), ("attention_causal", "eight tokens")):
+            times, reasons, notes = turns.take_turns(crew, [family, name], 2, 0.001)
+            assert list(times) == ["fastsoftmax", "NumPy"] and not reasons
+        assert all(note["error"] < 1e-5 and note["how"] for note in notes.values())
+
+
+def test_a_worker_of_another_library_does_not_load_fastsoftmax():
+    code = (f"import sys; sys.path.insert(0, {os.fspath(BENCH)!r}); import worker; worker.start('NumPy', 1); "
+            "assert not [name for name in sys.modules if name.startswith('fastsoftmax')]")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_peer_says_what_it_needs_and_is_for(bench):
+    peers, shapes = bench("peers"), bench("shapes")
+    assert len(peers.LIBRARIES) == len(peers.CLASSES)
+    for cls in peers.CLASSES:
+        assert cls.needs and set(cls.families) <= set(shapes.FAMILIES)
+    assert peers.meant_for(["causal_mask_"]) == [
+        "fastsoftmax", "oracle", "NumPy", "SciPy", "PyTorch", "ONNX Runtime", "JAX"]
+
+
+def test_a_wrong_result_is_not_measured(bench):
+    common, data, shapes = bench("peers.common"), bench("data"), bench("shapes")
+    shape = next(shape for shape in shapes.SHAPES if shape.name == "eight tokens")
+    right = common.numpy_baseline.scaled_dot_product_attention(*data.attention(shape))
+    space = {"result": lambda out: out, "how": "by hand"}
+    assert common.checked("attention", shape, right, space)["how"] == "by hand"
+    for wrong in (right * 1.01, right[..., :-1], right * float("nan")):
+        with pytest.raises(common.WrongError):
+            common.checked("attention", shape, wrong, space)
+
+
+def test_results_hold_the_best_peer_and_every_reason(bench):
+    figures, shapes = bench("figures"), bench("shapes")
+    shape = next(shape for shape in shapes.SHAPES if shape.name == "ten numbers")
+    times = {"fastsoftmax": [1e-6, 2e-6], "oracle": [1e-7, 1e-7], "NumPy": [4e-6, 8e-6], "SciPy": [3e-6, 6e-6]}
+    reasons = {"PyTorch": "ended by signal 9 (Killed)", "JAX": "jax is not installed"}
+    versions = {**dict.fromkeys([*times, "PyTorch"], "1.0"), "JAX": "absent: jax is not installed"}
+    row = figures.Row("softmax", shape, 1, times, reasons, {})
+    found = figures.results([row], {}, versions, "generic", 2)
+    assert found["rows"][0]["best_peer"] == "SciPy" and found["rows"][0]["times_best_peer"] == 3
+    assert found["unavailable"] == [
+        {"library": "JAX", "why": "absent: jax is not installed", "cases": {}},
+        {"library": "PyTorch", "why": "ended by signal 9 (Killed)", "cases": {"ten numbers": ["softmax"]}},
+    ]
+
+
+def test_files_of_results_are_read_as_they_were_written(bench, tmp_path, monkeypatch):
+    record = bench("record")
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    data = {"date": "2026-01-01", "rows": [{"a": 1}, {"a": 2}], "notes": [], "name": "µ"}
+    record.save(tmp_path / "x.json", data)
+    assert record.load("x.json") == data
+    assert len((tmp_path / "x.json").read_text(encoding="utf-8").splitlines()) == 9
