@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(not BENCH.exists(), reason="bench/ is not in thi
 
 
 def worker(name):
-    return name, [os.fspath(BENCH / "worker.py"), name, "1"], 1
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return name, [os.fspath(BENCH / "worker.py"), name, "1"], 1, paths
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import importlib
 import io
+import os
+import sys
 import tomllib
 from pathlib import Path
 
@@ -42,7 +44,8 @@ def test_the_table_shows_absent_libraries_and_our_own_failure():
 
 
 def test_workers_measure_a_library_and_refuse_what_it_has_not():
-    with turns.workers((name, speed.command(name, 1), 1) for name in ("fastsoftmax", "NumPy", "SciPy")) as crew:
+    paths, names = os.pathsep.join(path for path in sys.path if path), ("fastsoftmax", "NumPy", "SciPy")
+    with turns.workers((name, speed.command(name, 1), 1, paths) for name in names) as crew:
         attention = next(number for number, case in enumerate(speed.CASES) if case[1] == "attention")
         assert crew[1].set_up(0) == {} and 0 < crew[1].run(0.001)["median"] < 1
         assert crew[2].set_up(attention) == {"absent": "SciPy has no attention"}
