@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 
+import functions
 import ml_dtypes
 import numpy as np
 import pytest
@@ -24,9 +25,7 @@ import fastsoftmax
 from fastsoftmax import (
     _arrays,
     _dispatch,
-    causal_mask_,
     causal_softmax,
-    log_softmax,
     logsumexp,
     scaled_dot_product_attention,
     softmax,
@@ -356,86 +355,36 @@ def test_keys_beyond_the_lengths_are_never_read(kernel, queries):
 
 
 
-# What users call, in every way that an array can lie between its guards. A line for each function: operands by name,
-# with dtype and shape, and the call. Others join by a line.
-PUBLIC = {
-    "softmax": (
-        {"x": ("scores", (5, 37)), "where": ("bool", (5, 37)), "temperature": ("f8", (5, 1)), "out": ("out", (5, 37))},
-        lambda x, where, temperature, out: softmax(x, -1, where=where, temperature=temperature, out=out)),
-    "log_softmax": (
-        {"x": ("scores", (37, 5)), "where": ("bool", (1, 5)), "temperature": ("f8", (1, 5)), "out": ("out", (37, 5))},
-        lambda x, where, temperature, out: log_softmax(x, 0, where=where, temperature=temperature, out=out)),
-    "logsumexp": (
-        {"a": ("scores", (5, 37)), "where": ("bool", (5, 37)), "out": ("out", (37,))},
-        lambda a, where, out: logsumexp(a, 0, where=where, out=out)),
-    "logsumexp with factors": (
-        {"a": ("scores", (5, 37)), "b": ("scores", (37,)), "out": ("out", (5,))},
-        lambda a, b, out: logsumexp(a, 1, b, out=out, return_sign=True)[0]),
-    "softmax_entropy": (
-        {"x": ("scores", (5, 37)), "where": ("bool", (37,)), "temperature": ("f8", (5, 1))},
-        lambda x, where, temperature: fastsoftmax.softmax_entropy(x, 1, where=where, temperature=temperature)),
-    "causal_softmax": (
-        {"scores": ("scores", (3, 7, 37)), "temperature": ("f8", (7, 1)), "out": ("out", (3, 7, 37))},
-        lambda scores, temperature, out: causal_softmax(scores, offset=30, temperature=temperature, out=out)),
-    "causal_mask_": (
-        {"scores": ("out", (3, 7, 37))}, lambda scores: causal_mask_(scores, offset=30)),
-    "scaled_dot_product_attention": (
-        {"query": ("scores", (2, 4, 5, 19)), "key": ("scores", (2, 2, 37, 19)), "value": ("scores", (2, 2, 37, 21)),
-         "attn_mask": ("bool", (2, 1, 5, 37)), "bias": ("scores", (4, 5, 37)), "alibi_slopes": ("f8", (2, 4)),
-         "sinks": ("f8", (4,)), "out": ("out", (2, 4, 5, 21))},
-        lambda query, key, value, **others: scaled_dot_product_attention(
-            query, key, value, enable_gqa=True, is_causal=True, causal_offset=32, **others)),
-    "scaled_dot_product_attention, the short way": (
-        {"query": ("scores", (1, 6, 2, 19)), "key": ("scores", (1, 2, 37, 19)), "value": ("scores", (1, 2, 37, 33))},
-        lambda query, key, value: scaled_dot_product_attention(query, key, value, enable_gqa=True)),
-    "scaled_dot_product_attention, masks that end early": (
-        {"query": ("scores", (2, 4, 25, 19)), "key": ("scores", (2, 2, 90, 19)), "value": ("scores", (2, 2, 90, 21)),
-         "attn_mask": ("bool", (2, 1, 25, 37)), "bias": ("scores", (37,)), "out": ("out", (2, 4, 25, 21))},
-        lambda query, key, value, **others: scaled_dot_product_attention(
-            query, key, value, enable_gqa=True, key_lengths=[37, 36], **others)),
-    "scaled_dot_product_attention, a mask that ends early, few queries": (
-        {"query": ("scores", (1, 2, 1, 19)), "key": ("scores", (1, 2, 700, 19)), "value": ("scores", (1, 2, 700, 21)),
-         "attn_mask": ("bool", (1, 1, 1, 600))},
-        lambda query, key, value, **others: scaled_dot_product_attention(query, key, value, key_lengths=600, **others)),
-    "scaled_dot_product_attention, 16-bit keys": (
-        {"query": ("f4", (2, 4, 25, 19)), "key": ("f2", (2, 2, 90, 19)), "value": ("f2", (2, 2, 90, 21)),
-         "out": ("f4", (2, 4, 25, 21))},
-        lambda query, key, value, out: scaled_dot_product_attention(query, key, value, enable_gqa=True, out=out)),
-    "scaled_dot_product_attention, 16-bit keys, few queries": (
-        {"query": ("f4", (1, 4, 1, 19)), "key": ("f2", (1, 2, 700, 19)), "value": ("f2", (1, 2, 700, 21)),
-         "out": ("f4", (1, 4, 1, 21))},
-        lambda query, key, value, out: scaled_dot_product_attention(query, key, value, enable_gqa=True, out=out)),
-    "merge_attention_states": (
-        {"a": ("scores", (3, 5, 17)), "b": ("scores", (3, 5, 17)), "a_lse": ("f8", (3, 5)), "b_lse": ("f8", (3, 5))},
-        lambda a, b, a_lse, b_lse: fastsoftmax.merge_attention_states([a, b], [a_lse, b_lse])[0]),
-}
+# ---------------------------------------------------------------- the public functions
 
 
 @needs_mprotect
 @ENDS
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", functions.SAMPLES)
 @pytest.mark.parametrize("way", ["contiguous", "lines", "unaligned", "byte-swapped"])
 def test_public_functions(kernel, name, way, at_end):
-    operands, call = PUBLIC[name]
+    """The samples of functions.py, in every way that an array can lie between its guards."""
     if way == "byte-swapped" and kernel.tag == "bf16":
         return                                  # ml_dtypes has but one byte order
-    guarded, plain, held = {}, {}, []
-    for operand, (kind, shape) in operands.items():
-        dtype = np.dtype({"scores": kernel.dtype, "out": kernel.dtype}.get(kind, kind))
-        values = {"bool": mostly_true, "f8": temperatures, "out": np.zeros}.get(
-            kind, lambda s: np.random.default_rng(3).normal(0, 5, s))(shape).astype(dtype)
+    held = []
+
+    def between_guards(operand, values):
         if way == "byte-swapped":
-            values = values.astype(dtype.newbyteorder())
-        lines = int(np.prod(shape[:-1])) if way in ("lines", "byte-swapped") else 1
+            values = values.astype(values.dtype.newbyteorder())
+        lines = math.prod(operand.shape[:-1]) if way in ("lines", "byte-swapped") else 1
         memory = Guarded(lines, values.nbytes + 1)
         held.append(memory)
-        shift = 1 if way == "unaligned" else 0
         place = memory.array if lines > 1 else memory.contiguous
-        guarded[operand] = place(values.dtype, shape, at_end, shift)
-        guarded[operand][...] = values
-        plain[operand] = values.astype(dtype)   # native, aligned
-    got, expected = call(**guarded), call(**plain)
-    np.testing.assert_array_equal(np.asarray(got, np.float64), np.asarray(expected, np.float64))
+        array = place(values.dtype, operand.shape, at_end, 1 if way == "unaligned" else 0)
+        array[...] = values
+        return array
+
+    function, sample = functions.SAMPLES[name]
+    call = getattr(fastsoftmax, function)
+    got = functions.results(call(**functions.arguments(sample, kernel.dtype, between_guards)))
+    expected = functions.results(call(**functions.arguments(sample, kernel.dtype)))     # native, aligned
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(one.astype(np.float64), other.astype(np.float64))
 
 
 def resident():
@@ -448,48 +397,27 @@ def resident():
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory use is read from /proc")
 
 
-def calls_of_every_kind():
-    """Small calls: every function, the short way in and the long one, and results as scalars, arrays and out."""
-    x = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
-    out, where, temperature = np.empty_like(x), x < 1, np.full((4, 1), 0.7)
-    half, swapped, bfloat = x.astype(np.float16), x.astype(">f4"), x.astype(ml_dtypes.bfloat16)
-    heads, wide = x[None], np.ones((2, 3, 40), np.float32)
-    attend, states = scaled_dot_product_attention, (wide, wide[..., 0].copy())
-    return [
-        lambda: softmax(x), lambda: softmax(x, -1), lambda: softmax(x, 0, out=out), lambda: log_softmax(x, -1),
-        lambda: softmax(x, -1, where=where, temperature=temperature), lambda: softmax(swapped, -1),
-        lambda: log_softmax(half, 0, temperature=0.5), lambda: softmax(bfloat, -1), lambda: softmax(x[:, ::2], -1),
-        lambda: logsumexp(x), lambda: logsumexp(x, 1, keepdims=True), lambda: logsumexp(x, 1, return_sign=True),
-        lambda: fastsoftmax.softmax_entropy(x, 1), lambda: fastsoftmax.softmax_entropy(x, 1, where=where),
-        lambda: causal_softmax(x), lambda: causal_softmax(x, out=out), lambda: causal_mask_(out),
-        lambda: softmax([1.0, 2.0]), lambda: softmax(x, -1, dtype=np.float64),
-        lambda: attend(x, x, x), lambda: attend(heads, heads, heads, is_causal=True), lambda: attend(x, x, x, out=out),
-        lambda: attend(wide, wide, wide, return_lse=True, return_entropy=True), lambda: attend(half, half, half),
-        lambda: attend(swapped, swapped, swapped), lambda: attend(bfloat, bfloat, bfloat, scale=0.5),
-        lambda: attend(wide, wide, wide, where[:3, :3], bias=x[:3, :3], window=(1, 2), softcap=3.0, alibi_slopes=[1, 2],
-                       sinks=[0.5, 0], key_lengths=2),
-        lambda: fastsoftmax.merge_attention_states([states[0]] * 2, [states[1]] * 2),
-    ]
+def calls_that_return():
+    """Small calls of every function, each with the objects that it is given: the short way in and the long one."""
+    arrays = functions.small_arrays()
+    for function in functions.FUNCTIONS.values():
+        for call in function.other_ways(arrays):
+            yield call, list(vars(arrays).values())
+    for name, sample in functions.SAMPLES.values():
+        arrays = []
+
+        def kept(operand, values, arrays=arrays):
+            arrays.append(values)
+            return values
+
+        yield functools.partial(getattr(fastsoftmax, name), **functions.arguments(sample, np.float32, kept)), arrays
 
 
 def calls_that_raise():
-    # All arrays are made here: NumPy 2.4's own np.empty(3) never returns the reference that it takes to its dtype.
-    x = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
-    frozen = x.copy()
-    frozen.flags.writeable = False
-    objects, small, empty, varying, ints = x.astype(object), x[0, :3].copy(), x[:0], x[0].copy(), np.ones(3, int)
-    attend, double, masked, short = scaled_dot_product_attention, x.astype(float), np.ma.masked_array(x), x[:, :3]
-    return [
-        lambda: softmax(x, 2), lambda: softmax(x, "0"), lambda: softmax(x, -1, temperature=0.0),
-        lambda: softmax(x, -1, out=frozen), lambda: softmax(x, -1, out=small), lambda: softmax(objects),
-        lambda: logsumexp(x, 0, where=ints), lambda: log_softmax(x, -1, temperature=varying),
-        lambda: causal_softmax(x, offset=0.5), lambda: causal_mask_(frozen), lambda: softmax(x, 10**30),
-        lambda: fastsoftmax.softmax_entropy(empty, 0), lambda: attend(x, x, double), lambda: attend(x, short, x),
-        lambda: attend(x, x, masked), lambda: attend(x, x, x, out=frozen), lambda: attend(x, x, x, ints),
-        lambda: attend(x, x, x, softcap=-1), lambda: attend(x, x, x, window=(1, -1)),
-        lambda: attend(x, x, x, key_lengths=5), lambda: attend(x, x, x, alibi_slopes=varying),
-        lambda: fastsoftmax.merge_attention_states([x], [x]),
-    ]
+    arrays = functions.small_arrays()
+    for function in functions.FUNCTIONS.values():
+        for call in function.refused(arrays):
+            yield functools.partial(swallow, call), list(vars(arrays).values())
 
 
 def swallow(call):
@@ -501,10 +429,10 @@ def swallow(call):
 
 
 @needs_proc
-@pytest.mark.parametrize("what, total", [("returns", 100_000), ("raises", 10_000)])
-def test_memory_stays_flat(what, total):
-    calls = calls_of_every_kind() if what == "returns" else [
-        lambda call=call: swallow(call) for call in calls_that_raise()]
+@pytest.mark.parametrize("calls, total", [(calls_that_return, 100_000), (calls_that_raise, 10_000)],
+                         ids=["returns", "raises"])
+def test_memory_stays_flat(calls, total):
+    calls = [call for call, _ in calls()]
     for _ in range(200):                        # pools fill up, caches get warm
         for call in calls:
             call()
@@ -532,25 +460,24 @@ def test_memory_stays_flat_over_calls_with_scratch_and_threads():
     assert resident() - before < 1 << 20
 
 
-@pytest.mark.parametrize("calls", [calls_of_every_kind, calls_that_raise])
+@pytest.mark.parametrize("calls", [calls_that_return, calls_that_raise])
 def test_reference_counts_stay(calls):
     shared = [np.dtype(t) for t in ("f2", "f4", "f8", "?")] + [np.ndarray, np.float32, np.float64, ml_dtypes.bfloat16]
-    for call in calls():
-        objects = [cell.cell_contents for cell in call.__closure__ or ()] + shared
-        run_one = call if calls is calls_of_every_kind else lambda call=call: swallow(call)
-        run_one()
+    for call, given in calls():
+        objects = given + shared
+        call()
         before = [sys.getrefcount(o) for o in objects]
         for _ in range(50):
-            run_one()
+            call()
         after = [sys.getrefcount(o) for o in objects]
         assert after == before
 
 
 def test_results_own_their_memory_and_keep_no_input_alive():
     x = np.ones((4, 9), np.float32)
-    for f in (softmax, log_softmax, logsumexp, fastsoftmax.softmax_entropy):
+    for name in functions.OF_SCORES:
         for array in (x, x[:, ::2], x.astype(">f4")):
-            y = f(array, -1)
+            y = functions.of_scores(name, array, -1)
             assert not np.shares_memory(y, array)
             while y.base is not None:
                 y = y.base

@@ -1,0 +1,255 @@
+"""The public functions that compute on arrays, each with sample calls. A new function joins the tests here alone.
+
+A sample is a set of keyword arguments in which an `Operand` stands for an array: its shape, its values, and whether the
+call reads it, overwrites it or fills it. Every sample is called
+
+- between guard pages, in every dtype and memory layout, with every instruction set     test_memory.py
+- 100,000 times: memory and reference counts stay                                       test_memory.py
+- with operands of any layout and alignment, and known bytes round them                 test_hostile.py
+- in every floating-point environment                                                   test_floating_point.py
+- with every instruction set, against the reference                                     smoke.py, memcheck.py
+
+`large` samples are long enough for several threads; test_forks.py, test_threads.py and test_floating_point.py call
+them. The other fields are for what a sample cannot say. test_functions.py fails if a public function has no entry.
+
+Like smoke.py, this module needs nothing but NumPy; `small_arrays` alone needs ml_dtypes.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from inspect import signature
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+
+import fastsoftmax
+from fastsoftmax import (
+    causal_mask_,
+    causal_softmax,
+    log_softmax,
+    logsumexp,
+    merge_attention_states,
+    scaled_dot_product_attention,
+    softmax,
+    softmax_entropy,
+)
+
+NOT_OF_ARRAYS = {"__version__", "get_num_threads", "num_threads", "set_num_threads", "show_config"}
+
+
+class Operand(NamedTuple):
+    """An array that a call takes; `dtype` None stands for the dtype under test."""
+
+    shape: tuple
+    fill: Callable                      # fill(rng, shape), the values
+    dtype: object = None
+    role: str = "read"                  # or "in place": the call reads and overwrites it; or "out": the call fills it
+
+    @property
+    def is_written(self):
+        return self.role != "read"
+
+    def values(self, dtype, seed=0):
+        """A new array of the values, in the dtype under test unless the operand has its own."""
+        return self.fill(np.random.default_rng(seed), self.shape).astype(self.dtype or dtype)
+
+
+def scores(*shape, dtype=None, role="read"):
+    return Operand(shape, lambda rng, size: rng.normal(0, 5, size), dtype, role)
+
+
+def vectors(*shape, dtype=None):
+    """Queries, keys and values: their products are scores of about 1."""
+    return Operand(shape, lambda rng, size: rng.normal(0, 1, size), dtype)
+
+
+def visible(*shape):
+    return Operand(shape, lambda rng, size: rng.random(size) < 0.9, np.bool_)
+
+
+def positive(*shape):
+    """Temperatures, slopes, statistics: float64, whatever dtype is under test."""
+    return Operand(shape, lambda rng, size: rng.uniform(0.5, 2, size), np.float64)
+
+
+def out(*shape, dtype=None):
+    return Operand(shape, lambda rng, size: np.zeros(size), dtype, "out")
+
+
+class Function(NamedTuple):
+    """An entry of the table. `samples` is all that a new function needs."""
+
+    samples: dict                       # name -> keyword arguments
+    large: dict = {}                    # the same, where several threads share the work
+    # For a function of one array of scores and perhaps an axis: whether it gives a number for "each score" or "each
+    # row". test_hostile.py then calls it with any dtype, shape, axis, `where`, `temperature` and `out` that it takes.
+    gives: str | None = None
+    # From small_arrays(), calls that go other ways through the package than samples: scalars, lists, byte orders. They
+    # and those that raise run thousands of times: memory and reference counts stay.
+    other_ways: Callable = lambda a: []
+    refused: Callable = lambda a: []
+
+
+attend = scaled_dot_product_attention
+
+FUNCTIONS = {
+    "softmax": Function(
+        gives="each score",
+        samples={"every option": dict(
+            x=scores(5, 37), axis=-1, where=visible(5, 37), temperature=positive(5, 1), out=out(5, 37))},
+        large={"rows": dict(x=scores(300, 1000), axis=-1), "columns": dict(x=scores(300, 1000), axis=0),
+               "a long row": dict(x=scores(100_000))},
+        other_ways=lambda a: [
+            lambda: softmax(a.x), lambda: softmax(a.x, -1), lambda: softmax(a.x, 0, out=a.out),
+            lambda: softmax(a.x, -1, where=a.where, temperature=a.temperature), lambda: softmax(a.swapped, -1),
+            lambda: softmax(a.bfloat, -1), lambda: softmax(a.x[:, ::2], -1), lambda: softmax([1.0, 2.0]),
+            lambda: softmax(a.x, -1, dtype=np.float64)],
+        refused=lambda a: [
+            lambda: softmax(a.x, 2), lambda: softmax(a.x, "0"), lambda: softmax(a.x, -1, temperature=0.0),
+            lambda: softmax(a.x, -1, out=a.frozen), lambda: softmax(a.x, -1, out=a.row), lambda: softmax(a.objects),
+            lambda: softmax(a.x, 10**30)]),
+    "log_softmax": Function(
+        gives="each score",
+        samples={"every option": dict(
+            x=scores(37, 5), axis=0, where=visible(1, 5), temperature=positive(1, 5), out=out(37, 5))},
+        large={"columns": dict(x=scores(300, 1000), axis=0)},
+        other_ways=lambda a: [lambda: log_softmax(a.x, -1), lambda: log_softmax(a.half, 0, temperature=0.5)],
+        refused=lambda a: [lambda: log_softmax(a.x, -1, temperature=a.numbers)]),
+    "logsumexp": Function(
+        gives="each row",
+        samples={"where": dict(a=scores(5, 37), axis=0, where=visible(5, 37), out=out(37)),
+                 "factors": dict(a=scores(5, 37), axis=1, b=scores(37), out=out(5), return_sign=True)},
+        large={"a long row": dict(a=scores(300, 1000))},
+        other_ways=lambda a: [
+            lambda: logsumexp(a.x), lambda: logsumexp(a.x, 1, keepdims=True),
+            lambda: logsumexp(a.x, 1, return_sign=True)],
+        refused=lambda a: [lambda: logsumexp(a.x, 0, where=a.ints)]),
+    "softmax_entropy": Function(
+        gives="each row",
+        samples={"every option": dict(x=scores(5, 37), axis=1, where=visible(37), temperature=positive(5, 1))},
+        large={"rows": dict(x=scores(300, 1000), axis=-1)},
+        other_ways=lambda a: [lambda: softmax_entropy(a.x, 1), lambda: softmax_entropy(a.x, 1, where=a.where)],
+        refused=lambda a: [lambda: softmax_entropy(a.empty, 0)]),
+    "causal_softmax": Function(
+        gives="each score",
+        samples={"every option": dict(
+            scores=scores(3, 7, 37), offset=30, temperature=positive(7, 1), out=out(3, 7, 37))},
+        large={"square": dict(scores=scores(300, 1000))},
+        other_ways=lambda a: [lambda: causal_softmax(a.x), lambda: causal_softmax(a.x, out=a.out)],
+        refused=lambda a: [lambda: causal_softmax(a.x, offset=0.5)]),
+    "causal_mask_": Function(
+        samples={"an offset": dict(scores=scores(3, 7, 37, role="in place"), offset=30)},
+        large={"square": dict(scores=scores(300, 600, role="in place"))},
+        other_ways=lambda a: [lambda: causal_mask_(a.out)],
+        refused=lambda a: [lambda: causal_mask_(a.frozen)]),
+    "scaled_dot_product_attention": Function(
+        samples={
+            "every option": dict(
+                query=vectors(2, 4, 5, 19), key=vectors(2, 2, 37, 19), value=vectors(2, 2, 37, 21), enable_gqa=True,
+                is_causal=True, causal_offset=32, attn_mask=visible(2, 1, 5, 37), bias=scores(4, 5, 37),
+                alibi_slopes=positive(2, 4), sinks=positive(4), out=out(2, 4, 5, 21)),
+            "the short way": dict(
+                query=vectors(1, 6, 2, 19), key=vectors(1, 2, 37, 19), value=vectors(1, 2, 37, 33), enable_gqa=True),
+            "masks that end early": dict(
+                query=vectors(2, 4, 25, 19), key=vectors(2, 2, 90, 19), value=vectors(2, 2, 90, 21), enable_gqa=True,
+                attn_mask=visible(2, 1, 25, 37), bias=scores(37), key_lengths=[37, 36], out=out(2, 4, 25, 21)),
+            "a mask that ends early, few queries": dict(
+                query=vectors(1, 2, 1, 19), key=vectors(1, 2, 700, 19), value=vectors(1, 2, 700, 21),
+                attn_mask=visible(1, 1, 1, 600), key_lengths=600),
+            "16-bit keys": dict(
+                query=vectors(2, 4, 25, 19, dtype="f4"), key=vectors(2, 2, 90, 19, dtype="f2"),
+                value=vectors(2, 2, 90, 21, dtype="f2"), enable_gqa=True, out=out(2, 4, 25, 21, dtype="f4")),
+            "16-bit keys, few queries": dict(
+                query=vectors(1, 4, 1, 19, dtype="f4"), key=vectors(1, 2, 700, 19, dtype="f2"),
+                value=vectors(1, 2, 700, 21, dtype="f2"), enable_gqa=True, out=out(1, 4, 1, 21, dtype="f4"))},
+        large={
+            "many queries": dict(query=vectors(4, 75, 64), key=vectors(4, 75, 64), value=vectors(4, 75, 64),
+                                 is_causal=True),
+            "few queries": dict(query=vectors(2, 40), key=vectors(2049, 40), value=vectors(2049, 40)),
+            "few queries of many heads": dict(
+                query=vectors(4, 3, 64), key=vectors(4, 4000, 64), value=vectors(4, 4000, 64))},
+        other_ways=lambda a: [
+            lambda: attend(a.x, a.x, a.x), lambda: attend(a.heads, a.heads, a.heads, is_causal=True),
+            lambda: attend(a.x, a.x, a.x, out=a.out), lambda: attend(a.half, a.half, a.half),
+            lambda: attend(a.wide, a.wide, a.wide, return_lse=True, return_entropy=True),
+            lambda: attend(a.swapped, a.swapped, a.swapped), lambda: attend(a.bfloat, a.bfloat, a.bfloat, scale=0.5),
+            lambda: attend(a.wide, a.wide, a.wide, a.where[:3, :3], bias=a.x[:3, :3], window=(1, 2), softcap=3.0,
+                           alibi_slopes=[1, 2], sinks=[0.5, 0], key_lengths=2)],
+        refused=lambda a: [
+            lambda: attend(a.x, a.x, a.double), lambda: attend(a.x, a.short, a.x), lambda: attend(a.x, a.x, a.masked),
+            lambda: attend(a.x, a.x, a.x, out=a.frozen), lambda: attend(a.x, a.x, a.x, a.ints),
+            lambda: attend(a.x, a.x, a.x, softcap=-1), lambda: attend(a.x, a.x, a.x, window=(1, -1)),
+            lambda: attend(a.x, a.x, a.x, key_lengths=5), lambda: attend(a.x, a.x, a.x, alibi_slopes=a.numbers)]),
+    "merge_attention_states": Function(
+        samples={"two parts": dict(
+            outputs=[vectors(3, 5, 17), vectors(3, 5, 17)], lses=[positive(3, 5), positive(3, 5)])},
+        other_ways=lambda a: [lambda: merge_attention_states([a.wide] * 2, [a.lse] * 2)],
+        refused=lambda a: [lambda: merge_attention_states([a.x], [a.x])]),
+}
+
+SAMPLES = {f"{name}, {label}": (name, sample)
+           for name, function in FUNCTIONS.items() for label, sample in function.samples.items()}
+LARGE = {f"{name}, {label}": (name, sample)
+         for name, function in FUNCTIONS.items() for label, sample in function.large.items()}
+OF_SCORES = [name for name, function in FUNCTIONS.items() if function.gives]
+
+
+def arguments(sample, dtype, place=lambda operand, values: values):
+    """The sample's keyword arguments: place(operand, its values in the dtype) in place of each operand."""
+    seeds = itertools.count(1)
+    return {name: _placed(argument, dtype, place, seeds) for name, argument in sample.items()}
+
+
+def _placed(argument, dtype, place, seeds):
+    if isinstance(argument, list):
+        return [_placed(item, dtype, place, seeds) for item in argument]
+    return place(argument, argument.values(dtype, next(seeds))) if isinstance(argument, Operand) else argument
+
+
+def prepared(name, sample, dtype):
+    """call() with the sample's arrays, made once; those that a call overwrites are made anew each time."""
+    written = {key for key, argument in sample.items() if isinstance(argument, Operand) and argument.is_written}
+    made = arguments(sample, dtype)
+
+    def call():
+        fresh = {key: made[key].copy() for key in written}
+        return getattr(fastsoftmax, name)(**{**made, **fresh})
+
+    return call
+
+
+def results(got):
+    """A call's results as a list of arrays, however many there are."""
+    return [np.asarray(y) for y in (got if isinstance(got, tuple | list) else [got])]
+
+
+@functools.cache
+def takes(name, *options):
+    """Whether the function has all these parameters."""
+    return set(options) <= set(signature(getattr(fastsoftmax, name)).parameters)
+
+
+def of_scores(name, x, axis, module=fastsoftmax, **options):
+    """A function of `OF_SCORES`, of the package or its reference: along `axis` if it has one to choose."""
+    if takes(name, "axis"):
+        return getattr(module, name)(x, axis, **options)
+    return getattr(module, name)(x, **options)
+
+
+def small_arrays():
+    """Arrays for `other_ways` and `refused`.
+
+    All are made here: NumPy 2.4's own np.empty(3) never returns the reference that it takes to its dtype.
+    """
+    import ml_dtypes
+
+    x, frozen = (np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32) for _ in range(2))
+    frozen.flags.writeable = False
+    wide = np.ones((2, 3, 40), np.float32)
+    return SimpleNamespace(
+        x=x, frozen=frozen, out=np.empty_like(x), where=x < 1, temperature=np.full((4, 1), 0.7), heads=x[None],
+        wide=wide, lse=wide[..., 0].copy(), half=x.astype(np.float16), swapped=x.astype(">f4"), double=x.astype(float),
+        bfloat=x.astype(ml_dtypes.bfloat16), objects=x.astype(object), masked=np.ma.masked_array(x), short=x[:, :3],
+        empty=x[:0], row=x[0, :3].copy(), numbers=x[0].copy(), ints=np.ones(3, int))
