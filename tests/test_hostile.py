@@ -1,10 +1,12 @@
 """Whatever array comes in: the right answer or the documented error, never a crash, a warning or a changed input.
 
 Arrays are drawn as no sane program lays them out: any dtype and byte order, strides negative, zero or odd, elements on
-odd addresses, read-only, overlapping, of size 0 and 1. Known bytes round every buffer show what was written.
+odd addresses, read-only, overlapping, of size 0 and 1. Known bytes round every buffer show what was written. The
+functions are those of functions.py.
 """
 
 import ctypes
+import functools
 import math
 import threading
 import warnings
@@ -12,6 +14,7 @@ import warnings
 import ml_dtypes
 import numpy as np
 import pytest
+from functions import FUNCTIONS, OF_SCORES, SAMPLES, arguments, of_scores, results, takes
 from helpers import assert_accurate
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -23,12 +26,10 @@ from fastsoftmax import (
     _front,
     causal_mask_,
     causal_softmax,
-    log_softmax,
     logsumexp,
     reference,
     scaled_dot_product_attention,
     softmax,
-    softmax_entropy,
 )
 
 try:
@@ -43,13 +44,6 @@ hostile = settings(max_examples=300, deadline=None, derandomize=True, suppress_h
 NUMBERS = [*"?bBhHiIlLqQefdgFDG", ">f2", ">f4", ">f8", ">i2", ">i4", ">i8", ">u2", ">c8", ml_dtypes.bfloat16]
 REFUSED = ["O", "U3", "S3", "V5", "M8[s]", "m8[ns]", [("a", "f4"), ("b", "f8")], [("a", "f8", (2,))],
            ml_dtypes.float8_e4m3fn, ml_dtypes.int4]
-FUNCTIONS = {                                   # others join by a line: name -> call(x, axis)
-    "softmax": lambda x, axis: softmax(x, axis),
-    "log_softmax": lambda x, axis: log_softmax(x, axis),
-    "logsumexp": lambda x, axis: logsumexp(x, axis),
-    "softmax_entropy": lambda x, axis: softmax_entropy(x, axis),
-    "causal_softmax": lambda x, axis: causal_softmax(x),
-}
 DOCUMENTED = (TypeError, ValueError)            # AxisError is a ValueError
 MARGIN = 64
 
@@ -99,9 +93,8 @@ def expected_of(name, x, axis):
     """The reference, in the widest type, for finite and infinite scores alike."""
     kind = x.dtype.kind
     wide = np.clongdouble if kind == "c" else np.longdouble if x.dtype.itemsize >= 8 or kind in "iu" else np.float64
-    function = getattr(reference, name)
     x = np.ascontiguousarray(x).reshape(x.shape).astype(wide)
-    return np.asarray(function(x) if name == "causal_softmax" else function(x, axis))
+    return np.asarray(of_scores(name, x, axis, reference))
 
 
 def quiet(call, *args, **kwargs):
@@ -120,7 +113,7 @@ def assert_close(name, got, x, axis):
             fine = np.isclose(got, exact, rtol=tolerance, atol=tolerance, equal_nan=True)
         assert np.all(fine | ~np.isfinite(exact) | ~np.isfinite(got))
         return
-    if name in ("logsumexp", "softmax_entropy"):
+    if FUNCTIONS[name].gives == "each row":
         with np.errstate(all="ignore"):
             scale = np.nan_to_num(np.abs(exact), posinf=0) + 1
         assert_accurate(got, exact, 4, units=scale)
@@ -129,13 +122,13 @@ def assert_close(name, got, x, axis):
 
 
 @hostile
-@given(drawn=arrays(NUMBERS), name=st.sampled_from(sorted(FUNCTIONS)), data=st.data())
+@given(drawn=arrays(NUMBERS), name=st.sampled_from(sorted(OF_SCORES)), data=st.data())
 def test_any_array_of_numbers(drawn, name, data):
     x, buffer = drawn
     axis = data.draw(st.one_of(st.none(), st.integers(-5, 5), st.lists(st.integers(-4, 4), max_size=3).map(tuple)))
     before = buffer.copy()
     try:
-        got = quiet(FUNCTIONS[name], x, axis)
+        got = quiet(of_scores, name, x, axis)
     except DOCUMENTED as error:
         event(f"{name} of {x.dtype}: {error}")
         if name == "causal_softmax":
@@ -151,19 +144,28 @@ def test_any_array_of_numbers(drawn, name, data):
 
 
 @hostile
-@given(drawn=arrays(REFUSED), name=st.sampled_from(sorted(FUNCTIONS)), axis=st.one_of(st.none(), st.just(-1)))
+@given(drawn=arrays(REFUSED), name=st.sampled_from(sorted(OF_SCORES)), axis=st.one_of(st.none(), st.just(-1)))
 def test_any_array_of_anything_else(drawn, name, axis):
     x, _ = drawn
     with pytest.raises(TypeError, match="dtype"):
-        quiet(FUNCTIONS[name], x, axis)
+        quiet(of_scores, name, x, axis)
 
 
 OUT = ["e", "f", "d", ml_dtypes.bfloat16, ">f4", ">f8"]
 
 
+def beside(view, buffer):
+    """Which bytes of the buffer are none of the view's."""
+    untouched = np.ones(buffer.shape, bool)
+    if view.size:
+        start = view.__array_interface__["data"][0] - buffer.ctypes.data
+        as_strided(untouched[start:], (*view.shape, view.itemsize), (*view.strides, 1))[...] = False
+    return untouched
+
+
 @hostile
 @given(drawn=arrays(OUT, min_dims=2, writeable=True), data=st.data(),
-       name=st.sampled_from(["softmax", "log_softmax", "causal_softmax"]))
+       name=st.sampled_from([f for f in OF_SCORES if FUNCTIONS[f].gives == "each score" and takes(f, "out")]))
 def test_any_out(drawn, name, data):
     """Written where it should be, and nowhere else: in place, beside, or overlapping."""
     out, buffer = drawn
@@ -178,16 +180,9 @@ def test_any_out(drawn, name, data):
             return
         x, out = out[..., 1:], out[..., :-1]
     expected_x = x.copy()
-    untouched = np.ones(buffer.shape, bool)
-    np.lib.stride_tricks.as_strided(
-        untouched[abs(out.__array_interface__["data"][0] - buffer.ctypes.data):].view(np.bool_)[:1],
-        (*out.shape, out.itemsize), (*out.strides, 1))[...] = False
+    untouched = beside(out, buffer)
     before = buffer.copy()
-    if name == "causal_softmax":
-        got, expected = quiet(causal_softmax, x, out=out), causal_softmax(expected_x)
-    else:
-        function = getattr(fastsoftmax, name)
-        got, expected = quiet(function, x, axis, out=out), function(expected_x, axis)
+    got, expected = quiet(of_scores, name, x, axis, out=out), of_scores(name, expected_x, axis)
     assert got is out
     np.testing.assert_array_equal(out.astype(np.float64), expected.astype(np.float64))
     np.testing.assert_array_equal(buffer[untouched], before[untouched])
@@ -214,7 +209,7 @@ def test_any_where_and_temperature(drawn, data):
     x, _ = drawn
     where, _ = data.draw(arrays(["?"], max_dims=x.ndim))
     temperature, _ = data.draw(arrays(["f", "d", "i", ">f8"], max_dims=x.ndim))
-    name = data.draw(st.sampled_from(["softmax", "log_softmax", "softmax_entropy"]))
+    name = data.draw(st.sampled_from([f for f in OF_SCORES if takes(f, "axis", "where", "temperature")]))
     axis = data.draw(st.integers(0, x.ndim - 1))
     try:
         fits = np.broadcast_shapes(where.shape, x.shape) == x.shape
@@ -234,6 +229,39 @@ def test_any_where_and_temperature(drawn, data):
     plain = np.ascontiguousarray(x).reshape(x.shape)
     expected = function(plain, axis, where=where.copy(), temperature=temperature.astype(np.float64))
     np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
+
+
+@hostile
+@given(label=st.sampled_from(sorted(SAMPLES)), dtype=st.sampled_from(["e", "f", "d", ml_dtypes.bfloat16]),
+       data=st.data())
+def test_any_layout_of_a_sample(label, dtype, data):
+    """However the operands lie: the bits that contiguous ones give, and nothing written but what they say."""
+    placed, plain = [], []
+
+    def anywhere(operand, values):
+        dtypes = [values.dtype, values.dtype.newbyteorder()] if values.dtype.kind == "f" else [values.dtype]
+        view, buffer = data.draw(arrays(dtypes, shape=operand.shape, writeable=operand.is_written))
+        writeable, view.flags.writeable = view.flags.writeable, True
+        view[...] = values
+        view.flags.writeable = writeable
+        kept = beside(view, buffer) if operand.is_written else np.ones(buffer.shape, bool)
+        placed.append((view, buffer, kept, buffer[kept]))
+        return view
+
+    def as_usual(operand, values):
+        view = placed[len(plain)][0]            # where its stride is 0, one value is left of many
+        plain.append(np.array(view, values.dtype, order="C"))
+        return plain[-1]
+
+    name, sample = SAMPLES[label]
+    hostile_ones, plain_ones = arguments(sample, dtype, anywhere), arguments(sample, dtype, as_usual)
+    function = getattr(fastsoftmax, name)
+    expected, got = results(function(**plain_ones)), results(quiet(function, **hostile_ones))
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(one.astype("g"), other.astype("g"))
+    for (view, buffer, kept, before), other in zip(placed, plain, strict=True):
+        np.testing.assert_array_equal(view.astype("g"), other.astype("g"))
+        np.testing.assert_array_equal(buffer[kept], before)
 
 
 # ---------------------------------------------------------------- attention
@@ -313,11 +341,7 @@ def test_any_attention(drawn, data):
     out, buffer = data.draw(arrays(
         [expected.dtype, expected.dtype.newbyteorder()] if expected.dtype.kind == "f" else [expected.dtype],
         shape=shape, writeable=True))
-    untouched = np.ones(buffer.shape, bool)
-    if out.size:
-        start = out.__array_interface__["data"][0] - buffer.ctypes.data
-        np.lib.stride_tricks.as_strided(
-            untouched[start:], (*out.shape, out.itemsize), (*out.strides, 1))[...] = False
+    untouched = beside(out, buffer)
     around = buffer[untouched].copy()
     assert quiet(scaled_dot_product_attention, **given, out=out) is out
     np.testing.assert_array_equal(out.astype("g"), expected.astype("g"))
@@ -382,18 +406,16 @@ def test_more_elements_than_an_int_counts(name, dtype, count):
         assert (function(rows, 1) == np.log(np.longdouble(count // 2)).astype(dtype)).all()
 
 
-@pytest.mark.parametrize("function", [softmax, log_softmax, logsumexp, softmax_entropy, causal_softmax])
-def test_giants_without_elements(function):
+@pytest.mark.parametrize("name", OF_SCORES)
+def test_giants_without_elements(name):
     """Entropies of no rows were once computed from what lies beside, and written there."""
     for shape in ((1 << 40, 0), (0, 1 << 40)):
         x = np.lib.stride_tricks.as_strided(np.zeros(0, np.float32), shape, (0, 0))
-        if function is causal_softmax:
-            assert function(x).shape == shape
-        elif shape[1]:
-            assert function(x, 1).shape == (shape if function in (softmax, log_softmax) else (0,))
-        elif function is not logsumexp:
+        if shape[1] or not takes(name, "axis"):
+            assert of_scores(name, x, 1).shape == (shape if FUNCTIONS[name].gives == "each score" else (0,))
+        elif name != "logsumexp":
             with pytest.raises(ValueError, match="nothing"):
-                function(x, 1)
+                of_scores(name, x, 1)
 
 
 class Angry(np.ndarray):
@@ -427,9 +449,9 @@ class NoInterface:
     __array_interface__ = {"shape": (0, 3), "typestr": "<f4", "data": (0, True), "version": 3}
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", OF_SCORES)
 def test_other_things_that_are_arrays_in_some_way(name):
-    f, x = FUNCTIONS[name], np.arange(6.0).reshape(2, 3)
+    f, x = functools.partial(of_scores, name), np.arange(6.0).reshape(2, 3)
     expected = f(x, 1)
     for same in (x.view(Angry), x.view(np.recarray), Lying(x), memoryview(x), x.tolist(), tuple(map(tuple, x)),
                  np.lib.stride_tricks.as_strided(x, subok=False)):

@@ -404,13 +404,13 @@ def calls_that_return():
         for call in function.other_ways(arrays):
             yield call, list(vars(arrays).values())
     for name, sample in functions.SAMPLES.values():
-        arrays = []
+        given = []
 
-        def kept(operand, values, arrays=arrays):
-            arrays.append(values)
+        def noted(operand, values, given=given):
+            given.append(values)
             return values
 
-        yield functools.partial(getattr(fastsoftmax, name), **functions.arguments(sample, np.float32, kept)), arrays
+        yield functools.partial(getattr(fastsoftmax, name), **functions.arguments(sample, np.float32, noted)), given
 
 
 def calls_that_raise():
