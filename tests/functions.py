@@ -82,7 +82,7 @@ class Function(NamedTuple):
     """An entry of the table. `samples` is all that a new function needs."""
 
     samples: dict                       # name -> keyword arguments
-    large: dict = {}                    # the same, where several threads share the work
+    large: dict = {}                    # the same, so much that several threads share the work
     # For a function of one array of scores and perhaps an axis: whether it gives a number for "each score" or "each
     # row". test_hostile.py then calls it with any dtype, shape, axis, `where`, `temperature` and `out` that it takes.
     gives: str | None = None
@@ -165,11 +165,12 @@ FUNCTIONS = {
                 query=vectors(1, 4, 1, 19, dtype="f4"), key=vectors(1, 2, 700, 19, dtype="f2"),
                 value=vectors(1, 2, 700, 21, dtype="f2"), enable_gqa=True, out=out(1, 4, 1, 21, dtype="f4"))},
         large={
-            "many queries": dict(query=vectors(4, 75, 64), key=vectors(4, 75, 64), value=vectors(4, 75, 64),
+            "many queries": dict(query=vectors(4, 300, 64), key=vectors(4, 300, 64), value=vectors(4, 300, 64),
                                  is_causal=True),
-            "few queries": dict(query=vectors(2, 40), key=vectors(2049, 40), value=vectors(2049, 40)),
-            "few queries of many heads": dict(
-                query=vectors(4, 3, 64), key=vectors(4, 4000, 64), value=vectors(4, 4000, 64))},
+            "few queries of four heads": dict(
+                query=vectors(4, 3, 64), key=vectors(4, 4000, 64), value=vectors(4, 4000, 64)),
+            "few queries of one head": dict(
+                query=vectors(3, 64), key=vectors(20_001, 64), value=vectors(20_001, 64))},
         other_ways=lambda a: [
             lambda: attend(a.x, a.x, a.x), lambda: attend(a.heads, a.heads, a.heads, is_causal=True),
             lambda: attend(a.x, a.x, a.x, out=a.out), lambda: attend(a.half, a.half, a.half),

@@ -12,34 +12,19 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
+import functions
 import numpy as np
 import pytest
 
 import fastsoftmax
-from fastsoftmax import (
-    _cpu,
-    causal_softmax,
-    log_softmax,
-    logsumexp,
-    num_threads,
-    scaled_dot_product_attention,
-    set_num_threads,
-    softmax,
-)
+from fastsoftmax import _cpu, num_threads, set_num_threads, softmax
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")       # that is what is tested
 can_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 
-X = np.random.default_rng(0).normal(size=(300, 1000)).astype(np.float32)
-CALLS = {                                       # each on several threads: rows, columns, one long row; others join here
-    "rows": lambda x: softmax(x, -1),
-    "columns": lambda x: log_softmax(x, 0),
-    "one long row": lambda x: logsumexp(x),
-    "causal": lambda x: causal_softmax(x),
-    "attention": lambda x: scaled_dot_product_attention(*[x.reshape(4, 75, 1000)[..., :64]] * 3, is_causal=True),
-    "attention to a cache": lambda x: scaled_dot_product_attention(x[:2, :40], *[x.reshape(-1, 40)[:2049]] * 2),
-}
+ROOM = 300 * 1000 * 4                           # bytes of a result, at most
+CALLS = [functions.prepared(name, sample, np.float32) for name, sample in functions.LARGE.values()]
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +36,9 @@ def _restore():
 
 def results():
     found = []
-    for call in CALLS.values():
+    for call in CALLS:
         _cpu.work_alone(0)                      # or a busy machine would have it done by one thread
-        found.append(np.asarray(call(X)))
+        found.extend(functions.results(call()))
     return found
 
 
@@ -228,7 +213,7 @@ def test_many_callers_at_once(expected):
         assert all(pool.map(caller, range(64), timeout=600))
     assert max(peak) <= others + 64 * 3
     # results and scratch of 64 calls come and go; what must not be is growth turn by turn
-    assert max(memory) - memory[0] < 64 * (X.nbytes + (4 << 20))
+    assert max(memory) - memory[0] < 64 * (ROOM + (4 << 20))
 
 
 def test_tasks_are_done_once():

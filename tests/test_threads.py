@@ -11,17 +11,16 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from functions import LARGE, prepared, results
 
 import fastsoftmax
 from fastsoftmax import (
     _cpu,
     _dispatch,
     _threads,
-    causal_mask_,
     get_num_threads,
     logsumexp,
     num_threads,
-    scaled_dot_product_attention,
     set_num_threads,
     show_config,
     softmax,
@@ -328,37 +327,27 @@ def test_the_gil_is_released():
 
 # --- when several threads cost more than they gain: kernels/guard.h
 
-HEADS = BIG[:256].reshape(4, 4000, 64)
-PARALLEL = {  # one for each place where threads are used
-    "rows": lambda: softmax(BIG, -1),
-    "columns": lambda: softmax(BIG, 0),
-    "a long row": lambda: softmax(BIG[:25].reshape(-1)),
-    "attention of many queries": lambda: scaled_dot_product_attention(*[HEADS[:, :500]] * 3, is_causal=True),
-    "attention of few queries": lambda: scaled_dot_product_attention(HEADS[:, :3], HEADS, HEADS),
-    "a mask": lambda: causal_mask_(BIG[:, :600].copy()),
-}
-
-
 def regions():
     return _cpu.guarded()[1]
 
 
-@pytest.mark.parametrize("call", PARALLEL.values(), ids=PARALLEL)
-def test_threads_are_used_unless_callers_must_compute_alone(call):
+@pytest.mark.parametrize("label", LARGE)
+def test_threads_are_used_unless_callers_must_compute_alone(label):
     """The same bits, alone, together, and where being alone ends in the middle of the call."""
+    call = prepared(*LARGE[label], np.float32)
     with num_threads(1):
         before = regions()
-        expected = call()
+        expected = results(call())
         assert regions() == before
     with num_threads(3):
         _cpu.work_alone(10**15)
-        assert np.array_equal(call(), expected)
+        assert all(map(np.array_equal, results(call()), expected))
         assert regions() == before
         assert 0 < _cpu.guarded()[0] < 10**15       # the time of its tasks is taken off
         for nanoseconds in (0, 1):                  # 1: the first task pays that
             _cpu.work_alone(nanoseconds)
             before = regions()
-            assert np.array_equal(call(), expected)
+            assert all(map(np.array_equal, results(call()), expected))
             assert regions() > before
 
 
