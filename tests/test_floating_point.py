@@ -1,7 +1,8 @@
 """The caller's floating-point environment: it changes no result, and no call changes it.
 
 Some libraries leave a thread with another rounding mode, or with subnormals flushed to zero; some programs let
-exceptions trap. Every way through the package is called so: kernels, what NumPy does round them, the reference.
+exceptions trap. Every way through the package is called so: kernels, what NumPy does round them, the reference. The
+functions are those of functions.py.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import warnings
 
+import functions
 import numpy as np
 import pytest
 
@@ -62,18 +64,35 @@ def attend(x, **options):
     return scaled_dot_product_attention(x, x, x, return_lse=True, return_entropy=True, **options)
 
 
-CALLS = {                                       # others join by a line
-    "short way": lambda: [f(X[t]) for t in ("f2", "f4", "f8") for f in (softmax, log_softmax, logsumexp)],
-    "rows": lambda: [f(X[t], -1) for t in ("f2", "f4", "f8") for f in (softmax, log_softmax, softmax_entropy)],
-    "columns": lambda: [f(X[t], 0, temperature=0.7) for t in ("f2", "f4", "f8") for f in (softmax, log_softmax)],
+def samples_of(name):
+    """call() of all that the table has of a function, in each dtype; what several threads share in float32."""
+    function = functions.FUNCTIONS[name]
+    calls = [functions.prepared(name, sample, t) for sample in function.samples.values() for t in ("f2", "f4", "f8")]
+    calls += [functions.prepared(name, sample, "f4") for sample in function.large.values()]
+    return lambda: [y for call in calls for y in functions.results(call())]
+
+
+def of_scores(x, *needed, axis=None, **options):
+    """The results of every function of one array of scores that takes what is needed."""
+    return [functions.of_scores(f, x, axis, **options) for f in functions.OF_SCORES if functions.takes(f, *needed)]
+
+
+# Every function, by the table; then numbers and dtypes at which these modes are known to matter.
+CALLS = {
+    **{name: samples_of(name) for name in functions.FUNCTIONS},
+    "short way": lambda: [y for t in ("f2", "f4", "f8") for y in of_scores(X[t], "axis")],
+    "rows": lambda: [y for t in ("f2", "f4", "f8") for y in of_scores(X[t], axis=-1)],
+    "columns": lambda: [y for t in ("f2", "f4", "f8")
+                        for y in of_scores(X[t], "axis", "temperature", axis=0, temperature=0.7)],
     "temperatures": lambda: [softmax(X[t], -1, temperature=T, where=ONES) for t in ("f2", "f4", "f8")],
     "temperatures in float32": lambda: [softmax(X["f4"], -1, temperature=T_NARROW)],
     "odd temperatures": lambda: [softmax(X["f8"], -1, temperature=1e-31), log_softmax(X["f4"], temperature=1e35)],
-    "threads": lambda: [softmax(LONG), log_softmax(LONG), softmax(WIDE, -1)],
-    "narrowing": lambda: [softmax(X["f8"], -1, dtype=t) for t in ("f4", "f2")] + [logsumexp(X["f8"], 0, dtype="f4")],
-    "widening": lambda: [softmax(X[t], -1, dtype="f8") for t in ("f2", "f4", "i8")],
-    "other byte order": lambda: [softmax(X[">f4"], -1), softmax(X["f4"], -1, out=SWAPPED)],
-    "integers": lambda: [softmax(LARGE, -1), logsumexp(X["i8"], 0)],
+    "threads": lambda: [*of_scores(LONG, "axis"), *of_scores(WIDE, axis=-1)],
+    "narrowing": lambda: [y for t in ("f4", "f2") for axis in (0, -1)
+                          for y in of_scores(X["f8"], "dtype", axis=axis, dtype=t)],
+    "widening": lambda: [y for t in ("f2", "f4", "i8") for y in of_scores(X[t], "dtype", axis=-1, dtype="f8")],
+    "other byte order": lambda: [*of_scores(X[">f4"], axis=-1), softmax(X["f4"], -1, out=SWAPPED)],
+    "integers": lambda: [y for x in (LARGE, X["i8"]) for axis in (0, -1) for y in of_scores(x, axis=axis)],
     "in pieces": lambda: [f(LENGTHY) for f in (logsumexp, softmax_entropy)],
     "factors": lambda: [logsumexp(X["f4"], 1, X["f8"]), *logsumexp(X["f8"], 0, X["f8"], return_sign=True)],
     "reference": lambda: [f(X[t], -1) for t in ("g", "c8", "c16") for f in (softmax, log_softmax, logsumexp)],
