@@ -7,24 +7,42 @@ The second runs it on a CPU of 2008, without AVX (Debian's package qemu-user): a
 module ends it with SIGILL. Needs nothing but NumPy; says which instruction sets were used.
 """
 
+import itertools
+import sys
+from pathlib import Path
+
 import numpy as np
 
 import fastsoftmax
 from fastsoftmax import _dispatch, reference
 
-FUNCTIONS = {
-    "softmax": lambda module, x: module.softmax(x, -1),
-    "log_softmax": lambda module, x: module.log_softmax(x, 0),
-    "logsumexp": lambda module, x: module.logsumexp(x, -1),
-    "softmax_entropy": lambda module, x: module.softmax_entropy(x, 0),
-    "causal_softmax": lambda module, x: module.causal_softmax(x),
-}
+sys.path.append(str(Path(__file__).resolve().parent))   # python -P leaves it out
+import functions  # noqa: E402
+
+TOLERANCES = {np.float16: 2e-3, np.float32: 1e-6, np.float64: 1e-14}
 ATTENTION = {       # few queries go another way than many
     "many queries": ((2, 4, 70, 40), {"is_causal": True}), "few queries": ((2, 4, 1, 40), {"key_lengths": [600, 77]}),
     "every option": ((2, 4, 50, 7), {
         "is_causal": True, "causal_offset": 550, "window": (300, 5), "softcap": 20.0, "sinks": [0.0, 1.0, 2.0, 3.0],
         "alibi_slopes": [0.1, 0.0, 0.2, 0.3], "key_lengths": [600, 77]}),
 }
+
+
+def check_samples(dtype):
+    """Each sample of the table of functions, but for `out`, which the reference does not have."""
+    for label, (name, sample) in functions.SAMPLES.items():
+        sample = {key: argument for key, argument in sample.items() if key != "out"}
+        with fastsoftmax.num_threads(2):
+            got = getattr(fastsoftmax, name)(**functions.arguments(sample, dtype))
+        expected = getattr(reference, name)(**functions.arguments(sample, dtype, as_float64))
+        for one, other in zip(functions.results(got), functions.results(expected), strict=True):
+            tolerance = 3 * TOLERANCES[one.dtype.type]      # some samples have a dtype of their own
+            np.testing.assert_allclose(one, other, tolerance, tolerance, err_msg=label)
+    return len(functions.SAMPLES)
+
+
+def as_float64(operand, values):
+    return values.astype(np.float64) if values.dtype.kind == "f" else values
 
 
 def check_attention(dtype, tolerance, rng):
@@ -44,16 +62,16 @@ def main():
     checked = 0
     for isa in _dispatch.supported():
         with _dispatch.using(isa):
-            for dtype, tolerance in ((np.float16, 2e-3), (np.float32, 1e-6), (np.float64, 1e-14)):
+            for dtype, tolerance in TOLERANCES.items():
                 for shape in ((1, 1), (5, 37), (40, 257), (3, 70_001)):
                     x = (rng.normal(size=shape) * 5).astype(dtype)
-                    for name, call in FUNCTIONS.items():
+                    for name, axis in zip(functions.OF_SCORES, itertools.cycle((-1, 0)), strict=False):
                         with fastsoftmax.num_threads(2):
-                            got = call(fastsoftmax, x)
-                        expected = call(reference, x.astype(np.float64))
+                            got = functions.of_scores(name, x, axis)
+                        expected = functions.of_scores(name, x.astype(np.float64), axis, reference)
                         np.testing.assert_allclose(got, expected, tolerance, tolerance, err_msg=f"{name} {isa}")
                         checked += 1
-                checked += check_attention(dtype, 3 * tolerance, rng)
+                checked += check_attention(dtype, 3 * tolerance, rng) + check_samples(dtype)
     unsupported = [isa for isa in _dispatch.built() if isa not in _dispatch.supported()]
     print(f"fastsoftmax {fastsoftmax.__version__}: {checked} results right with {', '.join(_dispatch.supported())}; "
           f"not supported by this CPU: {', '.join(unsupported) or 'none'}")
