@@ -1,4 +1,4 @@
-"""What the tests share: the oracles, the distance in ULP, and the ways an array can lie in memory."""
+"""Shared by the tests: the oracles, the distance in ULP, and the ways an array can lie in memory."""
 
 import contextlib
 import functools
