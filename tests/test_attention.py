@@ -721,7 +721,9 @@ def test_queries_do_not_feel_their_neighbours(kernel, shape, least):
     """Among many or among few: there are two ways, chosen by the shape."""
     queries, keys = shape[3:5]
     query, key, value = inputs(kernel.tag, *shape)
-    for kwargs in ({}, {"is_causal": True, "causal_offset": keys // 2}, {"window": (9, 3), "causal_offset": 3}):
+    for kwargs in ({}, {"is_causal": True, "causal_offset": keys // 2}, {"window": (9, 3), "causal_offset": 3},
+                   *({"window": (left, 3), "causal_offset": offset} for left in (40, 70, 300)
+                     for offset in (3, keys // 3))):
         whole = attend((query, key, value), enable_gqa=True, **kwargs)
         for start, stop in ((0, least), (queries // 2, queries), (queries - least, queries), (1, queries - 1)):
             moved = {**kwargs, "causal_offset": kwargs.get("causal_offset", 0) + start}

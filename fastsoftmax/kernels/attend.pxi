@@ -181,10 +181,11 @@ cdef inline void find_scores(int rows, int columns, const real* key, Py_ssize_t 
         some_scores(rows, columns, key + j * stride, stride, width, query_t, scale, scores + j * columns * LANES)
         j += rows
 
-cdef inline void some_out(int rows, int columns, int first, const real* value, Py_ssize_t stride, Py_ssize_t count,
-                          const real* weights, const vreal* factor, real* out_t) noexcept nogil:
+cdef inline void some_out(int rows, int columns, int first, const real* value, Py_ssize_t stride, Py_ssize_t skipped,
+                          Py_ssize_t count, const real* weights, const vreal* factor, real* out_t) noexcept nogil:
+    """In pieces that end at multiples of KEY_PIECE in the block, wherever the group's first key is."""
     cdef vreal[MAX_TILE] product
-    cdef Py_ssize_t j = min(count, <Py_ssize_t>KEY_PIECE)
+    cdef Py_ssize_t j = min(count, KEY_PIECE - skipped % KEY_PIECE)
     cdef real* to
     cdef int r, c
     multiply(rows, columns, value, 1, stride, j, weights, product)
@@ -203,18 +204,20 @@ cdef inline void some_out(int rows, int columns, int first, const real* value, P
                     store(to, load(to) + product[r * columns + c])
         j += KEY_PIECE
 
-cdef inline void add_values(int rows, int columns, const real* value, Py_ssize_t stride, Py_ssize_t count,
-                            Py_ssize_t width, const real* weights, const vreal* factor, real* out_t) noexcept nogil:
+cdef inline void add_values(int rows, int columns, const real* value, Py_ssize_t stride, Py_ssize_t skipped,
+                            Py_ssize_t count, Py_ssize_t width, const real* weights, const vreal* factor,
+                            real* out_t) noexcept nogil:
     """out_t[e][lane] = out_t[e][lane] * factor + sum over j of value[j][e] * weights[j][lane]."""
     cdef Py_ssize_t e = 0, done
     if width < rows:
         for e in range(width):
-            some_out(1, columns, 0, value + e, stride, count, weights, factor, out_t + e * columns * LANES)
+            some_out(1, columns, 0, value + e, stride, skipped, count, weights, factor, out_t + e * columns * LANES)
         return
     while e < width:
         done = max(e + rows - width, 0)
         e -= done
-        some_out(rows, columns, <int>done, value + e, stride, count, weights, factor, out_t + e * columns * LANES)
+        some_out(rows, columns, <int>done, value + e, stride, skipped, count, weights, factor,
+                 out_t + e * columns * LANES)
         e += rows
 
 # --- what happens to scores between the two
@@ -263,8 +266,8 @@ cdef void hide_keys(const Group* g, Py_ssize_t key, Py_ssize_t count, real* scor
             visible = both(less(load(before + c * LANES), number), less(number, load(end + c * LANES)))
             store(score, choose(visible, load(score), fill(-INFINITY)))
 
-cdef inline void weigh_scores(int columns, Py_ssize_t count, bint statistics, bint moments, real* scores,
-                              Group* g) noexcept nogil:
+cdef inline void weigh_scores(int columns, Py_ssize_t skipped, Py_ssize_t count, bint statistics, bint moments,
+                              real* scores, Group* g) noexcept nogil:
     """Scores become weights, and what was found before is brought to the new top."""
     cdef vreal[COLUMNS] top, shift
     cdef Weights[COLUMNS] sums
@@ -281,10 +284,11 @@ cdef inline void weigh_scores(int columns, Py_ssize_t count, bint statistics, bi
             top[c] = vmax(top[c], load(scores + (j * columns + c) * LANES))
     for c in range(columns):
         shift[c] = choose(less(fill(-INFINITY), top[c]), top[c], fill(0))   # -inf minus -inf would be NaN
-    for run in range(steps(count, RUN_KEYS)):
-        j = run * RUN_KEYS
-        weigh_run(columns, min(count - j, <Py_ssize_t>RUN_KEYS), statistics, moments, shift,
-                  scores + j * columns * LANES, sums)
+    j = 0
+    while j < count:                            # in runs that end at multiples of RUN_KEYS in the block
+        run = min(count - j, RUN_KEYS - (skipped + j) % RUN_KEYS)
+        weigh_run(columns, run, statistics, moments, shift, scores + j * columns * LANES, sums)
+        j += run
     for c in range(columns):
         fall = vmax(fill(LEAST_EXPONENT), g.top[c] - shift[c])
         factor = exp_(fall)
@@ -360,11 +364,11 @@ cdef inline void meet(int rows, int columns, const Attention* a, Py_ssize_t b, P
     if partial:
         hide_keys(g, first_key, count, desk.scores)
     if a.entropy != NULL:
-        weigh_scores(columns, count, True, True, desk.scores, g)
+        weigh_scores(columns, skipped, count, True, True, desk.scores, g)
     elif a.lse != NULL:
-        weigh_scores(columns, count, True, False, desk.scores, g)
+        weigh_scores(columns, skipped, count, True, False, desk.scores, g)
     else:
-        weigh_scores(columns, count, False, False, desk.scores, g)
+        weigh_scores(columns, skipped, count, False, False, desk.scores, g)
     value = row_of(a.value, a.value_stride, b, key_head, start)
     if (partial or what & 4) and not desk.value_known:
         desk.value_known = True
@@ -377,8 +381,8 @@ cdef inline void meet(int rows, int columns, const Attention* a, Py_ssize_t b, P
     if careful:
         value_block = <const real*>desk.clean if sizeof(elem) == sizeof(real) else desk.value
         value_stride = a.value_width
-    add_values(rows, columns, value_block + skipped * value_stride, value_stride, count, a.value_width, desk.scores,
-               g.factor, g.out_t)
+    add_values(rows, columns, value_block + skipped * value_stride, value_stride, skipped, count, a.value_width,
+               desk.scores, g.factor, g.out_t)
     if careful:
         put_back(a, g, desk, value + skipped * a.value_stride[2], first_key, count)
 

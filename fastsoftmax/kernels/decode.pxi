@@ -164,9 +164,10 @@ cdef inline void adjust_scores(const Attention* a, Py_ssize_t b, Py_ssize_t head
             distance = fill(<real>(query + a.offset[b] - key - i * LANES)) - load(number)
             add_distance(is_steep(first(slope)), slope, vabs(distance), scores + i * LANES)
 
-cdef inline void weigh_row(Py_ssize_t count, bint statistics, bint moments, real* scores, Found* found,
-                           real* factor) noexcept nogil:
-    """Scores become weights; `factor` brings what was found before to the new top."""
+cdef inline void weigh_row(Py_ssize_t skipped, Py_ssize_t count, bint statistics, bint moments, real* scores,
+                           Found* found, real* factor) noexcept nogil:
+    """Scores become weights; `factor` brings what was found before to the new top. skipped: registers of the block
+    before these; runs end at multiples of RUN_KEYS registers in the block."""
     cdef Py_ssize_t i, run, registers = steps(count, LANES)
     cdef vreal top = fill(found.top), shift, fall
     cdef Weights sums
@@ -178,9 +179,11 @@ cdef inline void weigh_row(Py_ssize_t count, bint statistics, bint moments, real
     top = fill(hmax(top))
     shift = choose(less(fill(-INFINITY), top), top, fill(0))
     sums.total = sums.ones = sums.moment = sums.moment_rest = sums.others = sums.others_rest = fill(0)
-    for run in range(steps(registers, RUN_KEYS)):
-        i = run * RUN_KEYS
-        weigh_run(1, min(registers - i, <Py_ssize_t>RUN_KEYS), statistics, moments, &shift, scores + i * LANES, &sums)
+    i = 0
+    while i < registers:
+        run = min(registers - i, RUN_KEYS - (skipped + i) % RUN_KEYS)
+        weigh_run(1, run, statistics, moments, &shift, scores + i * LANES, &sums)
+        i += run
     fall = vmax(fill(LEAST_EXPONENT), fill(found.top) - shift)
     factor[0] = first(exp_(fall))
     if statistics:
@@ -317,11 +320,11 @@ cdef void read_block(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Py_s
         for j in range(max(begin, end), count):
             scores[j] = -INFINITY
         if a.entropy != NULL:
-            weigh_row(count, True, True, scores, found_of(a, found, row), &reader.factor[row])
+            weigh_row(start % READ // LANES, count, True, True, scores, found_of(a, found, row), &reader.factor[row])
         elif a.lse != NULL:
-            weigh_row(count, True, False, scores, found_of(a, found, row), &reader.factor[row])
+            weigh_row(start % READ // LANES, count, True, False, scores, found_of(a, found, row), &reader.factor[row])
         else:
-            weigh_row(count, False, False, scores, found_of(a, found, row), &reader.factor[row])
+            weigh_row(start % READ // LANES, count, False, False, scores, found_of(a, found, row), &reader.factor[row])
     if hidden and not is_finite(value, value_stride, count, a.value_width):
         clear_nonfinite(value, value_stride, count, a.value_width, reader.clean)
         finite, value_stride = reader.clean, a.value_width
