@@ -55,7 +55,6 @@ cdef extern from "vec.h" nogil:
     vreal scale(vreal, vreal, vreal) noexcept   # a * (hi + lo)
     vreal scale_rounded_once(vreal, vreal, vreal) noexcept
     void scale_in_place(real*, Py_ssize_t, Py_ssize_t, vreal, vreal) noexcept
-    vmask is_subnormal(vreal) noexcept
     vmask is_power_of_two(vreal) noexcept
     vreal sum_error(vreal, vreal, vreal) noexcept
     vreal fast_sum_error(vreal, vreal, vreal) noexcept
