@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(not BENCH.exists(), reason="bench/ is not in thi
 
 
 def worker(name):
-    paths = os.pathsep.join(path for path in sys.path if path)
+    # bench/ too: where PYTHONSAFEPATH is set, Python does not look in the folder of a script
+    paths = os.pathsep.join([os.fspath(BENCH), *filter(None, sys.path)])
     return name, [os.fspath(BENCH / "worker.py"), name, "1"], 1, paths
 
 
