@@ -120,7 +120,7 @@ cdef extern from *:
     /* ns that others than this process have had of the cores that this thread may use, and how many cores those are;
        -1 where the system does not tell. From the lines of /proc/stat: cpu0 user nice system idle iowait irq softirq
        steal ... in ticks; what a virtual machine's host took from it, steal, is taken too. */
-    static int64_t taken_now(int64_t *cores) {
+    static int64_t stolen_now(int64_t *cores) {
         char text[1 << 15], *line = text;
         cpu_set_t ours;
         struct timespec own;
@@ -151,12 +151,12 @@ cdef extern from *:
         ticks = ticks * (1000000000 / tick) - (own.tv_sec * 1000000000LL + own.tv_nsec);
         return ticks < 0 ? 0 : ticks;
     }
-    #define TAKEN_NOW taken_now
+    #define STOLEN_NOW stolen_now
     #else
-    #define TAKEN_NOW NULL
+    #define STOLEN_NOW NULL
     #endif
-    static int64_t test_taken, test_cores;
-    static int64_t taken_in_test(int64_t *cores) { *cores = test_cores; return test_taken; }
+    static int64_t test_stolen, test_cores;
+    static int64_t stolen_in_test(int64_t *cores) { *cores = test_cores; return test_stolen; }
 
     #if defined(_OPENMP)
     #define OPENMP_VERSION _OPENMP
@@ -180,20 +180,20 @@ cdef extern from *:
 
 cdef extern from "kernels/guard.h" nogil:
     ctypedef long long int64_t
-    ctypedef struct Guard:
-        int64_t alone, factor, credit, regions, losses, since, granted, taken
-        int64_t (*taken_now)(int64_t* cores)
-    ctypedef struct Region:
+    ctypedef struct Contention:
+        int64_t serial_ns, factor, credit, regions, losses, since, backoff_ns, stolen_ns
+        int64_t (*stolen_now)(int64_t* cores)
+    ctypedef struct ParallelRegion:
         int64_t start, first, last, own, all
-    int64_t region_loss(const Region*, int64_t)
-    void guard_learn(Guard*, int64_t)
-    bint guard_goes_on(Guard*, int64_t threads, int64_t now)
-    const int64_t GUARD_FIRST
+    int64_t region_loss(const ParallelRegion*, int64_t)
+    void record_loss(Contention*, int64_t)
+    bint extend_backoff(Contention*, int64_t threads, int64_t now)
+    const int64_t FIRST_BACKOFF
 
 cdef extern from *:
-    int64_t (*TAKEN_NOW)(int64_t*)
-    int64_t taken_in_test(int64_t*)
-    int64_t test_taken, test_cores
+    int64_t (*STOLEN_NOW)(int64_t*)
+    int64_t stolen_in_test(int64_t*)
+    int64_t test_stolen, test_cores
 
 cdef extern from "<fenv.h>" nogil:
     ctypedef struct fenv_t:
@@ -230,56 +230,57 @@ cdef class usual_modes:
         fesetenv(&self.before)
 
 
-cdef Guard guard = Guard(0, GUARD_FIRST, 0, 0, 0, 0, 0, 0, TAKEN_NOW)      # the process's: see kernels/guard.h
-guard_address = <size_t>&guard
+# The process's: see kernels/contention.h.
+cdef Contention contention = Contention(0, FIRST_BACKOFF, 0, 0, 0, 0, 0, 0, STOLEN_NOW)
+contention_address = <size_t>&contention
 
 
-def guarded():
+def contention_state():
     """Nanoseconds that callers still compute alone, how many parallel regions there were, how many of these lost."""
-    return max(guard.alone, 0), guard.regions, guard.losses
+    return max(contention.serial_ns, 0), contention.regions, contention.losses
 
 
-def work_alone(int64_t nanoseconds):
+def compute_serially(int64_t nanoseconds):
     """For tests: callers compute alone for so long."""
-    guard.alone, guard.since = nanoseconds, 0
+    contention.serial_ns, contention.since = nanoseconds, 0
 
 
-def learned(regions):
-    """For tests: nanoseconds that a new guard has callers compute alone after each of some regions.
+def backoffs_of(regions):
+    """For tests: nanoseconds that a new contention has callers compute alone after each of some regions.
 
-    Regions are (start, first, last, end, own, all), as in kernels/guard.h; between them callers do compute for so long.
+    Regions are (start, first, last, end, own, all), as in kernels/contention.h; between them callers do compute for so long.
     """
-    cdef Guard new = Guard(0, GUARD_FIRST, 0, 0, 0, 0, 0, 0, NULL)
-    cdef Region region
+    cdef Contention new = Contention(0, FIRST_BACKOFF, 0, 0, 0, 0, 0, 0, NULL)
+    cdef ParallelRegion region
     found = []
     for start, first, last, end, own, all_ in regions:
         region.start, region.first, region.last, region.own, region.all = start, first, last, own, all_
-        new.alone = 0
-        guard_learn(&new, region_loss(&region, end))
-        found.append(new.alone)
+        new.serial_ns = 0
+        record_loss(&new, region_loss(&region, end))
+        found.append(new.serial_ns)
     return found
 
 
-def goes_on(spell, granted, threads, cores, taken_before, taken_now):
-    """For tests: nanoseconds that callers go on alone after a spell in which they computed alone for `granted`, and
-    other programs had the cores for taken_now - taken_before nanoseconds."""
-    global test_taken, test_cores
-    cdef Guard new = Guard(0, GUARD_FIRST, 0, 0, 0, 1, granted, taken_before, taken_in_test)
-    test_taken, test_cores = taken_now, cores
-    if guard_goes_on(&new, threads, 1 + spell):
-        assert new.since == 1 + spell and new.taken == taken_now
-        return new.alone
+def backoff_extended(elapsed, backoff_ns, threads, cores, stolen_before, stolen_now):
+    """For tests: nanoseconds that callers go on alone after a elapsed in which they computed alone for `backoff_ns`, and
+    other programs had the cores for stolen_now - stolen_before nanoseconds."""
+    global test_stolen, test_cores
+    cdef Contention new = Contention(0, FIRST_BACKOFF, 0, 0, 0, 1, backoff_ns, stolen_before, stolen_in_test)
+    test_stolen, test_cores = stolen_now, cores
+    if extend_backoff(&new, threads, 1 + elapsed):
+        assert new.since == 1 + elapsed and new.stolen_ns == stolen_now
+        return new.serial_ns
     assert new.since == 0
     return 0
 
 
-def taken():
+def stolen():
     """(ns that other programs have had of the cores that the calling thread may use, how many those are); (-1, ...)
     where the system does not tell."""
     cdef int64_t cores = 0
-    if guard.taken_now == NULL:
+    if contention.stolen_now == NULL:
         return -1, 0
-    return guard.taken_now(&cores), cores
+    return contention.stolen_now(&cores), cores
 
 
 def openmp():
@@ -301,7 +302,7 @@ def _was_forked():
 inherited = not survives_forks() and openmp_was_here() and _was_forked()
 
 
-def must_be_alone():
+def must_be_serial():
     """Whether the calling thread may not start others."""
     return inherited and on_main_thread()
 

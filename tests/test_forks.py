@@ -37,7 +37,7 @@ def _restore():
 def results():
     found = []
     for call in CALLS:
-        _cpu.work_alone(0)                      # or a busy machine would have it done by one thread
+        _cpu.compute_serially(0)                      # or a busy machine would have it done by one thread
         found.extend(functions.results(call()))
     return found
 

@@ -1,4 +1,4 @@
-# Attention of few queries to many keys, as when decoding; what bounds it is the reading of keys and values.
+# AttentionParams of few queries to many keys, as when decoding; what bounds it is the reading of keys and values.
 #
 # The elements of a key stand in the lanes. All rows that share a key head are computed together, so that keys and
 # values are read once; their scores are dot products, LANES of them summed across registers at a time by one
@@ -6,73 +6,74 @@
 # what the parts find is merged by the logarithm of their sums (Dao et al., Flash-Decoding, 2023).
 
 cdef enum:
-    FEW_ROWS = 16           # at most so many rows; see is_decoding
+    DECODE_ROWS = 16        # at most so many rows; see uses_decode
     LONG_CACHE = 4096       # keys from which reading them is what takes the time
     STREAMS = 4             # parts of a block that are read side by side
-    PIECES = READ // KEYS   # sums of KEYS values each, since errors grow with the length of a sum
-    PART = 512              # keys of a part, at least; more where there would be over MOST_PARTS of them
-    MOST_PARTS = 64
-    FOUND_REALS = 6
+    VALUE_RUNS = DECODE_KV_BLOCK // KV_BLOCK  # sums of KEYS values each, since errors grow with the length of a sum
+    SPLIT_KEYS = 512        # keys of a part, at least; more where there would be over MAX_SPLITS of them
+    MAX_SPLITS = 64
+    STATE_REALS = 6
 
-ctypedef const elem* Source                  # of a key or value
+ctypedef const elem* KeyPointer              # of a key or value
 
-cdef struct Found:                          # for one row in one part of the keys; followed by `padded` reals of out
-    real top, total, excess, excess_rest, moment, moment_rest
+cdef struct PartialState:                   # for one row in one part of the keys; followed by `padded` reals of out
+    real row_max, row_sum, excess, excess_rest, moment, moment_rest
 
-cdef struct Reader:                         # one thread's buffers
-    real[FEW_ROWS * READ] scores            # a line a row; then weights. Three rows left over count as four
-    real[FEW_ROWS * READ] added
-    Py_ssize_t[FEW_ROWS] head, query, begin, end
-    real[FEW_ROWS + 1] factor
+cdef struct DecodeWorkspace:                # one thread's buffers
+    real[DECODE_ROWS * DECODE_KV_BLOCK] scores  # a line a row; then weights. Three rows left over count as four
+    real[DECODE_ROWS * DECODE_KV_BLOCK] bias_sum
+    Py_ssize_t[DECODE_ROWS] head, query, begin, end
+    real[DECODE_ROWS + 1] rescale
     vmask tail                              # the lanes of a key's last register that the one before has not
-    int skipped, count                      # which keys of a block `order` and `piece_end` are of
-    int[READ] order
-    int[PIECES] piece_end
+    int skipped, count                      # which keys of a block `order` and `run_end` are of
+    int[DECODE_KV_BLOCK] order
+    int[VALUE_RUNS] run_end
     real* query_rows                        # (rows, padded width)
     real* sums                              # of up to four rows: the weighted values of a block
     elem* clean                             # a block of values whose NaN and infinities are left out
 
-cdef inline Py_ssize_t padded(Py_ssize_t width) noexcept nogil:
-    return steps(width, LANES) * LANES
+cdef inline Py_ssize_t padded(Py_ssize_t dim) noexcept nogil:
+    return ceil_div(dim, LANES) * LANES
 
-cdef inline Py_ssize_t part_size(Py_ssize_t keys) noexcept nogil:
-    return max(<Py_ssize_t>PART, steps(steps(keys, MOST_PARTS), READ) * READ)
+cdef inline Py_ssize_t split_size(Py_ssize_t keys) noexcept nogil:
+    return max(<Py_ssize_t>SPLIT_KEYS, ceil_div(ceil_div(keys, MAX_SPLITS), DECODE_KV_BLOCK) * DECODE_KV_BLOCK)
 
-cdef inline Py_ssize_t found_size(const Attention* a) noexcept nogil:
+cdef inline Py_ssize_t state_size(const AttentionParams* params) noexcept nogil:
     """Reals of a row's Found and out, a whole number of cache lines."""
-    return steps(padded(a.value_width) + FOUND_REALS, WIDTH) * WIDTH
+    return ceil_div(padded(params.value_dim) + STATE_REALS, PARTIALS) * PARTIALS
 
-cdef inline Found* found_of(const Attention* a, real* found, Py_ssize_t row) noexcept nogil:
-    return <Found*>(found + row * found_size(a))
+cdef inline PartialState* state_of(const AttentionParams* params, real* states, Py_ssize_t row) noexcept nogil:
+    return <PartialState*>(states + row * state_size(params))
 
-cdef inline real* out_of(const Attention* a, real* found, Py_ssize_t row) noexcept nogil:
-    return found + row * found_size(a) + FOUND_REALS
+cdef inline real* out_of(const AttentionParams* params, real* states, Py_ssize_t row) noexcept nogil:
+    return states + row * state_size(params) + STATE_REALS
 
-cdef inline Py_ssize_t register_at(Py_ssize_t i, Py_ssize_t width) noexcept nogil:
+cdef inline Py_ssize_t register_at(Py_ssize_t i, Py_ssize_t dim) noexcept nogil:
     """Where register i of a row starts; the last one overlaps. width >= LANES."""
-    return min(i * LANES, width - LANES)
+    return min(i * LANES, dim - LANES)
 
-cdef void read_queries(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Reader* reader) noexcept nogil:
+cdef void load_query_rows(const AttentionParams* params, Py_ssize_t b, Py_ssize_t key_head,
+                          DecodeWorkspace* workspace) noexcept nogil:
     """query_rows[row] = query; zero where the last register repeats what the one before has."""
-    cdef Py_ssize_t rows = a.length * a.shared, row, i, registers = steps(a.width, LANES)
+    cdef Py_ssize_t rows = params.length * params.queries_per_kv, row, i, registers = ceil_div(params.head_dim, LANES)
     cdef real[LANES] is_new
     cdef real* to
     cdef const elem* query
     cdef vreal x
     for i in range(LANES):
-        is_new[i] = i >= registers * LANES - a.width
-    reader.tail = less(fill(0), load(is_new))
+        is_new[i] = i >= registers * LANES - params.head_dim
+    workspace.tail = lt(broadcast(0), load(is_new))
     for row in range(rows):
-        reader.query[row] = row // a.shared
-        reader.head[row] = key_head * a.shared + row % a.shared
-        visible_keys(a, b, reader.query[row], &reader.begin[row], &reader.end[row])
-        query = row_of(a.query, a.query_stride, b, reader.head[row], reader.query[row])
-        to = reader.query_rows + row * padded(a.width)
+        workspace.query[row] = row // params.queries_per_kv
+        workspace.head[row] = key_head * params.queries_per_kv + row % params.queries_per_kv
+        visible_keys(params, b, workspace.query[row], &workspace.begin[row], &workspace.end[row])
+        query = row_address(params.query, params.query_stride, b, workspace.head[row], workspace.query[row])
+        to = workspace.query_rows + row * padded(params.head_dim)
         for i in range(registers):
-            x = load_query(a, query, register_at(i, a.width))
-            store(to + i * LANES, x if i < registers - 1 else keep_where(reader.tail, x))
-    memset(reader.query_rows + rows * padded(a.width), 0, padded(a.width) * sizeof(real))
-    reader.factor[rows] = 0
+            x = load_query(params, query, register_at(i, params.head_dim))
+            store(to + i * LANES, x if i < registers - 1 else select_or_zero(workspace.tail, x))
+    memset(workspace.query_rows + rows * padded(params.head_dim), 0, padded(params.head_dim) * sizeof(real))
+    workspace.rescale[rows] = 0
 
 # --- in which order
 #
@@ -80,27 +81,28 @@ cdef void read_queries(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Re
 # the first key of each of a block's STREAMS parts comes first, then the second of each, and so on. A key's place does
 # not depend on which others are there, so that hidden keys can be left out.
 
-cdef inline void order_keys(Reader* reader, int skipped, int count) noexcept nogil:
+cdef inline void order_keys(DecodeWorkspace* workspace, int skipped, int count) noexcept nogil:
     """The order of keys skipped .. skipped + count - 1 of a block, numbered from 0."""
-    cdef int length = READ // STREAMS, first_stream = skipped // length, last_stream = (skipped + count - 1) // length
-    cdef int begin = 0, end = length, n = 0, piece, j, stream, k
-    if reader.skipped == skipped and reader.count == count:
+    cdef int length = DECODE_KV_BLOCK // STREAMS, first_stream = skipped // length, last_stream = (skipped + count
+                                                                                                   - 1) // length
+    cdef int begin = 0, end = length, n = 0, run, j, stream, k
+    if workspace.skipped == skipped and workspace.count == count:
         return
-    reader.skipped, reader.count = skipped, count
+    workspace.skipped, workspace.count = skipped, count
     if first_stream == last_stream:
         begin, end = skipped % length, (skipped + count - 1) % length + 1
-    for piece in range(PIECES):
-        for j in range(max(begin, piece * (length // PIECES)), min(end, (piece + 1) * (length // PIECES))):
+    for run in range(VALUE_RUNS):
+        for j in range(max(begin, run * (length // VALUE_RUNS)), min(end, (run + 1) * (length // VALUE_RUNS))):
             for stream in range(first_stream, last_stream + 1):
                 k = stream * length + j - skipped
                 if 0 <= k < count:
-                    reader.order[n] = k
+                    workspace.order[n] = k
                     n += 1
-        reader.piece_end[piece] = n
+        workspace.run_end[run] = n
 
 # --- scores of `rows` rows, 1, 2 or 4
 
-cdef inline void add_products(int rows, int keys, const Source* key, Py_ssize_t at, const vmask* only,
+cdef inline void add_products(int rows, int keys, const KeyPointer* key, Py_ssize_t at, const vmask* only,
                               const real* query, Py_ssize_t query_step, vreal* sums) noexcept nogil:
     """A register of each key times that of each query. only: the lanes that count, or NULL."""
     cdef vreal x
@@ -108,409 +110,423 @@ cdef inline void add_products(int rows, int keys, const Source* key, Py_ssize_t 
     for k in range(keys):
         x = load_elem(key[k] + at)
         if only != NULL:
-            x = keep_where(only[0], x)
+            x = select_or_zero(only[0], x)
         for r in range(rows):
             sums[r * keys + k] = fma_(x, load(query + r * query_step), sums[r * keys + k])
 
-cdef inline void dot_products(int rows, int keys, const Attention* a, const Reader* reader, const elem* key,
-                              Py_ssize_t row, int first, int last, real* scores) noexcept nogil:
+cdef inline void dot_products(int rows, int keys, const AttentionParams* params, const DecodeWorkspace* workspace,
+                              const elem* key, Py_ssize_t row, int first, int last, real* scores) noexcept nogil:
     """The scores of keys number first to last - 1 in order, `keys` at a time."""
     cdef vreal[4 * LANES] sums
     cdef real[4 * LANES] lane
-    cdef Source[LANES] at
-    cdef const real* query = reader.query_rows + row * padded(a.width)
-    cdef Py_ssize_t i, step = padded(a.width), whole = a.width // LANES
+    cdef KeyPointer[LANES] at
+    cdef const real* query = workspace.query_rows + row * padded(params.head_dim)
+    cdef Py_ssize_t i, step = padded(params.head_dim), full = params.head_dim // LANES
     cdef int turn, r, k, filled = (rows * keys + LANES - 1) // LANES * LANES
     for turn in range((last - first) // keys):
         for k in range(keys):
-            at[k] = key + reader.order[first + turn * keys + k] * a.key_stride[2]
+            at[k] = key + workspace.order[first + turn * keys + k] * params.key_stride[2]
         for k in range(filled):
-            sums[k] = fill(0)
-        for i in range(whole):
+            sums[k] = broadcast(0)
+        for i in range(full):
             add_products(rows, keys, at, i * LANES, NULL, query + i * LANES, step, sums)
-        if whole * LANES < a.width:
-            add_products(rows, keys, at, a.width - LANES, &reader.tail, query + whole * LANES, step, sums)
+        if full * LANES < params.head_dim:
+            add_products(rows, keys, at, params.head_dim - LANES, &workspace.tail, query + full * LANES, step, sums)
         for k in range(filled // LANES):
             store(lane + k * LANES, sums_of(sums + k * LANES))
         for k in range(keys):
             for r in range(rows):
-                scores[r * READ + reader.order[first + turn * keys + k]] = lane[r * keys + k]
+                scores[r * DECODE_KV_BLOCK + workspace.order[first + turn * keys + k]] = lane[r * keys + k]
 
-cdef inline void scores_of_block(int rows, const Attention* a, const Reader* reader, const elem* key, int count,
-                                 Py_ssize_t row, real* scores) noexcept nogil:
+cdef inline void scores_of_block(int rows, const AttentionParams* params, const DecodeWorkspace* workspace,
+                                 const elem* key, int count, Py_ssize_t row, real* scores) noexcept nogil:
     cdef int keys = max(LANES // rows, 1), done = count // keys * keys
-    dot_products(rows, keys, a, reader, key, row, 0, done, scores)
-    dot_products(rows, 1, a, reader, key, row, done, count, scores)
+    dot_products(rows, keys, params, workspace, key, row, 0, done, scores)
+    dot_products(rows, 1, params, workspace, key, row, done, count, scores)
 
 # --- what happens to the scores of one row
 
-cdef inline void adjust_scores(const Attention* a, Py_ssize_t b, Py_ssize_t head, Py_ssize_t query, Py_ssize_t key,
-                               Py_ssize_t count, int what, const real* added, real* scores) noexcept nogil:
-    cdef Py_ssize_t i, registers = steps(count, LANES)
+cdef inline void adjust_scores(const AttentionParams* params, Py_ssize_t b, Py_ssize_t head, Py_ssize_t query,
+                               Py_ssize_t key, Py_ssize_t count, int bias_flags, const real* bias_sum,
+                               real* scores) noexcept nogil:
+    cdef Py_ssize_t i, registers = ceil_div(count, LANES)
     cdef real[LANES] number
-    cdef vreal slope, distance, scale = fill(<real>a.scale[head])
+    cdef vreal slope, distance, scale = broadcast(<real>params.scale[head])
     for i in range(registers):
         store(scores + i * LANES, load(scores + i * LANES) * scale)
-    if a.softcap != 0:
-        cap_scores(a.softcap, registers, scores)
-    if what & 2:
+    if params.softcap != 0:
+        cap_scores(params.softcap, registers, scores)
+    if bias_flags & 2:
         for i in range(registers):
-            add_term(what & 8, load(added + i * LANES), scores + i * LANES)
-    if a.slopes != NULL:
-        slope = fill(<real>a.slopes[b * a.heads + head])
+            add_bias(bias_flags & 8, load(bias_sum + i * LANES), scores + i * LANES)
+    if params.slopes != NULL:
+        slope = broadcast(<real>params.slopes[b * params.heads + head])
         for i in range(LANES):
             number[i] = <real>i
         for i in range(registers):
-            distance = fill(<real>(query + a.offset[b] - key - i * LANES)) - load(number)
-            add_distance(is_steep(first(slope)), slope, vabs(distance), scores + i * LANES)
+            distance = broadcast(<real>(query + params.offset[b] - key - i * LANES)) - load(number)
+            add_distance(is_steep(lane0(slope)), slope, vabs(distance), scores + i * LANES)
 
-cdef inline void weigh_row(Py_ssize_t skipped, Py_ssize_t count, bint statistics, bint moments, real* scores,
-                           Found* found, real* factor) noexcept nogil:
-    """Scores become weights; `factor` brings what was found before to the new top. skipped: registers of the block
-    before these; runs end at multiples of RUN_KEYS registers in the block."""
-    cdef Py_ssize_t i, run, registers = steps(count, LANES)
-    cdef vreal top = fill(found.top), shift, fall
-    cdef Weights sums
-    cdef bint kept
+cdef inline void online_softmax_row(Py_ssize_t skipped, Py_ssize_t count, bint statistics, bint moments, real* scores,
+                                    PartialState* state, real* rescale) noexcept nogil:
+    """Scores become weights; `rescale` brings what was found before to the new top. skipped: registers of the block
+    before these; runs end at multiples of WEIGHT_RUN registers in the block."""
+    cdef Py_ssize_t i, run, registers = ceil_div(count, LANES)
+    cdef vreal row_max = broadcast(state.row_max), shift, log_rescale
+    cdef BlockSums sums
+    cdef bint unchanged
     for i in range(count, registers * LANES):
         scores[i] = -INFINITY
     for i in range(registers):
-        top = vmax(top, load(scores + i * LANES))
-    top = fill(hmax(top))
-    shift = choose(less(fill(-INFINITY), top), top, fill(0))
-    sums.total = sums.ones = sums.moment = sums.moment_rest = sums.others = sums.others_rest = fill(0)
+        row_max = vmax(row_max, load(scores + i * LANES))
+    row_max = broadcast(hmax(row_max))
+    shift = vselect(lt(broadcast(-INFINITY), row_max), row_max, broadcast(0))
+    sums.row_sum = sums.ones = sums.moment = sums.moment_rest = sums.others = sums.others_rest = broadcast(0)
     i = 0
     while i < registers:
-        run = min(registers - i, RUN_KEYS - (skipped + i) % RUN_KEYS)
-        weigh_run(1, run, statistics, moments, &shift, scores + i * LANES, &sums)
+        run = min(registers - i, WEIGHT_RUN - (skipped + i) % WEIGHT_RUN)
+        exp_and_sum_run(1, run, statistics, moments, &shift, scores + i * LANES, &sums)
         i += run
-    fall = vmax(fill(LEAST_EXPONENT), fill(found.top) - shift)
-    factor[0] = first(exp_(fall))
+    log_rescale = vmax(broadcast(LEAST_EXPONENT), broadcast(state.row_max) - shift)
+    rescale[0] = lane0(exp_(log_rescale))
     if statistics:
-        kept = found.top == first(top)
-        if not kept:
-            found.excess, found.excess_rest = found.total * factor[0], 0
-        found.excess_rest += first(hsum(sums.others_rest))
-        add_lanes_to(&found.excess, &found.excess_rest, sums.others)
-        add_real_to(&found.excess, &found.excess_rest, first(hsum(sums.ones)) - (0 if kept else 1))
+        unchanged = state.row_max == lane0(row_max)
+        if not unchanged:
+            state.excess, state.excess_rest = state.row_sum * rescale[0], 0
+        state.excess_rest += lane0(hsum(sums.others_rest))
+        add_lanes_to(&state.excess, &state.excess_rest, sums.others)
+        add_real_to(&state.excess, &state.excess_rest, lane0(hsum(sums.ones)) - (0 if unchanged else 1))
     if moments:
-        found.moment = factor[0] * (found.moment + found.total * first(fall))
-        found.moment_rest = factor[0] * found.moment_rest + first(hsum(sums.moment_rest))
-        add_lanes_to(&found.moment, &found.moment_rest, sums.moment)
-    found.total = found.total * factor[0] + first(hsum(sums.total))
-    found.top = first(top)
+        state.moment = rescale[0] * (state.moment + state.row_sum * lane0(log_rescale))
+        state.moment_rest = rescale[0] * state.moment_rest + lane0(hsum(sums.moment_rest))
+        add_lanes_to(&state.moment, &state.moment_rest, sums.moment)
+    state.row_sum = state.row_sum * rescale[0] + lane0(hsum(sums.row_sum))
+    state.row_max = lane0(row_max)
 
 # --- values
 
 cdef inline void add_weighted(int rows, int values, const elem* value, Py_ssize_t stride, const int* order, int first,
-                              int last, Py_ssize_t width, const real* weights, real* sums,
+                              int last, Py_ssize_t dim, const real* weights, real* sums,
                               Py_ssize_t step) noexcept nogil:
     """sums[row] += weights[row][j] * value[j], one after the other, j number first to last - 1 in order; `values` at a
     time, as many as have their weights in registers."""
     cdef vreal[8] weight
     cdef vreal[4] sum_
-    cdef Source[8] at
+    cdef KeyPointer[8] at
     cdef vreal x
-    cdef Py_ssize_t i, registers = steps(width, LANES)
+    cdef Py_ssize_t i, registers = ceil_div(dim, LANES)
     cdef int turn, r, k, j
     for turn in range((last - first) // values):
         for k in range(values):
             j = order[first + turn * values + k]
             at[k] = value + j * stride
             for r in range(rows):
-                weight[r * values + k] = fill(weights[r * READ + j])
+                weight[r * values + k] = broadcast(weights[r * DECODE_KV_BLOCK + j])
         for i in range(registers):
             for r in range(rows):
                 sum_[r] = load(sums + r * step + i * LANES)
             for k in range(values):
-                x = load_elem(at[k] + register_at(i, width))
+                x = load_elem(at[k] + register_at(i, dim))
                 for r in range(rows):
                     sum_[r] = fma_(weight[r * values + k], x, sum_[r])
             for r in range(rows):
                 store(sums + r * step + i * LANES, sum_[r])
 
-cdef inline void add_rows(int rows, const elem* value, Py_ssize_t stride, const Reader* reader, Py_ssize_t width,
-                          const real* weights, const real* factor, real* out, Py_ssize_t out_step) noexcept nogil:
+cdef inline void add_rows(int rows, const elem* value, Py_ssize_t stride, const DecodeWorkspace* workspace,
+                          Py_ssize_t dim, const real* weights, const real* rescale, real* out,
+                          Py_ssize_t out_step) noexcept nogil:
     """out[row] = out[row] * factor[row] + sum over the block's keys j of weights[row][j] * value[j]."""
-    cdef Py_ssize_t step = padded(width), i
-    cdef real* sums = reader.sums
+    cdef Py_ssize_t step = padded(dim), i
+    cdef real* sums = workspace.sums
     cdef real* to
-    cdef int values = max(8 // rows, 1), piece, first = 0, last, r, done
+    cdef int values = max(8 // rows, 1), run, first = 0, last, r, done
     for r in range(rows):
         for i in range(step // LANES):
             to = out + r * out_step + i * LANES
-            store(to, load(to) * fill(factor[r]))
-    for piece in range(PIECES):
-        last = reader.piece_end[piece]
+            store(to, load(to) * broadcast(rescale[r]))
+    for run in range(VALUE_RUNS):
+        last = workspace.run_end[run]
         if last == first:
             continue
         done = first + (last - first) // values * values
         memset(sums, 0, rows * step * sizeof(real))
-        add_weighted(rows, values, value, stride, reader.order, first, done, width, weights, sums, step)
-        add_weighted(rows, 1, value, stride, reader.order, done, last, width, weights, sums, step)
+        add_weighted(rows, values, value, stride, workspace.order, first, done, dim, weights, sums, step)
+        add_weighted(rows, 1, value, stride, workspace.order, done, last, dim, weights, sums, step)
         for r in range(rows):
             for i in range(step // LANES):
                 to = out + r * out_step + i * LANES
                 store(to, load(to) + load(sums + r * step + i * LANES))
         first = last
 
-cdef void put_back_rows(const Attention* a, const Reader* reader, const elem* value, Py_ssize_t key,
-                        Py_ssize_t count, real* found) noexcept nogil:
+cdef void add_nonfinite_rows(const AttentionParams* params, const DecodeWorkspace* workspace, const elem* value,
+                             Py_ssize_t key, Py_ssize_t count, real* states) noexcept nogil:
     """Adds the values that are NaN or infinite, times their weights, to the rows that see them."""
     cdef Py_ssize_t j, e, i, row, at
     cdef real x
     for j in range(count):
-        for e in range(a.value_width):
-            x = real_of(value + j * a.value_stride[2] + e)
+        for e in range(params.value_dim):
+            x = real_of(value + j * params.value_stride[2] + e)
             if x - x == 0:
                 continue
-            for row in range(a.length * a.shared):
-                if (reader.begin[row] <= key + j < reader.end[row]
-                        and (a.terms == 0 or reader.added[row * READ + j] != -INFINITY)):
-                    for i in range(steps(a.value_width, LANES)):        # the last register repeats some
-                        at = register_at(i, a.value_width)
+            for row in range(params.length * params.queries_per_kv):
+                if (workspace.begin[row] <= key + j < workspace.end[row]
+                    and (params.biases == 0 or workspace.bias_sum[row * DECODE_KV_BLOCK + j] != -INFINITY)):
+                    for i in range(ceil_div(params.value_dim, LANES)):  # the last register repeats some
+                        at = register_at(i, params.value_dim)
                         if at <= e < at + LANES:
-                            out_of(a, found, row)[i * LANES + e - at] += reader.scores[row * READ + j] * x
+                            out_of(params, states, row)[i * LANES + e - at] += workspace.scores[row * DECODE_KV_BLOCK
+                                                                                                + j] * x
 
 # --- a block of keys, and a part
 
-cdef void read_block(const Attention* a, Py_ssize_t b, Py_ssize_t key_head, Py_ssize_t start, Py_ssize_t stop,
-                     Reader* reader, real* found) noexcept nogil:
+cdef void decode_kv_block(const AttentionParams* params, Py_ssize_t b, Py_ssize_t key_head, Py_ssize_t start,
+                          Py_ssize_t stop, DecodeWorkspace* workspace, real* states) noexcept nogil:
     """Updates the online softmax of all rows with the keys start .. stop - 1."""
-    cdef Py_ssize_t rows = a.length * a.shared, row, j, count = stop - start
-    cdef Py_ssize_t begin, end, value_stride = a.value_stride[2]
-    cdef const elem* key = row_of(a.key, a.key_stride, b, key_head, start)
-    cdef const elem* value = row_of(a.value, a.value_stride, b, key_head, start)
+    cdef Py_ssize_t rows = params.length * params.queries_per_kv, row, j, count = stop - start
+    cdef Py_ssize_t begin, end, value_stride = params.value_stride[2]
+    cdef const elem* key = row_address(params.key, params.key_stride, b, key_head, start)
+    cdef const elem* value = row_address(params.value, params.value_stride, b, key_head, start)
     cdef const elem* finite = value
-    cdef int[FEW_ROWS] what
+    cdef int[DECODE_ROWS] bias_flags
     cdef int all_ = 0
     cdef bint hidden = False
     cdef real* scores
-    cdef real* factor
+    cdef real* rescale
     cdef real* out
     for row in range(rows):
-        what[row] = 0
-        if a.terms:
-            what[row] = fetch_terms(a, b, reader.head[row], reader.query[row], start, count, reader.added + row * READ)
-            all_ |= what[row]
-        if what[row] & 4 or reader.begin[row] > start or reader.end[row] < stop:
+        bias_flags[row] = 0
+        if params.biases:
+            bias_flags[row] = load_score_bias(params, b, workspace.head[row], workspace.query[row], start, count,
+                                              workspace.bias_sum + row * DECODE_KV_BLOCK)
+            all_ |= bias_flags[row]
+        if bias_flags[row] & 4 or workspace.begin[row] > start or workspace.end[row] < stop:
             hidden = True
-    if a.terms and not all_ & 1:
+    if params.biases and not all_ & 1:
         return
-    order_keys(reader, <int>(start % READ), <int>count)
+    order_keys(workspace, <int>(start % DECODE_KV_BLOCK), <int>count)
     row = 0
     while row < rows:
-        scores = reader.scores + row * READ
+        scores = workspace.scores + row * DECODE_KV_BLOCK
         if rows - row >= 3:
-            scores_of_block(4, a, reader, key, <int>count, row, scores)
+            scores_of_block(4, params, workspace, key, <int>count, row, scores)
             row += 4
         elif rows - row >= 2:
-            scores_of_block(2, a, reader, key, <int>count, row, scores)
+            scores_of_block(2, params, workspace, key, <int>count, row, scores)
             row += 2
         else:
-            scores_of_block(1, a, reader, key, <int>count, row, scores)
+            scores_of_block(1, params, workspace, key, <int>count, row, scores)
             row += 1
     for row in range(rows):
-        scores = reader.scores + row * READ
-        adjust_scores(a, b, reader.head[row], reader.query[row], start, count, what[row], reader.added + row * READ,
-                      scores)
-        begin, end = min(max(reader.begin[row] - start, 0), count), max(reader.end[row] - start, 0)
+        scores = workspace.scores + row * DECODE_KV_BLOCK
+        adjust_scores(params, b, workspace.head[row], workspace.query[row], start, count, bias_flags[row],
+                      workspace.bias_sum + row * DECODE_KV_BLOCK, scores)
+        begin, end = min(max(workspace.begin[row] - start, 0), count), max(workspace.end[row] - start, 0)
         for j in range(begin):
             scores[j] = -INFINITY
         for j in range(max(begin, end), count):
             scores[j] = -INFINITY
-        if a.entropy != NULL:
-            weigh_row(start % READ // LANES, count, True, True, scores, found_of(a, found, row), &reader.factor[row])
-        elif a.lse != NULL:
-            weigh_row(start % READ // LANES, count, True, False, scores, found_of(a, found, row), &reader.factor[row])
+        if params.entropy != NULL:
+            online_softmax_row(start % DECODE_KV_BLOCK // LANES, count, True, True, scores,
+                               state_of(params, states, row), &workspace.rescale[row])
+        elif params.lse != NULL:
+            online_softmax_row(start % DECODE_KV_BLOCK // LANES, count, True, False, scores,
+                               state_of(params, states, row), &workspace.rescale[row])
         else:
-            weigh_row(start % READ // LANES, count, False, False, scores, found_of(a, found, row), &reader.factor[row])
-    if hidden and not is_finite(value, value_stride, count, a.value_width):
-        clear_nonfinite(value, value_stride, count, a.value_width, reader.clean)
-        finite, value_stride = reader.clean, a.value_width
+            online_softmax_row(start % DECODE_KV_BLOCK // LANES, count, False, False, scores,
+                               state_of(params, states, row), &workspace.rescale[row])
+    if hidden and not is_finite(value, value_stride, count, params.value_dim):
+        clear_nonfinite(value, value_stride, count, params.value_dim, workspace.clean)
+        finite, value_stride = workspace.clean, params.value_dim
     row = 0
     while row < rows:
-        scores, factor, out = reader.scores + row * READ, reader.factor + row, out_of(a, found, row)
+        scores, rescale, out = workspace.scores + row * DECODE_KV_BLOCK, workspace.rescale + row, out_of(params, states,
+                                                                                                         row)
         if rows - row >= 3:
-            add_rows(4, finite, value_stride, reader, a.value_width, scores, factor, out, found_size(a))
+            add_rows(4, finite, value_stride, workspace, params.value_dim, scores, rescale, out, state_size(params))
             row += 4
         elif rows - row >= 2:
-            add_rows(2, finite, value_stride, reader, a.value_width, scores, factor, out, found_size(a))
+            add_rows(2, finite, value_stride, workspace, params.value_dim, scores, rescale, out, state_size(params))
             row += 2
         else:
-            add_rows(1, finite, value_stride, reader, a.value_width, scores, factor, out, found_size(a))
+            add_rows(1, finite, value_stride, workspace, params.value_dim, scores, rescale, out, state_size(params))
             row += 1
     if finite != value:
-        put_back_rows(a, reader, value, start, count, found)
+        add_nonfinite_rows(params, workspace, value, start, count, states)
 
-cdef void finish_row(const Attention* a, Py_ssize_t b, Py_ssize_t head, Py_ssize_t query,
-                     const Found* found) noexcept nogil:
+cdef void finalize_row(const AttentionParams* params, Py_ssize_t b, Py_ssize_t head, Py_ssize_t query,
+                       const PartialState* state) noexcept nogil:
     """Writes a row of the results from its state over all keys."""
     cdef vreal inverse, lse, entropy
-    cdef Py_ssize_t i, at = (b * a.heads + head) * a.length + query
-    cdef const real* x = &found.top + FOUND_REALS
-    cdef elem* out = <elem*>row_of(a.out, a.out_stride, b, head, query)
-    inverse = conclude_rows(a, fill(found.top), fill(found.total), fill(found.excess), fill(found.excess_rest),
-                            fill(found.moment + found.moment_rest), &lse, &entropy)
-    if a.lse != NULL:
-        a.lse[at] = first(lse)
-    if a.entropy != NULL:
-        a.entropy[at] = first(entropy)
-    for i in range(steps(a.value_width, LANES)):
-        store_out(a, load(x + i * LANES) * inverse, out, register_at(i, a.value_width))
+    cdef Py_ssize_t i, at = (b * params.heads + head) * params.length + query
+    cdef const real* x = &state.row_max + STATE_REALS
+    cdef elem* out = <elem*>row_address(params.out, params.out_stride, b, head, query)
+    inverse = finalize_rows(params, broadcast(state.row_max), broadcast(state.row_sum), broadcast(state.excess),
+                            broadcast(state.excess_rest), broadcast(state.moment + state.moment_rest), &lse, &entropy)
+    if params.lse != NULL:
+        params.lse[at] = lane0(lse)
+    if params.entropy != NULL:
+        params.entropy[at] = lane0(entropy)
+    for i in range(ceil_div(params.value_dim, LANES)):
+        store_out(params, load(x + i * LANES) * inverse, out, register_at(i, params.value_dim))
 
-cdef void read_part(const Attention* a, Py_ssize_t pair, Py_ssize_t part, Reader* reader, real* found,
-                    Region* region) noexcept nogil:
-    """One task: the queries of a batch and key head with one part of the keys; found: (parts, rows + 1, found_size)."""
-    cdef fp_state state = fp_enter()
-    cdef Py_ssize_t b = pair // a.key_heads, key_head = pair % a.key_heads, rows = a.length * a.shared, row
-    cdef Py_ssize_t size = part_size(a.keys), start = part * size, stop, begin = a.keys, end = 0, read = 0
-    cdef Found* one
+cdef void decode_split(const AttentionParams* params, Py_ssize_t pair, Py_ssize_t split, DecodeWorkspace* workspace,
+                       real* states, ParallelRegion* region) noexcept nogil:
+    """One task: the queries of a batch and key head with one part of the keys; found: (parts, rows + 1, state_size)."""
+    cdef fp_state modes = fp_enter()
+    cdef Py_ssize_t b = pair // params.key_heads, key_head = pair % params.key_heads
+    cdef Py_ssize_t rows = params.length * params.queries_per_kv, row
+    cdef Py_ssize_t size = split_size(params.keys), start = split * size, stop, begin = params.keys, end = 0, read = 0
+    cdef PartialState* state
     start_task(region)
-    read_queries(a, b, key_head, reader)
-    found += part * (rows + 1) * found_size(a)
-    memset(found, 0, (rows + 1) * found_size(a) * sizeof(real))
+    load_query_rows(params, b, key_head, workspace)
+    states += split * (rows + 1) * state_size(params)
+    memset(states, 0, (rows + 1) * state_size(params) * sizeof(real))
     for row in range(rows):
-        one = found_of(a, found, row)
-        one.top = -INFINITY
-        if part == 0 and a.sinks != NULL:
-            one.top = <real>a.sinks[reader.head[row]]
-            one.total = 0 if one.top == -INFINITY else 1
-        if reader.end[row] > reader.begin[row]:
-            begin = min(begin, reader.begin[row])
-        end = max(end, reader.end[row])
+        state = state_of(params, states, row)
+        state.row_max = -INFINITY
+        if split == 0 and params.sinks != NULL:
+            state.row_max = <real>params.sinks[workspace.head[row]]
+            state.row_sum = 0 if state.row_max == -INFINITY else 1
+        if workspace.end[row] > workspace.begin[row]:
+            begin = min(begin, workspace.begin[row])
+        end = max(end, workspace.end[row])
     end = min(end, start + size)
     start = max(start, begin // LANES * LANES)      # a score's lane must not depend on where the others begin
     while start < end:
-        stop = min(start - start % READ + READ, end)
-        read_block(a, b, key_head, start, stop, reader, found)
+        stop = min(start - start % DECODE_KV_BLOCK + DECODE_KV_BLOCK, end)
+        decode_kv_block(params, b, key_head, start, stop, workspace, states)
         read += stop - start
         start = stop
-    if size >= a.keys:
+    if size >= params.keys:
         for row in range(rows):
-            finish_row(a, b, reader.head[row], reader.query[row], found_of(a, found, row))
-    fp_leave(state)
-    end_task(region, read + FEW_ROWS)
+            finalize_row(params, b, workspace.head[row], workspace.query[row], state_of(params, states, row))
+    fp_leave(modes)
+    end_task(region, read + DECODE_ROWS)
 
-cdef void merge_parts(const Attention* a, Py_ssize_t pair, Py_ssize_t parts, real* found,
-                      Region* region) noexcept nogil:
+cdef void combine_splits(const AttentionParams* params, Py_ssize_t pair, Py_ssize_t splits, real* states,
+                         ParallelRegion* region) noexcept nogil:
     """Combines the states of the parts, brought to one top, in the place of the first part's."""
-    cdef fp_state state = fp_enter()
-    cdef Py_ssize_t b = pair // a.key_heads, key_head = pair % a.key_heads, rows = a.length * a.shared, row, part, i
-    cdef Found* whole
-    cdef Found* one
+    cdef fp_state modes = fp_enter()
+    cdef Py_ssize_t b = pair // params.key_heads, key_head = pair % params.key_heads
+    cdef Py_ssize_t rows = params.length * params.queries_per_kv, row, split, i
+    cdef PartialState* combined
+    cdef PartialState* other
     cdef real* to
     cdef const real* x
-    cdef real top
-    cdef vreal shift, fall, own_fall, factor, own_factor
+    cdef real row_max
+    cdef vreal shift, log_rescale, split_log_rescale, rescale, split_rescale
     start_task(region)
     for row in range(rows):
-        whole = found_of(a, found, row)
-        to = out_of(a, found, row)
-        for part in range(1, parts):
-            one = found_of(a, found, part * (rows + 1) + row)
-            x = out_of(a, found, part * (rows + 1) + row)
-            top = max(whole.top, one.top)
-            shift = fill(0 if top == -INFINITY else top)
-            fall = vmax(fill(LEAST_EXPONENT), fill(whole.top) - shift)
-            own_fall = vmax(fill(LEAST_EXPONENT), fill(one.top) - shift)
-            factor, own_factor = exp_(fall), exp_(own_fall)
-            if whole.top != top:
-                whole.excess, whole.excess_rest = whole.total * first(factor), 0
-            if one.top != top:
-                one.excess, one.excess_rest = one.total * first(own_factor), 0
-            whole.excess_rest += one.excess_rest
-            add_real_to(&whole.excess, &whole.excess_rest, one.excess)
-            if whole.top == one.top > -INFINITY:        # each has left out a 1
-                add_real_to(&whole.excess, &whole.excess_rest, 1)
-            whole.moment = first(factor) * (whole.moment + whole.total * first(fall))
-            whole.moment_rest = first(factor) * whole.moment_rest + first(own_factor) * one.moment_rest
-            add_real_to(&whole.moment, &whole.moment_rest,
-                        first(own_factor) * (one.moment + one.total * first(own_fall)))
-            whole.total = whole.total * first(factor) + one.total * first(own_factor)
-            whole.top = top
-            for i in range(steps(a.value_width, LANES)):
-                store(to + i * LANES, fma_(load(to + i * LANES), factor, load(x + i * LANES) * own_factor))
-        finish_row(a, b, key_head * a.shared + row % a.shared, row // a.shared, whole)
-    fp_leave(state)
+        combined = state_of(params, states, row)
+        to = out_of(params, states, row)
+        for split in range(1, splits):
+            other = state_of(params, states, split * (rows + 1) + row)
+            x = out_of(params, states, split * (rows + 1) + row)
+            row_max = max(combined.row_max, other.row_max)
+            shift = broadcast(0 if row_max == -INFINITY else row_max)
+            log_rescale = vmax(broadcast(LEAST_EXPONENT), broadcast(combined.row_max) - shift)
+            split_log_rescale = vmax(broadcast(LEAST_EXPONENT), broadcast(other.row_max) - shift)
+            rescale, split_rescale = exp_(log_rescale), exp_(split_log_rescale)
+            if combined.row_max != row_max:
+                combined.excess, combined.excess_rest = combined.row_sum * lane0(rescale), 0
+            if other.row_max != row_max:
+                other.excess, other.excess_rest = other.row_sum * lane0(split_rescale), 0
+            combined.excess_rest += other.excess_rest
+            add_real_to(&combined.excess, &combined.excess_rest, other.excess)
+            if combined.row_max == other.row_max > -INFINITY:  # each has left out a 1
+                add_real_to(&combined.excess, &combined.excess_rest, 1)
+            combined.moment = lane0(rescale) * (combined.moment + combined.row_sum * lane0(log_rescale))
+            combined.moment_rest = lane0(rescale) * combined.moment_rest + lane0(split_rescale) * other.moment_rest
+            add_real_to(&combined.moment, &combined.moment_rest, lane0(split_rescale)
+                        * (other.moment + other.row_sum * lane0(split_log_rescale)))
+            combined.row_sum = combined.row_sum * lane0(rescale) + other.row_sum * lane0(split_rescale)
+            combined.row_max = row_max
+            for i in range(ceil_div(params.value_dim, LANES)):
+                store(to + i * LANES, fma_(load(to + i * LANES), rescale, load(x + i * LANES) * split_rescale))
+        finalize_row(params, b, key_head * params.queries_per_kv + row % params.queries_per_kv,
+                     row // params.queries_per_kv, combined)
+    fp_leave(modes)
     end_task(region, 1)
 
 # --- the call
 
-cdef class Readers:
+cdef class DecodeWorkspaces:
     """The buffers of `threads` threads, and what is found for `pairs` batches and key heads; freed with it."""
     cdef char* block
-    cdef Py_ssize_t reader_bytes, pair_reals, threads
+    cdef Py_ssize_t thread_bytes, pair_reals, threads
 
-    def __cinit__(self, int threads, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t value_width, Py_ssize_t pairs,
+    def __cinit__(self, int threads, Py_ssize_t rows, Py_ssize_t dim, Py_ssize_t value_dim, Py_ssize_t pairs,
                   Py_ssize_t pair_reals):
-        cdef Py_ssize_t query_bytes = lines((rows + 1) * padded(width) * sizeof(real))
-        cdef Py_ssize_t sums_bytes = lines(4 * padded(value_width) * sizeof(real))
+        cdef Py_ssize_t query_bytes = round_up_to_line((rows + 1) * padded(dim) * sizeof(real))
+        cdef Py_ssize_t sums_bytes = round_up_to_line(4 * padded(value_dim) * sizeof(real))
         cdef Py_ssize_t t
-        cdef Reader* reader
+        cdef DecodeWorkspace* workspace
         cdef char* at
-        self.reader_bytes = lines(sizeof(Reader)) + query_bytes + sums_bytes + lines(READ * value_width * sizeof(elem))
+        self.thread_bytes = (round_up_to_line(sizeof(DecodeWorkspace)) + query_bytes + sums_bytes
+                             + round_up_to_line(DECODE_KV_BLOCK * value_dim * sizeof(elem)))
         self.threads, self.pair_reals = threads, pair_reals
-        self.block = <char*>allocate(threads * self.reader_bytes + pairs * pair_reals * <Py_ssize_t>sizeof(real))
+        self.block = <char*>allocate(threads * self.thread_bytes + pairs * pair_reals * <Py_ssize_t>sizeof(real))
         for t in range(threads):
-            reader = self.reader(t)
-            at = <char*>reader + lines(sizeof(Reader))
-            reader.query_rows = <real*>at
-            reader.skipped = reader.count = 0
-            reader.sums = <real*>(at + query_bytes)
-            reader.clean = <elem*>(at + query_bytes + sums_bytes)
+            workspace = self.of_thread(t)
+            at = <char*>workspace + round_up_to_line(sizeof(DecodeWorkspace))
+            workspace.query_rows = <real*>at
+            workspace.skipped = workspace.count = 0
+            workspace.sums = <real*>(at + query_bytes)
+            workspace.clean = <elem*>(at + query_bytes + sums_bytes)
 
-    cdef inline Reader* reader(self, Py_ssize_t t) noexcept nogil:
-        return <Reader*>(self.block + t * self.reader_bytes)
+    cdef inline DecodeWorkspace* of_thread(self, Py_ssize_t t) noexcept nogil:
+        return <DecodeWorkspace*>(self.block + t * self.thread_bytes)
 
-    cdef inline real* found(self, Py_ssize_t pair) noexcept nogil:
-        return <real*>(self.block + self.threads * self.reader_bytes) + pair * self.pair_reals
+    cdef inline real* states(self, Py_ssize_t pair) noexcept nogil:
+        return <real*>(self.block + self.threads * self.thread_bytes) + pair * self.pair_reals
 
     def __dealloc__(self):
         free(self.block)
 
-cdef inline bint is_decoding(const Attention* a) noexcept nogil:
+cdef inline bint uses_decode(const AttentionParams* params) noexcept nogil:
     """Whether rows are too few to fill the lanes, or better spend their time on sharing long keys between threads."""
-    cdef Py_ssize_t rows = a.length * a.shared
-    return (a.width >= LANES and a.value_width >= LANES
-            and (rows <= min(LANES, FEW_ROWS) or rows <= FEW_ROWS and a.keys >= LONG_CACHE))
+    cdef Py_ssize_t rows = params.length * params.queries_per_kv
+    return (params.head_dim >= LANES and params.value_dim >= LANES
+            and (rows <= min(LANES, DECODE_ROWS) or rows <= DECODE_ROWS and params.keys >= LONG_CACHE))
 
-cdef int decode(const Attention* a, int threads) except -1:
-    cdef Py_ssize_t rows = a.length * a.shared, parts = steps(a.keys, part_size(a.keys)), pairs = a.batch * a.key_heads
+cdef int decode(const AttentionParams* params, int threads) except -1:
+    cdef Py_ssize_t rows = params.length * params.queries_per_kv
+    cdef Py_ssize_t splits = ceil_div(params.keys, split_size(params.keys)), pairs = params.batch * params.key_heads
     cdef Py_ssize_t turn, start, count, t, first
-    cdef Region region
-    cdef Py_ssize_t at_once = <Py_ssize_t>100000000 // (work_of_row(a) + 100000)
-    cdef Readers readers
+    cdef ParallelRegion region
+    cdef Py_ssize_t at_once = <Py_ssize_t>100000000 // (multiplications_of_row(params) + 100000)
+    cdef DecodeWorkspaces workspaces
     # Pairs that are worked on at a time: some for each thread, not too long without a look for an interrupt, and, with
     # few keys, not so many that what they find needs much memory.
-    at_once = max(<Py_ssize_t>1, min(pairs, max(<Py_ssize_t>(16 * threads) // parts, at_once)))
-    threads = <int>min(threads, at_once * parts)
-    readers = Readers(threads, rows, a.width, a.value_width, at_once, parts * (rows + 1) * found_size(a))
-    for turn in range(steps(pairs, at_once)):
+    at_once = max(<Py_ssize_t>1, min(pairs, max(<Py_ssize_t>(16 * threads) // splits, at_once)))
+    threads = <int>min(threads, at_once * splits)
+    workspaces = DecodeWorkspaces(threads, rows, params.head_dim, params.value_dim, at_once,
+                                  splits * (rows + 1) * state_size(params))
+    for turn in range(ceil_div(pairs, at_once)):
         start = turn * at_once
         count = min(at_once, pairs - start)
         with nogil:
-            region = alone_at_first(threads)
+            region = open_region(threads)
             first = 0
-            while first < count * parts and alone(&region):
-                read_part(a, start + first // parts, first % parts, readers.reader(0), readers.found(first // parts),
-                          &region)
+            while first < count * splits and is_serial(&region):
+                decode_split(params, start + first // splits, first % splits, workspaces.of_thread(0),
+                             workspaces.states(first // splits), &region)
                 first += 1
-            if first < count * parts:
-                begin_region(&region)
-                for t in prange(first, count * parts, num_threads=threads, schedule="dynamic"):
-                    read_part(a, start + t // parts, t % parts, readers.reader(threadid()), readers.found(t // parts),
-                              &region)
-                end_region(&region)
-            first = 0 if parts > 1 else count
-            while first < count and alone(&region):
-                merge_parts(a, start + first, parts, readers.found(first), &region)
+            if first < count * splits:
+                begin_parallel(&region)
+                for t in prange(first, count * splits, num_threads=threads, schedule="dynamic"):
+                    decode_split(params, start + t // splits, t % splits, workspaces.of_thread(threadid()),
+                                 workspaces.states(t // splits), &region)
+                end_parallel(&region)
+            first = 0 if splits > 1 else count
+            while first < count and is_serial(&region):
+                combine_splits(params, start + first, splits, workspaces.states(first), &region)
                 first += 1
             if first < count:
-                begin_region(&region)
+                begin_parallel(&region)
                 for t in prange(first, count, num_threads=threads, schedule="static"):
-                    merge_parts(a, start + t, parts, readers.found(t), &region)
-                end_region(&region)
-            learn(&region)
+                    combine_splits(params, start + t, splits, workspaces.states(t), &region)
+                end_parallel(&region)
+            close_region(&region)
         PyErr_CheckSignals()
     return 0

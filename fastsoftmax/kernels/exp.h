@@ -35,8 +35,8 @@
 #define VANISHES (-106.0f)                      /* exp of it is below half of the smallest subnormal */
 #define LARGE 256.0f                            /* a maximum beyond this is subtracted: exactly, see Shift */
 #define HUGE_SCORE 0x1p100f
-#define SHRINK 0x1p-14f                         /* of the largest differences, so that they can be split: product_error.h */
-#define RUN (8 * GROUP)                         /* |p| < 0.045 */
+#define SHRINK 0x1p-14f                         /* of the largest differences, so that they can be split: two_prod_err.h */
+#define RUN (8 * UNROLL)                        /* |p| < 0.045 */
 #else
 #define STEPS (FUSED ? 2 : 4)
 #define LOG2E 1.44269504088896340736
@@ -51,34 +51,35 @@
 #define LARGE 2048.0
 #define HUGE_SCORE 0x1p900
 #define SHRINK 0x1p-53
-#define RUN GROUP                               /* |p| < 0.19, or 0.091 */
+#define RUN UNROLL                              /* |p| < 0.19, or 0.091 */
 #endif
 
 /* BASE * 2**(n / STEPS), n in the low bits of t. POWERS: the bits of BASE * 2**(k / STEPS) that shifting n does not give,
  * which are the mantissa's beyond a straight line from 1 to 2. */
-WORD vreal power_of(vint t)
+SIMD_INLINE vreal power_of(vint t)
 {
 #if REAL_BITS == 32
     static const ireal POWERS[STEPS] = {735806, 513060, 365058, 298565, 320958, 440282, 665310, 1005609};
-    return from_bits(shift_left(t, MANTISSA - 3) + bits(look_up((const real *)POWERS, t)));
+    return from_bits(shift_left(t, MANTISSA - 3) + bits(table_lookup((const real *)POWERS, t)));
 #else
-    const vmask odd = less_bits(shift_left(t, 63), fill_bits(0));
+    const vmask odd = lt_bits(shift_left(t, 63), broadcast_bits(0));
 #if FUSED
     static const ireal POWERS[STEPS] = {745807135919264, 668382798001686};
-    return from_bits(shift_left(t, MANTISSA - 1) + choose_bits(odd, fill_bits(POWERS[1]), fill_bits(POWERS[0])));
+    return from_bits(shift_left(t, MANTISSA - 1) + select_bits(odd, broadcast_bits(POWERS[1]),
+                                                               broadcast_bits(POWERS[0])));
 #else
     static const ireal POWERS[STEPS] = {778165415525100, 651613034570975, 714144315875320, 1001535233668209};
-    const vmask upper = less_bits(shift_left(t, 62), fill_bits(0));
-    const vint low_two = choose_bits(odd, fill_bits(POWERS[1]), fill_bits(POWERS[0]));
-    const vint high_two = choose_bits(odd, fill_bits(POWERS[3]), fill_bits(POWERS[2]));
-    return from_bits(shift_left(t, MANTISSA - 2) + choose_bits(upper, high_two, low_two));
+    const vmask upper = lt_bits(shift_left(t, 62), broadcast_bits(0));
+    const vint low_two = select_bits(odd, broadcast_bits(POWERS[1]), broadcast_bits(POWERS[0]));
+    const vint high_two = select_bits(odd, broadcast_bits(POWERS[3]), broadcast_bits(POWERS[2]));
+    return from_bits(shift_left(t, MANTISSA - 2) + select_bits(upper, high_two, low_two));
 #endif
 #endif
 }
 
 /* d: four arguments. d_lo: what to add to them, or NULL. magic: ROUNDER plus STEPS times the exponent bias.
  * p, f: the results, exp = f + p * f. */
-WORD void exp4(const vreal *d, const vreal *d_lo, const vreal *magic, vreal *p, vreal *f)
+SIMD_INLINE void exp4(const vreal *d, const vreal *d_lo, const vreal *magic, vreal *p, vreal *f)
 {
 #if REAL_BITS == 32
     enum { DEGREE = 2 };
@@ -93,23 +94,23 @@ WORD void exp4(const vreal *d, const vreal *d_lo, const vreal *magic, vreal *p, 
 #endif
     vreal t[4], n[4], r[4], q[4];
     for (int a = 0; a < 4; a++)
-        t[a] = fma_(d[a], fill((real)(LOG2E * STEPS)), magic[a]);
+        t[a] = fma_(d[a], broadcast((real)(LOG2E * STEPS)), magic[a]);
     for (int a = 0; a < 4; a++)
         n[a] = t[a] - magic[a];
     for (int a = 0; a < 4; a++)
         f[a] = power_of(bits(t[a]));
     for (int a = 0; a < 4; a++)
-        r[a] = fnma(n[a], fill(STEP_HI), d[a]);
+        r[a] = fnma(n[a], broadcast(STEP_HI), d[a]);
     for (int a = 0; a < 4; a++)
-        r[a] = fnma(n[a], fill(STEP_LO), r[a]);
+        r[a] = fnma(n[a], broadcast(STEP_LO), r[a]);
     if (d_lo)
         for (int a = 0; a < 4; a++)
             r[a] = r[a] + d_lo[a];
 #if REAL_BITS == 32
     for (int a = 0; a < 4; a++)
-        q[a] = fma_(r[a], fill(q_[DEGREE]), fill(q_[DEGREE - 1]));
+        q[a] = fma_(r[a], broadcast(q_[DEGREE]), broadcast(q_[DEGREE - 1]));
     for (int a = 0; a < 4; a++)
-        q[a] = fma_(r[a], q[a], fill(q_[0]));
+        q[a] = fma_(r[a], q[a], broadcast(q_[0]));
     for (int a = 0; a < 4; a++)
         p[a] = fma_(r[a] * r[a], q[a], r[a]);
 #else
@@ -118,16 +119,16 @@ WORD void exp4(const vreal *d, const vreal *d_lo, const vreal *magic, vreal *p, 
     for (int a = 0; a < 4; a++)
         rr[a] = r[a] * r[a];
     for (int a = 0; a < 4; a++) {
-        q[a] = fma_(rr[a], fill(q_[DEGREE]), fill(q_[DEGREE - 2]));
-        odd[a] = fma_(rr[a], fill(q_[DEGREE - 1]), fill(q_[DEGREE - 3]));
+        q[a] = fma_(rr[a], broadcast(q_[DEGREE]), broadcast(q_[DEGREE - 2]));
+        odd[a] = fma_(rr[a], broadcast(q_[DEGREE - 1]), broadcast(q_[DEGREE - 3]));
     }
     for (int i = DEGREE - 4; i > 0; i -= 2)
         for (int a = 0; a < 4; a++) {
-            q[a] = fma_(rr[a], q[a], fill(q_[i]));
-            odd[a] = fma_(rr[a], odd[a], fill(q_[i - 1]));
+            q[a] = fma_(rr[a], q[a], broadcast(q_[i]));
+            odd[a] = fma_(rr[a], odd[a], broadcast(q_[i - 1]));
         }
     for (int a = 0; a < 4; a++)
-        q[a] = fma_(rr[a], q[a], fill(q_[0]));
+        q[a] = fma_(rr[a], q[a], broadcast(q_[0]));
     for (int a = 0; a < 4; a++)
         q[a] = fma_(r[a], odd[a], q[a]);
     for (int a = 0; a < 4; a++)

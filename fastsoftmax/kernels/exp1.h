@@ -31,22 +31,23 @@ static const real EXP_Q[] = {
 enum { EXP_DEGREE = sizeof EXP_Q / sizeof *EXP_Q - 1 };
 
 /* exp(d) = f + p*f, f a power of two */
-WORD void exp_parts(vreal d, vreal *p, vreal *f)
+SIMD_INLINE void exp_parts(vreal d, vreal *p, vreal *f)
 {
-    const vreal magic = fill(ROUNDER + EXPONENT_BIAS);
+    const vreal magic = broadcast(ROUNDER + EXPONENT_BIAS);
     vreal t, n, r, q;
-    d = vmax(fill(LEAST_EXPONENT), d);
-    t = fma_(d, fill((real)LOG2E), magic);
+    d = vmax(broadcast(LEAST_EXPONENT), d);
+    t = fma_(d, broadcast((real)LOG2E), magic);
     n = t - magic;
-    r = FUSED && REAL_BITS == 32 ? fnma(n, fill(LN2), d) : fnma(n, fill(LN2_LO), fnma(n, fill(LN2_HI), d));
-    q = fill(EXP_Q[EXP_DEGREE]);
+    r = FUSED && REAL_BITS == 32 ? fnma(n, broadcast(LN2), d) : fnma(n, broadcast(LN2_LO), fnma(n, broadcast(LN2_HI),
+                                                                                                d));
+    q = broadcast(EXP_Q[EXP_DEGREE]);
     for (int i = EXP_DEGREE - 1; i >= 0; i--)
-        q = fma_(r, q, fill(EXP_Q[i]));
+        q = fma_(r, q, broadcast(EXP_Q[i]));
     *p = fma_(r * r, q, r);
     *f = from_bits(shift_left(bits(t), MANTISSA));
 }
 
-WORD vreal exp_(vreal d)
+SIMD_INLINE vreal exp_(vreal d)
 {
     vreal p, f;
     exp_parts(d, &p, &f);
@@ -54,11 +55,11 @@ WORD vreal exp_(vreal d)
 }
 
 /* tanh(a) = -e / (2 + e), e = exp(-2|a|) - 1 = (f - 1) + p*f: exact in its last digits near 0 too. */
-WORD vreal tanh_(vreal a)
+SIMD_INLINE vreal tanh_(vreal a)
 {
     vreal p, f, e;
-    exp_parts(vabs(a) * fill(-2), &p, &f);
-    e = fma_(p, f, f - fill(1));
-    e = -e / (fill(2) + e);
-    return choose(less(a, fill(0)), -e, e);
+    exp_parts(vabs(a) * broadcast(-2), &p, &f);
+    e = fma_(p, f, f - broadcast(1));
+    e = -e / (broadcast(2) + e);
+    return vselect(lt(a, broadcast(0)), -e, e);
 }

@@ -13,7 +13,7 @@
    Before the next attempt the system is asked what other programs had of our cores since the loss, where it tells. While
    that is more than half a core too much for so many threads, callers go on alone: an attempt would lose as much again.
 
-   There is one Guard in a process, in _cpu.pyx, since the cores are the same for all kernels. Callers read and write it
+   There is one Contention in a process, in _cpu.pyx, since the cores are the same for all kernels. Callers read and write it
    without a lock: words that are old or overwritten cost a little time, and results do not depend on it. Integers
    throughout: this runs in the caller's floating-point environment, where an addition may trap or leave a flag. */
 #pragma once
@@ -21,17 +21,17 @@
 #include <time.h>
 
 typedef struct {
-    int64_t alone;                      /* ns for which callers still compute alone; below 0: none */
+    int64_t serial_ns;                  /* ns for which callers still compute alone; below 0: none */
     int64_t factor;                     /* by which the next loss is multiplied */
     int64_t credit;                     /* ns gained of late, for losses to come */
     int64_t regions, losses;            /* how many there were: for tests */
     int64_t since;                      /* ns, when callers began to compute alone; 0: they may try */
-    int64_t granted;                    /* ns for which they then should */
-    int64_t taken;                      /* ns of our cores that other programs had had by then */
+    int64_t backoff_ns;                 /* ns for which they then should */
+    int64_t stolen_ns;                  /* ns of our cores that other programs had had by then */
     /* ns that other programs have had of the cores that we may use, until now, and how many those are; below 0: who
        knows. NULL likewise. */
-    int64_t (*taken_now)(int64_t *cores);
-} Guard;
+    int64_t (*stolen_now)(int64_t *cores);
+} Contention;
 
 typedef struct {                        /* a call's parallel regions, one after the other */
     int threads, parallel;              /* parallel: in a region; else the caller is alone */
@@ -39,28 +39,28 @@ typedef struct {                        /* a call's parallel regions, one after 
     int64_t first, last;                /* when the caller began the first of its tasks, and finished the last */
     int64_t own, all;                   /* the weight of the caller's tasks, and of everybody's */
     int64_t regions, loss;              /* how many there were, and what they lost together, ns */
-} Region;
+} ParallelRegion;
 
-#define GUARD_FIRST 10
-#define GUARD_LARGEST 160
-#define GUARD_LONGEST 1000000000        /* ns */
-#define GUARD_CREDIT 4000000            /* ns */
-#define GUARD_KNOWN 50000000            /* ns from which the system's account, in ticks of 10 ms, is worth reading */
+#define FIRST_BACKOFF 10
+#define LARGEST_BACKOFF 160
+#define LONGEST_BACKOFF 1000000000      /* ns */
+#define MOST_CREDIT 4000000             /* ns */
+#define SHORTEST_ACCOUNT 50000000       /* ns from which the system's account, in ticks of 10 ms, is worth reading */
 
 #if defined(__GNUC__)
-#define GUARD_READ(word) __atomic_load_n(&(word), __ATOMIC_RELAXED)
-#define GUARD_WRITE(word, value) __atomic_store_n(&(word), (value), __ATOMIC_RELAXED)
-#define GUARD_ADD(word, value) ((void)__atomic_fetch_add(&(word), (value), __ATOMIC_RELAXED))
-#define GUARD_TAKE(word) __atomic_exchange_n(&(word), 0, __ATOMIC_RELAXED)
+#define ATOMIC_READ(word) __atomic_load_n(&(word), __ATOMIC_RELAXED)
+#define ATOMIC_WRITE(word, value) __atomic_store_n(&(word), (value), __ATOMIC_RELAXED)
+#define ATOMIC_ADD(word, value) ((void)__atomic_fetch_add(&(word), (value), __ATOMIC_RELAXED))
+#define ATOMIC_TAKE(word) __atomic_exchange_n(&(word), 0, __ATOMIC_RELAXED)
 #else
-#define GUARD_READ(word) (word)
-#define GUARD_WRITE(word, value) ((void)((word) = (value)))
-#define GUARD_ADD(word, value) ((void)((word) += (value)))
-#define GUARD_TAKE(word) guard_take(&(word))
-static inline int64_t guard_take(int64_t *word) { int64_t was = *word; *word = 0; return was; }
+#define ATOMIC_READ(word) (word)
+#define ATOMIC_WRITE(word, value) ((void)((word) = (value)))
+#define ATOMIC_ADD(word, value) ((void)((word) += (value)))
+#define ATOMIC_TAKE(word) atomic_take(&(word))
+static inline int64_t atomic_take(int64_t *word) { int64_t was = *word; *word = 0; return was; }
 #endif
 
-static inline int64_t guard_now(void) {
+static inline int64_t now_ns(void) {
 #if defined(CLOCK_MONOTONIC)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -71,8 +71,8 @@ static inline int64_t guard_now(void) {
 }
 
 /* A region that ends now: by how much it took longer than one thread would have; below 0, what it gained. */
-static inline int64_t region_loss(const Region *region, int64_t now) {
-    int64_t own = region->own, all = GUARD_READ(region->all);
+static inline int64_t region_loss(const ParallelRegion *region, int64_t now) {
+    int64_t own = region->own, all = ATOMIC_READ(region->all);
     while (all >> 20) {                 /* so that the product below does not overflow */
         all >>= 1;
         own >>= 1;
@@ -82,41 +82,44 @@ static inline int64_t region_loss(const Region *region, int64_t now) {
     return now - region->start - (region->last - region->first) * all / own;
 }
 
-static inline void guard_begin_alone(Guard *guard, int64_t alone, int64_t now, int64_t taken) {
-    GUARD_WRITE(guard->taken, taken);
-    GUARD_WRITE(guard->since, now);
-    GUARD_WRITE(guard->granted, alone);
-    GUARD_WRITE(guard->alone, alone);
+static inline void begin_backoff(Contention *contention, int64_t serial_ns, int64_t now, int64_t stolen_ns) {
+    ATOMIC_WRITE(contention->stolen_ns, stolen_ns);
+    ATOMIC_WRITE(contention->since, now);
+    ATOMIC_WRITE(contention->backoff_ns, serial_ns);
+    ATOMIC_WRITE(contention->serial_ns, serial_ns);
 }
 
 /* Decides, in the first call after the time alone has expired, whether to extend it. Extends it where other programs used
    at least half a core that so many threads need. If callers were elsewhere for most of the time, the account of that
    time is ignored. */
-static inline int guard_goes_on(Guard *guard, int64_t threads, int64_t now) {
-    int64_t since = GUARD_TAKE(guard->since), spell = now - since, cores = 0, taken, left;
-    if (since == 0 || spell < GUARD_KNOWN || spell > 2 * GUARD_READ(guard->granted) || guard->taken_now == 0)
+static inline int extend_backoff(Contention *contention, int64_t threads, int64_t now) {
+    int64_t since = ATOMIC_TAKE(contention->since), elapsed = now - since, cores = 0, stolen_ns, left;
+    if (since == 0 || elapsed < SHORTEST_ACCOUNT || elapsed > 2 * ATOMIC_READ(contention->backoff_ns)
+        || contention->stolen_now == 0)
         return 0;
-    taken = guard->taken_now(&cores);
-    left = cores * spell - (taken - GUARD_READ(guard->taken));
-    if (taken < 0 || GUARD_READ(guard->taken) < 0 || 2 * left >= (2 * (threads < cores ? threads : cores) - 1) * spell)
+    stolen_ns = contention->stolen_now(&cores);
+    left = cores * elapsed - (stolen_ns - ATOMIC_READ(contention->stolen_ns));
+    if (stolen_ns < 0 || ATOMIC_READ(contention->stolen_ns) < 0 || 2 * left >= (2 * (threads < cores ? threads : cores)
+                                                                                - 1) * elapsed)
         return 0;
-    guard_begin_alone(guard, spell < GUARD_LONGEST ? spell : GUARD_LONGEST, now, taken);
+    begin_backoff(contention, elapsed < LONGEST_BACKOFF ? elapsed : LONGEST_BACKOFF, now, stolen_ns);
     return 1;
 }
 
 /* Records the time that a call, or a slice of it, lost in all its regions. */
-static inline void guard_learn(Guard *guard, int64_t loss) {
-    int64_t factor = GUARD_READ(guard->factor), credit = GUARD_READ(guard->credit) - loss, alone, cores;
-    GUARD_WRITE(guard->credit, credit < 0 ? 0 : credit < GUARD_CREDIT ? credit : GUARD_CREDIT);
+static inline void record_loss(Contention *contention, int64_t loss) {
+    int64_t factor = ATOMIC_READ(contention->factor), credit = ATOMIC_READ(contention->credit) - loss, serial_ns, cores;
+    ATOMIC_WRITE(contention->credit, credit < 0 ? 0 : credit < MOST_CREDIT ? credit : MOST_CREDIT);
     if (loss <= 0)
-        GUARD_WRITE(guard->factor, GUARD_FIRST);
+        ATOMIC_WRITE(contention->factor, FIRST_BACKOFF);
     if (credit >= 0)
         return;
     loss = -credit;
-    GUARD_ADD(guard->losses, 1);
-    alone = loss < GUARD_LONGEST / factor ? factor * loss : GUARD_LONGEST;
-    if (GUARD_READ(guard->alone) <= 0 && factor < GUARD_LARGEST)    /* of callers that lose at once, one counts */
-        GUARD_WRITE(guard->factor, 2 * factor);
-    if (alone > GUARD_READ(guard->alone))
-        guard_begin_alone(guard, alone, guard_now(), guard->taken_now ? guard->taken_now(&cores) : -1);
+    ATOMIC_ADD(contention->losses, 1);
+    serial_ns = loss < LONGEST_BACKOFF / factor ? factor * loss : LONGEST_BACKOFF;
+    /* of callers that lose at the same time, one counts */
+    if (ATOMIC_READ(contention->serial_ns) <= 0 && factor < LARGEST_BACKOFF)
+        ATOMIC_WRITE(contention->factor, 2 * factor);
+    if (serial_ns > ATOMIC_READ(contention->serial_ns))
+        begin_backoff(contention, serial_ns, now_ns(), contention->stolen_now ? contention->stolen_now(&cores) : -1);
 }

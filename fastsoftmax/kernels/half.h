@@ -2,31 +2,31 @@
  * float16 goes through integers where the instruction set has no conversion of its own (NATIVE_HALF).
  * Stores round to nearest, ties to even; NaN stays NaN. */
 #if defined DTYPE_f32 || defined DTYPE_f64
-WORD vreal load_elem(const elem *p) { return load(p); }
-WORD void store_elem(elem *p, vreal a) { store(p, a); }
+SIMD_INLINE vreal load_elem(const elem *p) { return load(p); }
+SIMD_INLINE void store_elem(elem *p, vreal a) { store(p, a); }
 
 #else
 #if defined ISA_generic
-WORD vint load_16(const elem *p) { return *p; }
-WORD void store_16(elem *p, vint a) { *p = (elem)a; }
+SIMD_INLINE vint load_16(const elem *p) { return *p; }
+SIMD_INLINE void store_16(elem *p, vint a) { *p = (elem)a; }
 #else
 typedef elem vhalf __attribute__((vector_size(2 * LANES)));
 typedef elem vhalf_anywhere __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 #if !defined NATIVE_UNPACK                  /* 16 bits for each lane, and zeros above them */
-WORD vint unpack(const elem *p) { return __builtin_convertvector(*(const vhalf_anywhere *)p, vint); }
+SIMD_INLINE vint unpack(const elem *p) { return __builtin_convertvector(*(const vhalf_anywhere *)p, vint); }
 #endif
-WORD vint load_16(const elem *p) { return unpack(p); }
+SIMD_INLINE vint load_16(const elem *p) { return unpack(p); }
 #if defined NATIVE_PACK                     /* 16 bits of each lane, side by side */
-WORD void store_16(elem *p, vint a) { pack(p, a); }
+SIMD_INLINE void store_16(elem *p, vint a) { pack(p, a); }
 #else
-WORD void store_16(elem *p, vint a) { *(vhalf_anywhere *)p = __builtin_convertvector(a, vhalf); }
+SIMD_INLINE void store_16(elem *p, vint a) { *(vhalf_anywhere *)p = __builtin_convertvector(a, vhalf); }
 #endif
 #endif
 
 #if defined DTYPE_bf16
-WORD vreal load_elem(const elem *p) { return from_bits(shift_left(load_16(p), 16)); }
+SIMD_INLINE vreal load_elem(const elem *p) { return from_bits(shift_left(load_16(p), 16)); }
 /* A NaN here is an element's or the processor's own: its lower half is zero, and nothing is carried into the sign. */
-WORD void store_elem(elem *p, vreal a)
+SIMD_INLINE void store_elem(elem *p, vreal a)
 {
     vint b = bits(a);
     store_16(p, shift_in_zeros(b + 0x7fff + (shift_right(b, 16) & 1), 16));
@@ -35,56 +35,56 @@ WORD void store_elem(elem *p, vreal a)
 #elif !defined NATIVE_HALF
 /* As a float of exponent 15 less, a float16's bits lie 13 places up; a product with 2**112 puts the
  * exponent right, and normalises subnormals on the way. */
-WORD vreal load_elem(const elem *p)
+SIMD_INLINE vreal load_elem(const elem *p)
 {
     vint h = load_16(p), magnitude = shift_left(h & 0x7fff, 13);
-    vint finite = bits(from_bits(magnitude) * fill(0x1p112f));
+    vint finite = bits(from_bits(magnitude) * broadcast(0x1p112f));
     vint special = magnitude | 0x7f800000;
-    vint is_finite = choose_bits(less_bits(magnitude, fill_bits(0x7c00 << 13)), finite, special);
+    vint is_finite = select_bits(lt_bits(magnitude, broadcast_bits(0x7c00 << 13)), finite, special);
     return from_bits(is_finite | shift_left(h & 0x8000, 16));
 }
-WORD void store_elem(elem *p, vreal a)
+SIMD_INLINE void store_elem(elem *p, vreal a)
 {
     vint b = bits(a), m = b & 0x7fffffff;
     /* below 2**-14: adding 0.5 puts the float16's subnormal bits at the end of the float's, rounded */
-    vint subnormal = bits(from_bits(m) + fill(0.5f)) - 0x3f000000;
+    vint subnormal = bits(from_bits(m) + broadcast(0.5f)) - 0x3f000000;
     vint normal = shift_right(m + (shift_right(m, 13) & 1) + (0xfff - (112 << 23)), 13);
-    vint h = choose_bits(less_bits(m, fill_bits(0x38800000)), subnormal, normal);
-    h = choose_bits(less_bits(m, fill_bits(0x477ff000)), h, fill_bits(0x7c00));
-    h = choose_bits(less_bits(fill_bits(0x7f800000), m), fill_bits(0x7e00), h);
+    vint h = select_bits(lt_bits(m, broadcast_bits(0x38800000)), subnormal, normal);
+    h = select_bits(lt_bits(m, broadcast_bits(0x477ff000)), h, broadcast_bits(0x7c00));
+    h = select_bits(lt_bits(broadcast_bits(0x7f800000), m), broadcast_bits(0x7e00), h);
     store_16(p, h | (shift_right(b, 16) & 0x8000));
 }
 #endif
 #endif
 
-/* LANES rows of SIDE elements, whose columns become SIDE registers, and back. Register r holds row r; where registers are
- * longer than rows (HALVED), row r and row r + SIDE side by side. */
+/* LANES rows of TRANSPOSE_ROWS elements, whose columns become TRANSPOSE_ROWS registers, and back. Register r holds row r; where registers are
+ * longer than rows (HALVED), row r and row r + TRANSPOSE_ROWS side by side. */
 #if defined HALVED
-#define SIDE (LANES / 2)
-WORD void load_squares(const elem *x, ptrdiff_t stride, vreal *square)
+#define TRANSPOSE_ROWS (LANES / 2)
+SIMD_INLINE void load_squares(const elem *x, ptrdiff_t stride, vreal *square)
 {
-    for (int r = 0; r < SIDE; r++)
-        square[r] = load_halves(x + r * stride, x + (r + SIDE) * stride);
-    transpose_rows(square, SIDE);
+    for (int r = 0; r < TRANSPOSE_ROWS; r++)
+        square[r] = load_halves(x + r * stride, x + (r + TRANSPOSE_ROWS) * stride);
+    transpose_rows(square, TRANSPOSE_ROWS);
 }
-WORD void transpose_squares(vreal *square) { transpose_rows(square, SIDE); }
-WORD void store_side(elem *y, const vreal *square, ptrdiff_t row)
+SIMD_INLINE void transpose_squares(vreal *square) { transpose_rows(square, TRANSPOSE_ROWS); }
+SIMD_INLINE void store_square_row(elem *y, const vreal *square, ptrdiff_t row)
 {
-    if (row < SIDE)
+    if (row < TRANSPOSE_ROWS)
         store_low(y, square[row]);
     else
-        store_high(y, square[row - SIDE]);
+        store_high(y, square[row - TRANSPOSE_ROWS]);
 }
 #else
-#define SIDE LANES
-WORD void load_squares(const elem *x, ptrdiff_t stride, vreal *square)
+#define TRANSPOSE_ROWS LANES
+SIMD_INLINE void load_squares(const elem *x, ptrdiff_t stride, vreal *square)
 {
-    for (int r = 0; r < SIDE; r++)
+    for (int r = 0; r < TRANSPOSE_ROWS; r++)
         square[r] = load_elem(x + r * stride);
     transpose(square);
 }
-WORD void transpose_squares(vreal *square) { transpose(square); }
-WORD void store_side(elem *y, const vreal *square, ptrdiff_t row) { store_elem(y, square[row]); }
+SIMD_INLINE void transpose_squares(vreal *square) { transpose(square); }
+SIMD_INLINE void store_square_row(elem *y, const vreal *square, ptrdiff_t row) { store_elem(y, square[row]); }
 #endif
 
 /* One element, for what is not done by the register. */
@@ -96,7 +96,7 @@ WORD void store_side(elem *y, const vreal *square, ptrdiff_t row) { store_elem(y
 #define ELEM_MINUS_INFINITY (-INFINITY)
 #endif
 
-WORD real real_of(const elem *p)
+SIMD_INLINE real real_of(const elem *p)
 {
     elem one[LANES] = {0};
     real lane[LANES];
@@ -105,9 +105,9 @@ WORD real real_of(const elem *p)
     return lane[0];
 }
 
-WORD elem elem_of(real a)
+SIMD_INLINE elem elem_of(real a)
 {
     elem lane[LANES];
-    store_elem(lane, fill(a));
+    store_elem(lane, broadcast(a));
     return lane[0];
 }

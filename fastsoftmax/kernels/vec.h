@@ -9,9 +9,9 @@
  *   vreal   LANES reals in one register
  *   vmask   one truth value a lane
  *
- * WIDTH is the number of partial sums of a row. It is the same for all vector instruction sets, a
+ * PARTIALS is the number of partial sums of a row. It is the same for all vector instruction sets, a
  * cache line of reals, so that the order of a summation does not depend on the register's size:
- * COLS = WIDTH / LANES registers side by side. GROUP = 4 * WIDTH elements are one step of a row.
+ * PARTIAL_REGS = PARTIALS / LANES registers side by side. UNROLL = 4 * PARTIALS elements are one step of a row.
  */
 #ifndef FASTSOFTMAX_VEC_H
 #define FASTSOFTMAX_VEC_H
@@ -50,10 +50,10 @@ typedef real elem;
 #endif
 
 #if defined __GNUC__
-#define WORD static inline __attribute__((always_inline, unused))
+#define SIMD_INLINE static inline __attribute__((always_inline, unused))
 #define COLD static __attribute__((noinline, cold, unused))     /* seldom called: kept out of the loops */
 #else
-#define WORD static inline
+#define SIMD_INLINE static inline
 #define COLD static
 #endif
 
@@ -72,8 +72,8 @@ typedef real elem;
 #endif
 
 #define NEARLY_ONE (1 - EPSILON / 2)
-#define COLS (WIDTH / LANES)
-#define GROUP (4 * WIDTH)
+#define PARTIAL_REGS (PARTIALS / LANES)
+#define UNROLL (4 * PARTIALS)
 
 /* Attention multiplies TILE_n rows by n <= COLUMNS registers at a time, as many as stay in registers: n * TILE_n sums,
  * n registers of the right factor and one of the left. */
@@ -89,11 +89,11 @@ enum { MAX_TILE = 24 };
 #include "wide.h"
 
 /* The last `count` elements before `end`, fewer than LANES, and -inf after them. LANES elements are read. */
-WORD vreal load_last(const elem *end, ptrdiff_t count)
+SIMD_INLINE vreal load_last(const elem *end, ptrdiff_t count)
 {
 #if LANES > 1
     const vint lane = LANE_NUMBERS;
-    return shuffle_pair(load_elem(end - LANES), fill(-(real)INFINITY), lane + (ireal)(LANES - count));
+    return shuffle_pair(load_elem(end - LANES), broadcast(-(real)INFINITY), lane + (ireal)(LANES - count));
 #else
     (void)end, (void)count;
     return -(real)INFINITY;
@@ -111,20 +111,20 @@ COLD vreal load_first(const elem *p, ptrdiff_t count)
 }
 #endif
 
-WORD vreal vabs(vreal a) { return choose(less(a, fill(0)), -a, a); }
+SIMD_INLINE vreal vabs(vreal a) { return vselect(lt(a, broadcast(0)), -a, a); }
 
-#define HUGE_TERM (LARGEST * EPSILON / 4)    /* what is smaller cannot make a finite number infinite */
+#define HUGE_BIAS (LARGEST * EPSILON / 4)    /* what is smaller cannot make a finite number infinite */
 
 /* sum = a + b; where it has overflowed though a and b are finite, the largest number of its sign. */
-WORD vreal saturated(vreal sum, vreal a, vreal b)
+SIMD_INLINE vreal saturated(vreal sum, vreal a, vreal b)
 {
-    const vreal infinite = fill((real)INFINITY);
-    const vmask overflown = both(less(vmax(vabs(a), vabs(b)), infinite), equal(vabs(sum), infinite));
-    return choose(overflown, choose(less(sum, fill(0)), fill(-LARGEST), fill(LARGEST)), sum);
+    const vreal infinite = broadcast((real)INFINITY);
+    const vmask overflown = both(lt(vmax(vabs(a), vabs(b)), infinite), eq(vabs(sum), infinite));
+    return vselect(overflown, vselect(lt(sum, broadcast(0)), broadcast(-LARGEST), broadcast(LARGEST)), sum);
 }
 
 /* a + b, two terms of a score, likewise; but -inf hides, whatever the other. */
-WORD real sum_of_terms(real a, real b)
+SIMD_INLINE real saturated_sum(real a, real b)
 {
     const real sum = a + b, most = a < 0 ? -LARGEST : LARGEST;
     const int finite = (a - a == 0) & (b - b == 0);
@@ -132,53 +132,53 @@ WORD real sum_of_terms(real a, real b)
     return hidden ? -(real)INFINITY : finite & (sum - sum != 0) ? most : sum;
 }
 
-WORD real first(vreal a) { real lane[LANES]; store(lane, a); return lane[0]; }
+SIMD_INLINE real lane0(vreal a) { real lane[LANES]; store(lane, a); return lane[0]; }
 
 /* The sum of the lanes, in every lane; of numbers whose sum is exact. */
-WORD vreal hsum(vreal a)
+SIMD_INLINE vreal hsum(vreal a)
 {
     real lane[LANES], sum = 0;
     store(lane, a);
     for (int i = 0; i < LANES; i++)
         sum += lane[i];
-    return fill(sum);
+    return broadcast(sum);
 }
 
 /* Where a, which is positive and normal, has no bit in its mantissa. */
-WORD vmask is_power_of_two(vreal a)
+SIMD_INLINE vmask is_power_of_two(vreal a)
 {
     const ireal exponent = (ireal)((REAL_BITS == 32 ? (ubits)0xff << 23 : (ubits)0x7ff << (REAL_BITS - 12)));
-    return equal(from_bits(bits(a) & exponent), a);
+    return eq(from_bits(bits(a) & exponent), a);
 }
 
 /* Where a, which is not negative, is subnormal but not 0: one comparison, as 0 wraps round to the largest integer. */
-WORD vmask is_subnormal(vreal a)
+SIMD_INLINE vmask is_subnormal(vreal a)
 {
     const ubits sign = (ubits)1 << (REAL_BITS - 1), least_normal = (ubits)1 << (REAL_BITS == 32 ? 23 : 52);
-    return less_bits(add_bits(bits(a), (ireal)(sign - 1)), fill_bits((ireal)(sign + least_normal - 1)));
+    return lt_bits(add_bits(bits(a), (ireal)(sign - 1)), broadcast_bits((ireal)(sign + least_normal - 1)));
 }
 
 /* scale(a, hi, lo), where the result is subnormal rounded to its quantum once. There scale's a * lo is less than half a
  * quantum, and lost. So the product is made larger, rounded, and what that lost is added. */
-COLD vreal scale_rounded_once(vreal a, vreal hi, vreal lo)
+COLD vreal mul_dd_rounded_once(vreal a, vreal hi, vreal lo)
 {
     const real up = REAL_BITS == 32 ? 0x1p64 : 0x1p512;
-    vreal hi_up = hi * fill(up), product = a * hi_up;
-    vreal low = product_error(a, hi_up, product) + a * (lo * fill(up));
-    vreal weight = scale(a, hi, lo), rounded = product * fill(1 / up);
-    rounded = rounded + ((product - rounded * fill(up)) + low) * fill(1 / up);
-    return choose(is_subnormal(weight), rounded, weight);
+    vreal hi_up = hi * broadcast(up), product = a * hi_up;
+    vreal low = two_prod_err(a, hi_up, product) + a * (lo * broadcast(up));
+    vreal weight = mul_dd(a, hi, lo), rounded = product * broadcast(1 / up);
+    rounded = rounded + ((product - rounded * broadcast(up)) + low) * broadcast(1 / up);
+    return vselect(is_subnormal(weight), rounded, weight);
 }
 
 /* The same of `count` registers at a, a + step, ..., in place. */
-COLD void scale_in_place(real *a, ptrdiff_t step, ptrdiff_t count, vreal hi, vreal lo)
+COLD void mul_dd_in_place(real *a, ptrdiff_t step, ptrdiff_t count, vreal hi, vreal lo)
 {
     for (ptrdiff_t i = 0; i < count; i++)
-        store(a + i * step, scale_rounded_once(load(a + i * step), hi, lo));
+        store(a + i * step, mul_dd_rounded_once(load(a + i * step), hi, lo));
 }
 
 /* Hides the value of n from the optimiser, so that it does not unroll a loop. */
-WORD int rolled(int n)
+SIMD_INLINE int opaque(int n)
 {
 #if defined __GNUC__
     __asm__("" : "+r"(n));
@@ -187,29 +187,29 @@ WORD int rolled(int n)
 }
 
 /* The sum of two numbers, and what its rounding lost (Knuth). */
-WORD vreal sum_error(vreal a, vreal b, vreal sum)
+SIMD_INLINE vreal two_sum_err(vreal a, vreal b, vreal sum)
 {
     vreal bb = sum - a;
     return (a - (sum - bb)) + (b - bb);
 }
 
 /* The same where a is known to be the larger of the two, or zero (Dekker). */
-WORD vreal fast_sum_error(vreal a, vreal b, vreal sum) { return b - (sum - a); }
+SIMD_INLINE vreal fast_two_sum_err(vreal a, vreal b, vreal sum) { return b - (sum - a); }
 
 /* x joins a sum of two numbers, of which the second holds what rounding has lost. */
-WORD void add_to(vreal *sum, vreal *rest, vreal x)
+SIMD_INLINE void add_to(vreal *sum, vreal *rest, vreal x)
 {
     const vreal a = *sum;
     *sum = a + x;
-    *rest = *rest + sum_error(a, x, *sum);
+    *rest = *rest + two_sum_err(a, x, *sum);
 }
-WORD void add_real_to(real *sum, real *rest, real x)
+SIMD_INLINE void add_real_to(real *sum, real *rest, real x)
 {
     const real a = *sum, s = a + x, b = s - a;
     *sum = s;
     *rest += (a - (s - b)) + (x - b);
 }
-WORD void add_lanes_to(real *sum, real *rest, vreal x)
+SIMD_INLINE void add_lanes_to(real *sum, real *rest, vreal x)
 {
     real lane[LANES];
     store(lane, x);
@@ -218,11 +218,11 @@ WORD void add_lanes_to(real *sum, real *rest, vreal x)
 }
 
 /* 1 / (a + b) as the sum of two reals, to nearly twice a real's digits; b is small beside a. */
-WORD void reciprocal(vreal a, vreal b, vreal *hi, vreal *lo)
+SIMD_INLINE void reciprocal(vreal a, vreal b, vreal *hi, vreal *lo)
 {
-    const vreal sum = a + b, q = fill(1) / sum, product = q * sum;
+    const vreal sum = a + b, q = broadcast(1) / sum, product = q * sum;
     *hi = q;
-    *lo = (((fill(1) - product) - product_error(q, sum, product)) - q * fast_sum_error(a, b, sum)) * q;
+    *lo = (((broadcast(1) - product) - two_prod_err(q, sum, product)) - q * fast_two_sum_err(a, b, sum)) * q;
 }
 
 #endif

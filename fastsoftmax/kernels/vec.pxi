@@ -6,12 +6,12 @@ cdef extern from "vec.h" nogil:
     ctypedef float vreal
     ctypedef int vmask
     ctypedef int vcount
-    ctypedef struct vwide:
+    ctypedef struct vdd:
         pass
     ctypedef struct fp_state:
         pass
     enum:
-        LANES, WIDTH, COLS, GROUP, SIDE
+        LANES, PARTIALS, PARTIAL_REGS, UNROLL, TRANSPOSE_ROWS
         COLUMNS, TILE_1, TILE_2, TILE_3, MAX_TILE
     elem ELEM_MINUS_INFINITY
     const real EPSILON                          # the distance from 1 to the next real
@@ -23,7 +23,7 @@ cdef extern from "vec.h" nogil:
     void stream(real*, vreal) noexcept
     void stream_end() noexcept
     void prefetch(const void*) noexcept
-    int rolled(int) noexcept
+    int opaque(int) noexcept
     vreal load_elem(const elem*) noexcept
     vreal load_last(const elem*, Py_ssize_t) noexcept
     vreal load_first(const elem*, Py_ssize_t) noexcept
@@ -31,15 +31,15 @@ cdef extern from "vec.h" nogil:
     real real_of(const elem*) noexcept
     elem elem_of(real) noexcept
 
-    vreal fill(real) noexcept
-    vmask less(vreal, vreal) noexcept
-    vmask equal(vreal, vreal) noexcept
+    vreal broadcast(real) noexcept
+    vmask lt(vreal, vreal) noexcept
+    vmask eq(vreal, vreal) noexcept
     vmask both(vmask, vmask) noexcept
     vmask either(vmask, vmask) noexcept
     bint any_lane(vmask) noexcept
-    vreal choose(vmask, vreal, vreal) noexcept
-    vreal keep_where(vmask, vreal) noexcept
-    vreal leave_where(vmask, vreal) noexcept
+    vreal vselect(vmask, vreal, vreal) noexcept
+    vreal select_or_zero(vmask, vreal) noexcept
+    vreal zero_where(vmask, vreal) noexcept
     vcount no_count() noexcept
     vcount count_where(vmask, vcount) noexcept
     vreal real_count(vcount) noexcept
@@ -48,42 +48,42 @@ cdef extern from "vec.h" nogil:
     vreal vmin(vreal, vreal) noexcept           # likewise
     vreal vabs(vreal) noexcept
     vreal saturated(vreal, vreal, vreal) noexcept       # a sum, and its parts
-    real sum_of_terms(real, real) noexcept
-    const real HUGE_TERM                        # what is smaller cannot make a finite score infinite
+    real saturated_sum(real, real) noexcept
+    const real HUGE_BIAS                        # what is smaller cannot make a finite score infinite
     vreal fma_(vreal, vreal, vreal) noexcept
-    vreal product_error(vreal, vreal, vreal) noexcept
-    vreal scale(vreal, vreal, vreal) noexcept   # a * (hi + lo)
-    vreal scale_rounded_once(vreal, vreal, vreal) noexcept
-    void scale_in_place(real*, Py_ssize_t, Py_ssize_t, vreal, vreal) noexcept
+    vreal two_prod_err(vreal, vreal, vreal) noexcept
+    vreal mul_dd(vreal, vreal, vreal) noexcept  # a * (hi + lo)
+    vreal mul_dd_rounded_once(vreal, vreal, vreal) noexcept
+    void mul_dd_in_place(real*, Py_ssize_t, Py_ssize_t, vreal, vreal) noexcept
     vmask is_power_of_two(vreal) noexcept
-    vreal sum_error(vreal, vreal, vreal) noexcept
-    vreal fast_sum_error(vreal, vreal, vreal) noexcept
+    vreal two_sum_err(vreal, vreal, vreal) noexcept
+    vreal fast_two_sum_err(vreal, vreal, vreal) noexcept
     void add_to(vreal*, vreal*, vreal) noexcept
     void add_real_to(real*, real*, real) noexcept
     void add_lanes_to(real*, real*, vreal) noexcept
     void reciprocal(vreal, vreal, vreal*, vreal*) noexcept
     real hmax(vreal) noexcept
     vreal hsum(vreal) noexcept
-    real first(vreal) noexcept
+    real lane0(vreal) noexcept
     void transpose(vreal*) noexcept
     void load_squares(const elem*, Py_ssize_t, vreal*) noexcept
     void transpose_squares(vreal*) noexcept
-    void store_side(elem*, const vreal*, Py_ssize_t) noexcept
+    void store_square_row(elem*, const vreal*, Py_ssize_t) noexcept
     vreal sums_of(vreal*) noexcept              # lane i: the sum of register i
 
-    vwide wide_zero() noexcept
-    vwide wide_of(vreal, vreal) noexcept
-    vwide wide_add(vwide, vwide) noexcept
-    vwide wide_subtract(vwide, vwide) noexcept
-    vwide wide_divide(vwide, vwide) noexcept
-    vwide wide_log1p(vwide) noexcept
-    void wide_split(vwide, vreal*, vreal*) noexcept
-    void wide_split_sum(vreal, vreal, vwide, vreal*, vreal*) noexcept
-    vwide wide_total(const vwide*) noexcept
-    ctypedef struct vwide_sum:
-        vwide[4] chain
-    vwide_sum wide_sum_start() noexcept
-    vwide wide_sum_end(vwide_sum) noexcept
+    vdd dd_zero() noexcept
+    vdd dd_of_sum(vreal, vreal) noexcept
+    vdd dd_add(vdd, vdd) noexcept
+    vdd dd_sub(vdd, vdd) noexcept
+    vdd dd_div(vdd, vdd) noexcept
+    vdd dd_log1p(vdd) noexcept
+    void dd_split(vdd, vreal*, vreal*) noexcept
+    void dd_split_sum(vreal, vreal, vdd, vreal*, vreal*) noexcept
+    vdd dd_total(const vdd*) noexcept
+    ctypedef struct vdd_sum:
+        vdd[4] chain
+    vdd_sum dd_sum_start() noexcept
+    vdd dd_sum_end(vdd_sum) noexcept
 
     fp_state fp_enter() noexcept
     void fp_leave(fp_state) noexcept

@@ -5,36 +5,41 @@
 #include "vec_gnu.h"
 
 #if REAL_BITS == 32
-WORD vreal fma_(vreal a, vreal b, vreal c) { return (vreal)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
-WORD vreal fnma(vreal a, vreal b, vreal c) { return (vreal)vfmsq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
-WORD float64x2_t widen_low(vreal a) { return vcvt_f64_f32(vget_low_f32((float32x4_t)a)); }
-WORD float64x2_t widen_high(vreal a) { return vcvt_high_f64_f32((float32x4_t)a); }
-WORD vreal narrow(float64x2_t low, float64x2_t high) { return (vreal)vcvt_high_f32_f64(vcvt_f32_f64(low), high); }
+SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return (vreal)vfmaq_f32((float32x4_t)c, (float32x4_t)a,
+                                                                            (float32x4_t)b); }
+SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return (vreal)vfmsq_f32((float32x4_t)c, (float32x4_t)a,
+                                                                            (float32x4_t)b); }
+SIMD_INLINE float64x2_t widen_low(vreal a) { return vcvt_f64_f32(vget_low_f32((float32x4_t)a)); }
+SIMD_INLINE float64x2_t widen_high(vreal a) { return vcvt_high_f64_f32((float32x4_t)a); }
+SIMD_INLINE vreal narrow(float64x2_t low, float64x2_t high) { return (vreal)vcvt_high_f32_f64(vcvt_f32_f64(low),
+                                                                                              high); }
 #else
-WORD vreal fma_(vreal a, vreal b, vreal c) { return (vreal)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
-WORD vreal fnma(vreal a, vreal b, vreal c) { return (vreal)vfmsq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
+SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return (vreal)vfmaq_f64((float64x2_t)c, (float64x2_t)a,
+                                                                            (float64x2_t)b); }
+SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return (vreal)vfmsq_f64((float64x2_t)c, (float64x2_t)a,
+                                                                            (float64x2_t)b); }
 #endif
-WORD vreal vmax(vreal a, vreal b) { return choose(less(b, a), a, b); }     /* b where either is NaN */
-WORD vreal vmin(vreal a, vreal b) { return choose(less(a, b), a, b); }
-WORD int any_lane(vmask m) { return vmaxvq_u32((uint32x4_t)m) != 0; }
+SIMD_INLINE vreal vmax(vreal a, vreal b) { return vselect(lt(b, a), a, b); } /* b where either is NaN */
+SIMD_INLINE vreal vmin(vreal a, vreal b) { return vselect(lt(a, b), a, b); }
+SIMD_INLINE int any_lane(vmask m) { return vmaxvq_u32((uint32x4_t)m) != 0; }
 #define FUSED 1
-WORD vreal product_error(vreal a, vreal b, vreal product) { return fma_(a, b, -product); }
-WORD vreal scale(vreal a, vreal hi, vreal lo) { return fma_(a, hi, a * lo); }     /* a * (hi + lo) */
+SIMD_INLINE vreal two_prod_err(vreal a, vreal b, vreal product) { return fma_(a, b, -product); }
+SIMD_INLINE vreal mul_dd(vreal a, vreal hi, vreal lo) { return fma_(a, hi, a * lo); } /* a * (hi + lo) */
 
-WORD void stream(real *p, vreal a) { store(p, a); }
-WORD void stream_end(void) {}
-WORD void prefetch(const void *p) { __builtin_prefetch(p); }
+SIMD_INLINE void stream(real *p, vreal a) { store(p, a); }
+SIMD_INLINE void stream_end(void) {}
+SIMD_INLINE void prefetch(const void *p) { __builtin_prefetch(p); }
 
 /* The control register: round to nearest, no flushing to zero, no traps; and the exception flags. */
 typedef struct { uint64_t control, status; } fp_state;
-WORD fp_state fp_enter(void)
+SIMD_INLINE fp_state fp_enter(void)
 {
     fp_state s;
     __asm__ volatile("mrs %0, fpcr\n\tmrs %1, fpsr" : "=r"(s.control), "=r"(s.status));
     __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0) : "memory");
     return s;
 }
-WORD void fp_leave(fp_state s)
+SIMD_INLINE void fp_leave(fp_state s)
 {
     __asm__ volatile("msr fpcr, %0\n\tmsr fpsr, %1" : : "r"(s.control), "r"(s.status) : "memory");
 }

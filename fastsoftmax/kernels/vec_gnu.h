@@ -2,7 +2,7 @@
  * GCC and Clang compile arithmetic, comparisons and conversions of these types to single instructions.
  */
 #define LANES (8 * VECTOR_BYTES / REAL_BITS)
-#define WIDTH (512 / REAL_BITS)
+#define PARTIALS (512 / REAL_BITS)
 
 typedef real vreal __attribute__((vector_size(VECTOR_BYTES)));
 typedef ireal vint __attribute__((vector_size(VECTOR_BYTES)));
@@ -10,32 +10,32 @@ typedef ubits vbits __attribute__((vector_size(VECTOR_BYTES)));
 typedef vint vmask;                         /* all bits of a lane, or none */
 typedef real vreal_anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
-WORD vreal load(const real *p) { return *(const vreal_anywhere *)p; }
-WORD void store(real *p, vreal a) { *(vreal_anywhere *)p = a; }
-WORD vreal fill(real a) { return a - (vreal){0}; }
+SIMD_INLINE vreal load(const real *p) { return *(const vreal_anywhere *)p; }
+SIMD_INLINE void store(real *p, vreal a) { *(vreal_anywhere *)p = a; }
+SIMD_INLINE vreal broadcast(real a) { return a - (vreal){0}; }
 
-WORD vint bits(vreal a) { return (vint)a; }
-WORD vreal from_bits(vint a) { return (vreal)a; }
-WORD vint fill_bits(ireal a) { return a - (vint){0}; }
-WORD vint add_bits(vint a, ireal b) { return (vint)((vbits)a + (ubits)b); }
-WORD vint shift_left(vint a, int n) { return a << n; }
-WORD vint shift_right(vint a, int n) { return a >> n; }
-WORD vint shift_in_zeros(vint a, int n) { return (vint)((vbits)a >> n); }
+SIMD_INLINE vint bits(vreal a) { return (vint)a; }
+SIMD_INLINE vreal from_bits(vint a) { return (vreal)a; }
+SIMD_INLINE vint broadcast_bits(ireal a) { return a - (vint){0}; }
+SIMD_INLINE vint add_bits(vint a, ireal b) { return (vint)((vbits)a + (ubits)b); }
+SIMD_INLINE vint shift_left(vint a, int n) { return a << n; }
+SIMD_INLINE vint shift_right(vint a, int n) { return a >> n; }
+SIMD_INLINE vint shift_in_zeros(vint a, int n) { return (vint)((vbits)a >> n); }
 
-WORD vmask less(vreal a, vreal b) { return a < b; }
-WORD vmask equal(vreal a, vreal b) { return a == b; }
-WORD vmask less_bits(vint a, vint b) { return a < b; }
-WORD vmask both(vmask a, vmask b) { return a & b; }
-WORD vmask either(vmask a, vmask b) { return a | b; }
-WORD vreal keep_where(vmask m, vreal a) { return (vreal)(m & (vint)a); }      /* a or zero */
-WORD vreal leave_where(vmask m, vreal a) { return (vreal)(~m & (vint)a); }    /* zero or a */
-WORD vint choose_bits(vmask m, vint a, vint b) { return (m & a) | (~m & b); }
-WORD vreal choose(vmask m, vreal a, vreal b) { return (vreal)choose_bits(m, (vint)a, (vint)b); }
+SIMD_INLINE vmask lt(vreal a, vreal b) { return a < b; }
+SIMD_INLINE vmask eq(vreal a, vreal b) { return a == b; }
+SIMD_INLINE vmask lt_bits(vint a, vint b) { return a < b; }
+SIMD_INLINE vmask both(vmask a, vmask b) { return a & b; }
+SIMD_INLINE vmask either(vmask a, vmask b) { return a | b; }
+SIMD_INLINE vreal select_or_zero(vmask m, vreal a) { return (vreal)(m & (vint)a); } /* a or zero */
+SIMD_INLINE vreal zero_where(vmask m, vreal a) { return (vreal)(~m & (vint)a); } /* zero or a */
+SIMD_INLINE vint select_bits(vmask m, vint a, vint b) { return (m & a) | (~m & b); }
+SIMD_INLINE vreal vselect(vmask m, vreal a, vreal b) { return (vreal)select_bits(m, (vint)a, (vint)b); }
 
 typedef vint vcount;                        /* how often something was true, a lane */
-WORD vcount no_count(void) { return (vint){0}; }
-WORD vcount count_where(vmask m, vcount a) { return a - m; }
-WORD vreal real_count(vcount a) { return __builtin_convertvector(a, vreal); }
+SIMD_INLINE vcount no_count(void) { return (vint){0}; }
+SIMD_INLINE vcount count_where(vmask m, vcount a) { return a - m; }
+SIMD_INLINE vreal real_count(vcount a) { return __builtin_convertvector(a, vreal); }
 
 #if LANES == 2
 #define LANE_NUMBERS {0, 1}
@@ -48,7 +48,7 @@ WORD vreal real_count(vcount a) { return __builtin_convertvector(a, vreal); }
 #endif
 
 #if defined __clang__                       /* which has no shuffle by a vector, but sees through this */
-WORD vreal shuffle_pair(vreal a, vreal b, vint order)
+SIMD_INLINE vreal shuffle_pair(vreal a, vreal b, vint order)
 {
     vreal c;
     for (int k = 0; k < LANES; k++)
@@ -61,17 +61,18 @@ WORD vreal shuffle_pair(vreal a, vreal b, vint order)
 
 #if REAL_BITS == 32 && LANES == 4
 /* table[index mod 8] of each lane. Longer registers have an instruction for it. */
-WORD vreal look_up(const real *table, vint index) { return shuffle_pair(load(table), load(table + 4), index & 7); }
+SIMD_INLINE vreal table_lookup(const real *table, vint index) { return shuffle_pair(load(table), load(table + 4),
+                                                                                    index & 7); }
 #endif
 
 /* The largest lane; no lane may be NaN. Each instruction set has its vmax after this header. */
-WORD vreal vmax(vreal a, vreal b);
-WORD vreal exchange_reals(vreal a, const int distance)
+SIMD_INLINE vreal vmax(vreal a, vreal b);
+SIMD_INLINE vreal exchange_reals(vreal a, const int distance)
 {
     const vint lane = LANE_NUMBERS;
     return shuffle_pair(a, a, lane ^ distance);
 }
-WORD real hmax(vreal a)
+SIMD_INLINE real hmax(vreal a)
 {
 #if LANES > 8
     a = vmax(a, exchange_reals(a, 8));
@@ -87,7 +88,7 @@ WORD real hmax(vreal a)
 }
 
 /* One step of a transposition: the off-diagonal blocks of s lanes and rows change places. */
-WORD void exchange_blocks(vreal *rows, const int s, const int count)
+SIMD_INLINE void exchange_blocks(vreal *rows, const int s, const int count)
 {
     const vint lane = LANE_NUMBERS, odd_block = (lane & s) != 0;
     const vint even = lane + (odd_block & (LANES - s)), odd = lane + s + (odd_block & (LANES - s));
@@ -102,7 +103,7 @@ WORD void exchange_blocks(vreal *rows, const int s, const int count)
 #if REAL_BITS == 32
 /* The first two steps at once, in squares of four: rows a to d become columns. x86 has an instruction for each of
  * these orders, and none for those of exchange_blocks(rows, 1). */
-WORD void transpose_fours(vreal *rows, const int count)
+SIMD_INLINE void transpose_fours(vreal *rows, const int count)
 {
     const vint lane = LANE_NUMBERS, of_b = (lane & 1) * LANES, of_c = (lane & 2) / 2 * LANES;
     const vint interleaved = (lane & ~3) + (lane & 2) / 2 + of_b, halves = (lane & ~2) + of_c;
@@ -120,7 +121,7 @@ WORD void transpose_fours(vreal *rows, const int count)
 #endif
 
 /* rows: `count` registers, the rows of LANES / count squares side by side; afterwards their columns. */
-WORD void transpose_rows(vreal *rows, const int count)
+SIMD_INLINE void transpose_rows(vreal *rows, const int count)
 {
 #if REAL_BITS == 32
     transpose_fours(rows, count);
@@ -136,10 +137,10 @@ WORD void transpose_rows(vreal *rows, const int count)
 }
 
 /* rows: LANES registers, the rows of a square; afterwards its columns. */
-WORD void transpose(vreal *rows) { transpose_rows(rows, LANES); }
+SIMD_INLINE void transpose(vreal *rows) { transpose_rows(rows, LANES); }
 
 /* rows: LANES registers; lane i of the result is the sum of the lanes of rows[i]. */
-WORD void add_blocks(vreal *rows, const int s)
+SIMD_INLINE void add_blocks(vreal *rows, const int s)
 {
     const vint lane = LANE_NUMBERS, odd_block = (lane & s) != 0;
     const vint even = lane + (odd_block & (LANES - s)), odd = lane + s + (odd_block & (LANES - s));
@@ -150,7 +151,7 @@ WORD void add_blocks(vreal *rows, const int s)
 #if REAL_BITS == 32
 /* The first two steps of sums_of, within squares of four: as with transpose_fours, x86 has an instruction for each of
  * these orders. */
-WORD void add_neighbours(vreal *rows, const int count)
+SIMD_INLINE void add_neighbours(vreal *rows, const int count)
 {
     const vint lane = LANE_NUMBERS, even = (lane & ~3) + (lane & 1) * 2 + (lane & 2) / 2 * LANES;
     for (int i = 0; i < count; i += 2)
@@ -158,7 +159,7 @@ WORD void add_neighbours(vreal *rows, const int count)
 }
 #endif
 
-WORD vreal sums_of(vreal *rows)
+SIMD_INLINE vreal sums_of(vreal *rows)
 {
 #if REAL_BITS == 32
     add_neighbours(rows, LANES);

@@ -6,25 +6,25 @@
 #include "fp_x86.h"
 
 #if REAL_BITS == 32
-WORD vreal vmax(vreal a, vreal b) { return _mm_max_ps(a, b); }
-WORD vreal vmin(vreal a, vreal b) { return _mm_min_ps(a, b); }
-WORD void stream(real *p, vreal a) { _mm_stream_ps(p, a); }
-WORD __m128d widen_low(vreal a) { return _mm_cvtps_pd(a); }
-WORD __m128d widen_high(vreal a) { return _mm_cvtps_pd(_mm_movehl_ps(a, a)); }
-WORD vreal narrow(__m128d low, __m128d high) { return _mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(high)); }
+SIMD_INLINE vreal vmax(vreal a, vreal b) { return _mm_max_ps(a, b); }
+SIMD_INLINE vreal vmin(vreal a, vreal b) { return _mm_min_ps(a, b); }
+SIMD_INLINE void stream(real *p, vreal a) { _mm_stream_ps(p, a); }
+SIMD_INLINE __m128d widen_low(vreal a) { return _mm_cvtps_pd(a); }
+SIMD_INLINE __m128d widen_high(vreal a) { return _mm_cvtps_pd(_mm_movehl_ps(a, a)); }
+SIMD_INLINE vreal narrow(__m128d low, __m128d high) { return _mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(high)); }
 #else
-WORD vreal vmax(vreal a, vreal b) { return _mm_max_pd(a, b); }
-WORD vreal vmin(vreal a, vreal b) { return _mm_min_pd(a, b); }
-WORD void stream(real *p, vreal a) { _mm_stream_pd(p, a); }
+SIMD_INLINE vreal vmax(vreal a, vreal b) { return _mm_max_pd(a, b); }
+SIMD_INLINE vreal vmin(vreal a, vreal b) { return _mm_min_pd(a, b); }
+SIMD_INLINE void stream(real *p, vreal a) { _mm_stream_pd(p, a); }
 #endif
-WORD int any_lane(vmask m) { return _mm_movemask_epi8((__m128i)m) != 0; }
-WORD vreal fma_(vreal a, vreal b, vreal c) { return a * b + c; }
-WORD vreal fnma(vreal a, vreal b, vreal c) { return c - a * b; }
+SIMD_INLINE int any_lane(vmask m) { return _mm_movemask_epi8((__m128i)m) != 0; }
+SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return a * b + c; }
+SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return c - a * b; }
 
 #define FUSED 0
 #include "product_error.h"
 
 #if defined DTYPE_f16 || defined DTYPE_bf16
 #define NATIVE_PACK
-WORD void pack(elem *p, vint a) { _mm_storel_epi64((__m128i *)p, _mm_packus_epi32((__m128i)a, (__m128i)a)); }
+SIMD_INLINE void pack(elem *p, vint a) { _mm_storel_epi64((__m128i *)p, _mm_packus_epi32((__m128i)a, (__m128i)a)); }
 #endif

@@ -6,34 +6,35 @@
 #include "fp_x86.h"
 
 #if REAL_BITS == 32
-WORD vreal fma_(vreal a, vreal b, vreal c) { return _mm256_fmadd_ps(a, b, c); }
-WORD vreal fnma(vreal a, vreal b, vreal c) { return _mm256_fnmadd_ps(a, b, c); }
-WORD vreal vmax(vreal a, vreal b) { return _mm256_max_ps(a, b); }
-WORD vreal vmin(vreal a, vreal b) { return _mm256_min_ps(a, b); }
-WORD void stream(real *p, vreal a) { _mm256_stream_ps(p, a); }
-WORD vreal look_up(const real *table, vint index)       /* table[index mod 8] of each lane */
+SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return _mm256_fmadd_ps(a, b, c); }
+SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return _mm256_fnmadd_ps(a, b, c); }
+SIMD_INLINE vreal vmax(vreal a, vreal b) { return _mm256_max_ps(a, b); }
+SIMD_INLINE vreal vmin(vreal a, vreal b) { return _mm256_min_ps(a, b); }
+SIMD_INLINE void stream(real *p, vreal a) { _mm256_stream_ps(p, a); }
+SIMD_INLINE vreal table_lookup(const real *table, vint index) /* table[index mod 8] of each lane */
 {
     return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)index);
 }
-WORD __m256d widen_low(vreal a) { return _mm256_cvtps_pd(_mm256_castps256_ps128(a)); }
-WORD __m256d widen_high(vreal a) { return _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)); }
-WORD vreal narrow(__m256d low, __m256d high) { return _mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low)); }
+SIMD_INLINE __m256d widen_low(vreal a) { return _mm256_cvtps_pd(_mm256_castps256_ps128(a)); }
+SIMD_INLINE __m256d widen_high(vreal a) { return _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)); }
+SIMD_INLINE vreal narrow(__m256d low, __m256d high) { return _mm256_set_m128(_mm256_cvtpd_ps(high),
+                                                                             _mm256_cvtpd_ps(low)); }
 #else
-WORD vreal fma_(vreal a, vreal b, vreal c) { return _mm256_fmadd_pd(a, b, c); }
-WORD vreal fnma(vreal a, vreal b, vreal c) { return _mm256_fnmadd_pd(a, b, c); }
-WORD vreal vmax(vreal a, vreal b) { return _mm256_max_pd(a, b); }
-WORD vreal vmin(vreal a, vreal b) { return _mm256_min_pd(a, b); }
-WORD void stream(real *p, vreal a) { _mm256_stream_pd(p, a); }
+SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return _mm256_fmadd_pd(a, b, c); }
+SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return _mm256_fnmadd_pd(a, b, c); }
+SIMD_INLINE vreal vmax(vreal a, vreal b) { return _mm256_max_pd(a, b); }
+SIMD_INLINE vreal vmin(vreal a, vreal b) { return _mm256_min_pd(a, b); }
+SIMD_INLINE void stream(real *p, vreal a) { _mm256_stream_pd(p, a); }
 #endif
-WORD int any_lane(vmask m) { return !_mm256_testz_si256((__m256i)m, (__m256i)m); }
+SIMD_INLINE int any_lane(vmask m) { return !_mm256_testz_si256((__m256i)m, (__m256i)m); }
 #define FUSED 1
-WORD vreal product_error(vreal a, vreal b, vreal product) { return fma_(a, b, -product); }
-WORD vreal scale(vreal a, vreal hi, vreal lo) { return fma_(a, hi, a * lo); }     /* a * (hi + lo) */
+SIMD_INLINE vreal two_prod_err(vreal a, vreal b, vreal product) { return fma_(a, b, -product); }
+SIMD_INLINE vreal mul_dd(vreal a, vreal hi, vreal lo) { return fma_(a, hi, a * lo); } /* a * (hi + lo) */
 
 #if defined DTYPE_f16
 #define NATIVE_HALF
-WORD vreal load_elem(const elem *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
-WORD void store_elem(elem *p, vreal a)
+SIMD_INLINE vreal load_elem(const elem *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+SIMD_INLINE void store_elem(elem *p, vreal a)
 {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -41,9 +42,9 @@ WORD void store_elem(elem *p, vreal a)
 
 #if defined DTYPE_bf16
 #define NATIVE_UNPACK
-WORD vint unpack(const elem *p) { return (vint)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
+SIMD_INLINE vint unpack(const elem *p) { return (vint)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
 #define NATIVE_PACK
-WORD void pack(elem *p, vint a)
+SIMD_INLINE void pack(elem *p, vint a)
 {
     __m128i low = _mm256_castsi256_si128((__m256i)a), high = _mm256_extracti128_si256((__m256i)a, 1);
     _mm_storeu_si128((__m128i *)p, _mm_packus_epi32(low, high));
@@ -52,13 +53,13 @@ WORD void pack(elem *p, vint a)
 
 #if defined DTYPE_f32 || defined DTYPE_f64
 #define NATIVE_LOAD_FIRST
-WORD vreal load_first(const elem *p, ptrdiff_t count)
+SIMD_INLINE vreal load_first(const elem *p, ptrdiff_t count)
 {
     const vint lane = LANE_NUMBERS, wanted = lane < (ireal)count;
 #if defined DTYPE_f32
-    return choose(wanted, _mm256_maskload_ps(p, (__m256i)wanted), fill(-(real)INFINITY));
+    return vselect(wanted, _mm256_maskload_ps(p, (__m256i)wanted), broadcast(-(real)INFINITY));
 #else
-    return choose(wanted, _mm256_maskload_pd(p, (__m256i)wanted), fill(-(real)INFINITY));
+    return vselect(wanted, _mm256_maskload_pd(p, (__m256i)wanted), broadcast(-(real)INFINITY));
 #endif
 }
 #endif

@@ -6,72 +6,73 @@
 #include "fp_x86.h"
 
 #if REAL_BITS == 32
-WORD vreal fma_(vreal a, vreal b, vreal c) { return _mm512_fmadd_ps(a, b, c); }
-WORD vreal fnma(vreal a, vreal b, vreal c) { return _mm512_fnmadd_ps(a, b, c); }
-WORD vreal vmax(vreal a, vreal b) { return _mm512_max_ps(a, b); }
-WORD vreal vmin(vreal a, vreal b) { return _mm512_min_ps(a, b); }
-WORD void stream(real *p, vreal a) { _mm512_stream_ps(p, a); }
-WORD vreal look_up(const real *table, vint index)       /* table[index mod 8] of each lane: the table stands twice */
+SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return _mm512_fmadd_ps(a, b, c); }
+SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return _mm512_fnmadd_ps(a, b, c); }
+SIMD_INLINE vreal vmax(vreal a, vreal b) { return _mm512_max_ps(a, b); }
+SIMD_INLINE vreal vmin(vreal a, vreal b) { return _mm512_min_ps(a, b); }
+SIMD_INLINE void stream(real *p, vreal a) { _mm512_stream_ps(p, a); }
+/* table[index mod 8] of each lane: the table stands twice */
+SIMD_INLINE vreal table_lookup(const real *table, vint index)
 {
     return _mm512_permutexvar_ps((__m512i)index, _mm512_broadcast_f32x8(_mm256_loadu_ps(table)));
 }
-WORD __m512d widen_low(vreal a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
-WORD __m512d widen_high(vreal a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
-WORD vreal narrow(__m512d low, __m512d high)
+SIMD_INLINE __m512d widen_low(vreal a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
+SIMD_INLINE __m512d widen_high(vreal a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
+SIMD_INLINE vreal narrow(__m512d low, __m512d high)
 {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low)), _mm512_cvtpd_ps(high), 1);
 }
 #else
-WORD vreal fma_(vreal a, vreal b, vreal c) { return _mm512_fmadd_pd(a, b, c); }
-WORD vreal fnma(vreal a, vreal b, vreal c) { return _mm512_fnmadd_pd(a, b, c); }
-WORD vreal vmax(vreal a, vreal b) { return _mm512_max_pd(a, b); }
-WORD vreal vmin(vreal a, vreal b) { return _mm512_min_pd(a, b); }
-WORD void stream(real *p, vreal a) { _mm512_stream_pd(p, a); }
+SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return _mm512_fmadd_pd(a, b, c); }
+SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return _mm512_fnmadd_pd(a, b, c); }
+SIMD_INLINE vreal vmax(vreal a, vreal b) { return _mm512_max_pd(a, b); }
+SIMD_INLINE vreal vmin(vreal a, vreal b) { return _mm512_min_pd(a, b); }
+SIMD_INLINE void stream(real *p, vreal a) { _mm512_stream_pd(p, a); }
 #endif
-WORD int any_lane(vmask m) { return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0; }
+SIMD_INLINE int any_lane(vmask m) { return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0; }
 #define FUSED 1
-WORD vreal product_error(vreal a, vreal b, vreal product) { return fma_(a, b, -product); }
-WORD vreal scale(vreal a, vreal hi, vreal lo) { return fma_(a, hi, a * lo); }     /* a * (hi + lo) */
+SIMD_INLINE vreal two_prod_err(vreal a, vreal b, vreal product) { return fma_(a, b, -product); }
+SIMD_INLINE vreal mul_dd(vreal a, vreal hi, vreal lo) { return fma_(a, hi, a * lo); } /* a * (hi + lo) */
 
 #if defined DTYPE_f16
 #define NATIVE_HALF
-WORD vreal load_elem(const elem *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
-WORD void store_elem(elem *p, vreal a)
+SIMD_INLINE vreal load_elem(const elem *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+SIMD_INLINE void store_elem(elem *p, vreal a)
 {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 #endif
 
-/* half.h's rows of half a register: SIDE elements from each of two places, and to one. A whole register from every row
+/* half.h's rows of half a register: TRANSPOSE_ROWS elements from each of two places, and to one. A whole register from every row
  * would cross a cache line nearly always, and take a step more to transpose. */
 #if defined DTYPE_f32
 #define HALVED
-WORD vreal load_halves(const elem *low, const elem *high)
+SIMD_INLINE vreal load_halves(const elem *low, const elem *high)
 {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(low)), _mm256_loadu_ps(high), 1);
 }
-WORD void store_low(elem *p, vreal a) { _mm256_storeu_ps(p, _mm512_castps512_ps256(a)); }
-WORD void store_high(elem *p, vreal a) { _mm256_storeu_ps(p, _mm512_extractf32x8_ps(a, 1)); }
+SIMD_INLINE void store_low(elem *p, vreal a) { _mm256_storeu_ps(p, _mm512_castps512_ps256(a)); }
+SIMD_INLINE void store_high(elem *p, vreal a) { _mm256_storeu_ps(p, _mm512_extractf32x8_ps(a, 1)); }
 #elif defined DTYPE_f64
 #define HALVED
-WORD vreal load_halves(const elem *low, const elem *high)
+SIMD_INLINE vreal load_halves(const elem *low, const elem *high)
 {
     return _mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd(low)), _mm256_loadu_pd(high), 1);
 }
-WORD void store_low(elem *p, vreal a) { _mm256_storeu_pd(p, _mm512_castpd512_pd256(a)); }
-WORD void store_high(elem *p, vreal a) { _mm256_storeu_pd(p, _mm512_extractf64x4_pd(a, 1)); }
+SIMD_INLINE void store_low(elem *p, vreal a) { _mm256_storeu_pd(p, _mm512_castpd512_pd256(a)); }
+SIMD_INLINE void store_high(elem *p, vreal a) { _mm256_storeu_pd(p, _mm512_extractf64x4_pd(a, 1)); }
 #endif
 
 #if defined DTYPE_f32
 #define NATIVE_LOAD_FIRST
-WORD vreal load_first(const elem *p, ptrdiff_t count)
+SIMD_INLINE vreal load_first(const elem *p, ptrdiff_t count)
 {
-    return _mm512_mask_loadu_ps(fill(-(real)INFINITY), (__mmask16)((1 << count) - 1), p);
+    return _mm512_mask_loadu_ps(broadcast(-(real)INFINITY), (__mmask16)((1 << count) - 1), p);
 }
 #elif defined DTYPE_f64
 #define NATIVE_LOAD_FIRST
-WORD vreal load_first(const elem *p, ptrdiff_t count)
+SIMD_INLINE vreal load_first(const elem *p, ptrdiff_t count)
 {
-    return _mm512_mask_loadu_pd(fill(-(real)INFINITY), (__mmask8)((1 << count) - 1), p);
+    return _mm512_mask_loadu_pd(broadcast(-(real)INFINITY), (__mmask8)((1 << count) - 1), p);
 }
 #endif
