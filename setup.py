@@ -14,7 +14,9 @@ STUBS = Path("build") / "stubs"
 SHARED = "fastsoftmax._cyutility"           # Cython's memoryviews and functions, once for all modules
 
 # The two tables that the whole project follows: what is built, dispatched, tested and benchmarked.
-DTYPES = {"f32": "elem_real.pxi", "f64": "elem_real.pxi", "f16": "elem_bits.pxi", "bf16": "elem_bits.pxi"}
+DTYPES = {
+    "f32": "simd/elem_real.pxi", "f64": "simd/elem_real.pxi", "f16": "simd/elem_bits.pxi", "bf16": "simd/elem_bits.pxi",
+}
 ISAS = {                                    # from the plainest to the best
     "x86_64": {
         "generic": [],
@@ -81,7 +83,7 @@ def extensions():
     import numpy
 
     common = {"extra_link_args": link_flags()}
-    texts = sorted(str(path) for pattern in ("*.h", "*.pxi") for path in KERNELS.glob(pattern))
+    texts = sorted(str(path) for pattern in ("*.h", "*.pxi") for path in KERNELS.rglob(pattern))
     tables = [("FASTSOFTMAX_DTYPES", f'"{" ".join(DTYPES)}"'), ("FASTSOFTMAX_ISAS", f'"{" ".join(isas())}"')]
     kernels = [
         Extension(
@@ -94,7 +96,7 @@ def extensions():
         *kernels,
         Extension(SHARED, [str(STUBS / "_cyutility.c")], extra_compile_args=compile_flags(), **common),
         Extension("fastsoftmax._cpu", ["fastsoftmax/_cpu.pyx"], include_dirs=["fastsoftmax"], define_macros=tables,
-                  extra_compile_args=compile_flags(), depends=[str(KERNELS / "guard.h")], **common),
+                  extra_compile_args=compile_flags(), depends=[str(KERNELS / "runtime" / "contention.h")], **common),
         Extension("fastsoftmax._front", ["fastsoftmax/_front.pyx"], include_dirs=[numpy.get_include()],
                   define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")],
                   extra_compile_args=compile_flags(), **common),
@@ -112,7 +114,7 @@ def translation(extension):
 
 def is_translated(extension):
     """Whether its C file is newer than all texts that it may be made of."""
-    made, texts = translation(extension), [Path(extension.sources[0]), *KERNELS.glob("*.pxi")]
+    made, texts = translation(extension), [Path(extension.sources[0]), *KERNELS.rglob("*.pxi")]
     if extension.name == SHARED or not made.exists():   # SHARED is made of nothing but Cython's own
         return made.exists()
     return made.stat().st_mtime > max(text.stat().st_mtime for text in texts)

@@ -178,7 +178,7 @@ cdef extern from *:
     bint on_main_thread() nogil
     bint inherited
 
-cdef extern from "kernels/guard.h" nogil:
+cdef extern from "kernels/runtime/contention.h" nogil:
     ctypedef long long int64_t
     ctypedef struct Contention:
         int64_t serial_ns, factor, credit, regions, losses, since, backoff_ns, stolen_ns
@@ -230,7 +230,7 @@ cdef class usual_modes:
         fesetenv(&self.before)
 
 
-# The process's: see kernels/contention.h.
+# The process's: see kernels/runtime/contention.h.
 cdef Contention contention = Contention(0, FIRST_BACKOFF, 0, 0, 0, 0, 0, 0, STOLEN_NOW)
 contention_address = <size_t>&contention
 
@@ -248,7 +248,7 @@ def compute_serially(int64_t nanoseconds):
 def backoffs_of(regions):
     """For tests: nanoseconds that a new contention has callers compute alone after each of some regions.
 
-    Regions are (start, first, last, end, own, all), as in kernels/contention.h; between them callers do compute for so long.
+    Regions are (start, first, last, end, own, all), as in kernels/runtime/contention.h; between them callers do compute for so long.
     """
     cdef Contention new = Contention(0, FIRST_BACKOFF, 0, 0, 0, 0, 0, 0, NULL)
     cdef ParallelRegion region

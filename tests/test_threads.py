@@ -325,7 +325,7 @@ def test_the_gil_is_released():
     assert max(b - a for a, b in pairwise(during)) < spent / 2
 
 
-# --- when several threads cost more than they gain: kernels/guard.h
+# --- when several threads cost more than they gain: kernels/runtime/contention.h
 
 def regions():
     return _cpu.contention_state()[1]

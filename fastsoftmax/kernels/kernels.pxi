@@ -3,14 +3,35 @@
 from cython.parallel cimport prange, threadid
 from cpython.exc cimport PyErr_CheckSignals
 
-include "vec.pxi"           # the words
-include "guard.pxi"         # many threads, or the caller alone
-include "rows.pxi"          # what is asked, and the constants of a row
-include "along.pxi"         # one row at a time
-include "across.pxi"        # WIDTH rows at a time
-include "softmax.pxi"       # softmax, log_softmax, logsumexp, softmax_entropy, causal_softmax
-include "mask.pxi"          # causal_mask_
-include "scores.pxi"        # what attention is asked, and its masks
-include "attend.pxi"        # many queries, in the lanes
-include "decode.pxi"        # few queries
-include "attention.pxi"     # scaled_dot_product_attention
+include "simd/vec.pxi"                      # the vocabulary: registers, exp, log
+include "runtime/workspace.pxi"             # memory
+include "runtime/contention.pxi"            # many threads, or the caller alone
+
+include "softmax/params.pxi"                # the arguments of a call
+include "softmax/shift.pxi"                 # the constants of a row, and its weights
+include "softmax/row_sums.pxi"              # exact sums
+include "softmax/normalizer.pxi"            # from sums to results
+include "softmax/workspace.pxi"
+include "softmax/elements.pxi"              # reading and writing elements of a row
+include "softmax/special.pxi"               # rows with infinities or NaN
+include "softmax/dense.pxi"                 # one row at a time, its elements in the lanes
+include "softmax/tiles.pxi"                 # PARTIALS rows at a time, each in a lane
+include "softmax/strided.pxi"
+include "softmax/narrow.pxi"
+include "softmax/causal.pxi"
+include "softmax/long_row.pxi"              # one row shared by threads
+include "softmax/mask.pxi"                  # causal_mask_
+include "softmax/softmax.pxi"               # softmax, log_softmax, logsumexp, softmax_entropy, causal_softmax
+
+include "attention/params.pxi"              # the arguments of a call
+include "attention/kv_layout.pxi"           # addresses
+include "attention/query_tile.pxi"
+include "attention/combine.pxi"             # partial states
+include "attention/mask.pxi"
+include "attention/online_softmax.pxi"
+include "attention/nonfinite.pxi"
+include "attention/gemm.pxi"
+include "attention/pack.pxi"
+include "attention/prefill.pxi"             # many queries, in the lanes
+include "attention/decode.pxi"              # few queries
+include "attention/attention.pxi"           # scaled_dot_product_attention

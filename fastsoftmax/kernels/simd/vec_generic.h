@@ -50,7 +50,7 @@ SIMD_INLINE void transpose(vreal *rows) { (void)rows; }
 SIMD_INLINE vreal sums_of(vreal *rows) { return rows[0]; }
 
 #define FUSED 0
-#include "product_error.h"
+#include "math/two_prod.h"
 
 typedef fenv_t fp_state;
 SIMD_INLINE fp_state fp_enter(void) { fp_state s; fegetenv(&s); fesetenv(FE_DFL_ENV); return s; }

@@ -9,7 +9,7 @@
 # need no longer be alone in the middle of a long call, the rest of it is parallel.
 from fastsoftmax import _cpu
 
-cdef extern from "guard.h" nogil:
+cdef extern from "runtime/contention.h" nogil:
     ctypedef long long int64_t
     ctypedef struct Contention:
         int64_t serial_ns, regions, since

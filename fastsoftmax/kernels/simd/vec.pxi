@@ -1,7 +1,7 @@
 # Cython's view of vec.h. The registers are declared as plain numbers, so that arithmetic on them is written
 # as arithmetic: what C sees are GNU C's vector types. Comparisons and choices go through words.
 
-cdef extern from "vec.h" nogil:
+cdef extern from "simd/vec.h" nogil:
     ctypedef float real
     ctypedef float vreal
     ctypedef int vmask
@@ -88,13 +88,13 @@ cdef extern from "vec.h" nogil:
     fp_state fp_enter() noexcept
     void fp_leave(fp_state) noexcept
 
-cdef extern from "exp.h" nogil:
+cdef extern from "math/exp4.h" nogil:
     void exp4(const vreal*, const vreal*, const vreal*, vreal*, vreal*) noexcept
     const real LOG2E, ROUNDER, SCALE, VANISHES, LARGE, HUGE_SCORE, SHRINK
     enum:
         STEPS, EXPONENT_BIAS, SCALE_BITS, RUN
 
-cdef extern from "exp1.h" nogil:
+cdef extern from "math/exp.h" nogil:
     vreal exp_(vreal) noexcept                  # of at most 1
     vreal tanh_(vreal) noexcept
     const real LEAST_EXPONENT

@@ -40,7 +40,7 @@ SIMD_INLINE vdouble exchange_lanes(vdouble a, const int distance)
 }
 #endif
 
-#include "log.h"
+#include "math/log.h"
 
 #if REAL_BITS == 32
 #if defined ISA_generic

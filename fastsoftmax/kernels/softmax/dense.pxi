@@ -4,51 +4,6 @@
 # rows with gaps or a mask, from a buffer. Three passes: the largest element; the sum of the weights, which
 # are kept if they are the result; the results. One long row can be shared by threads, chunk by chunk.
 
-cdef inline Py_ssize_t row_length(const Rows* rows, Py_ssize_t i) noexcept nogil:
-    if not rows.causal:
-        return rows.n
-    return min(max(i + rows.offset + 1, 0), rows.n)
-
-cdef inline const elem* gather_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start, Py_ssize_t count,
-                                     elem* buffer) noexcept nogil:
-    cdef const elem* x = rows.x + o * rows.x_outer + i * rows.x_inner + start * rows.x_n
-    cdef const unsigned char* where
-    cdef Py_ssize_t k
-    if rows.where == NULL:
-        if rows.x_n == 1:
-            return x
-        for k in range(count):
-            buffer[k] = x[k * rows.x_n]
-        return buffer
-    where = rows.where + o * rows.where_outer + i * rows.where_inner + start * rows.where_n
-    for k in range(count):
-        buffer[k] = x[k * rows.x_n] if where[k * rows.where_n] else ELEM_MINUS_INFINITY
-    return buffer
-
-cdef inline vreal load_upto(const elem* x, Py_ssize_t k, Py_ssize_t count, Py_ssize_t before) noexcept nogil:
-    """Elements k to k + LANES of x, which has `count`, and `before` more in front of it; beyond them, what weighs
-    nothing."""
-    if k + LANES <= count:
-        return load_elem(x + k)
-    if k >= count:
-        return broadcast(-INFINITY)
-    if before + count >= LANES:
-        return load_last(x + count, count - k)
-    return load_first(x + k, count - k)
-
-# NumPy's arrays start anywhere in a cache line, and a register across two lines takes twice the time. So what may begin
-# where it likes begins at a whole register, and the weights are kept as far from one as the results will be.
-cdef enum:
-    ALIGNED = 8 * LANES     # elements from which that is worth a register more
-
-cdef inline Py_ssize_t peel_to_register(const elem* x) noexcept nogil:
-    """How many elements stand before the next whole register."""
-    return (-(<Py_ssize_t>(<size_t>x // sizeof(elem)))) & (LANES - 1)
-
-cdef inline real* same_alignment(const elem* y, real* weights_buf) noexcept nogil:
-    """Where in `weights_buf`, which has room for a register more, the weights go whose results go to y."""
-    return weights_buf + ((-(<Py_ssize_t>(<size_t>weights_buf // sizeof(real))) - peel_to_register(y)) & (LANES - 1))
-
 cdef inline real reduce_max(const elem* x, Py_ssize_t count) noexcept nogil:
     """NaN is passed over: it is found by its weight."""
     cdef vreal[4] row_max
@@ -191,49 +146,6 @@ cdef void exp_and_sum_chunk(int result, bint scaled, const Shift* s, const elem*
         exp_and_sum(LOGSUMEXP, s, True, True, x, count, n, weights_buf, NULL, sums)
     else:
         exp_and_sum(LOGSUMEXP, s, False, True, x, count, n, weights_buf, NULL, sums)
-
-# Non-temporal stores write whole cache lines, PARTIALS reals each. A line that is written partly this way and partly
-# through the caches takes as long as ten.
-
-cdef inline Py_ssize_t peel_to_cache_line(const elem* y) noexcept nogil:
-    """How many elements stand before the next cache line, where elements are reals."""
-    return (-(<Py_ssize_t>(<size_t>y // sizeof(real)))) & (PARTIALS - 1)
-
-cdef inline void fill_elements(elem* y, elem value, Py_ssize_t count, bint nontemporal) noexcept nogil:
-    """streamed: where elements are reals."""
-    cdef Py_ssize_t k = 0, head
-    cdef int v
-    if nontemporal and sizeof(elem) == sizeof(real) and count >= 2 * PARTIALS:
-        head = peel_to_cache_line(y)
-        while k < head:
-            y[k] = value
-            k += 1
-        while k + PARTIALS <= count:
-            for v in range(PARTIAL_REGS):
-                stream(<real*>y + k + v * LANES, broadcast(<real>value))
-            k += PARTIALS
-    while k < count:
-        y[k] = value
-        k += 1
-
-cdef void clear_elements(elem* y, Py_ssize_t stride, Py_ssize_t count, bint nontemporal) noexcept nogil:
-    """Zeros, whose bits are zero in every element type."""
-    cdef Py_ssize_t k
-    if nontemporal and stride == 1:
-        fill_elements(y, <elem>0, count, True)
-    elif stride == 1:
-        memset(y, 0, count * sizeof(elem))
-    else:
-        for k in range(count):
-            y[k * stride] = <elem>0
-
-cdef inline void scatter(elem* y, Py_ssize_t stride, const elem* x, Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t k
-    if stride == 1:
-        memcpy(y, x, count * sizeof(elem))
-    else:
-        for k in range(count):
-            y[k * stride] = x[k]
 
 cdef inline vreal weight_or_element(int result, const real* weights_buf, const elem* x, Py_ssize_t k) noexcept nogil:
     if result == SOFTMAX or result == SOFTMAX_ONE:
@@ -408,53 +320,6 @@ cdef bint finalize(int sum_of, const Rows* rows, Py_ssize_t n, const Shift* s, S
         normalizer[0] = dense_normalizer(ENTROPY, n, True, s, sums, ties, &needs_refinement)
     else:
         normalizer[0] = dense_normalizer(LOGSUMEXP, n, rows.scaled, s, sums, ties, &needs_refinement)
-    return False
-
-# Rows whose maximum is not finite, or that hold a NaN beside hidden elements, take a scalar path.
-
-cdef inline bint is_special(const Rows* rows, real row_max, real hi) noexcept nogil:
-    if not (-INFINITY < row_max < INFINITY):
-        return rows.result != SOFTMAX or rows.where != NULL
-    return rows.where != NULL and isnan(hi)
-
-cdef void special_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, real row_max) noexcept nogil:
-    cdef const elem* x = rows.x + o * rows.x_outer + i * rows.x_inner
-    cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner
-    cdef const unsigned char* where = rows.where
-    cdef bint any_visible = False, any_nan = False, infinite
-    cdef real value
-    cdef Py_ssize_t k
-    if where != NULL:
-        where += o * rows.where_outer + i * rows.where_inner
-    for k in range(rows.n):
-        if where == NULL or where[k * rows.where_n]:
-            any_visible = True
-            if isnan(real_of(x + k * rows.x_n)):
-                any_nan = True
-    if rows.result == LOGSUMEXP:
-        y[0] = elem_of(NAN if any_nan else row_max)
-    elif rows.result == ENTROPY:
-        y[0] = elem_of(NAN if any_visible else 0)
-    else:
-        for k in range(rows.n):
-            infinite = row_max == INFINITY and real_of(x + k * rows.x_n) < INFINITY
-            if where != NULL and not where[k * rows.where_n]:
-                value = 0 if rows.result == SOFTMAX else -INFINITY
-            elif rows.result == LOG_SOFTMAX and infinite and not any_nan:
-                value = -INFINITY
-            else:
-                value = NAN
-            y[k * rows.y_n] = elem_of(value)
-
-cdef bint write_if_scalar(const Rows* rows, Py_ssize_t o, Py_ssize_t i, real row_max,
-                          const Normalizer* normalizer) noexcept nogil:
-    """Reductions and special rows are done when all is known of the row; False for the others."""
-    if is_special(rows, row_max, lane0(normalizer.hi)):
-        special_row(rows, o, i, row_max)
-        return True
-    if rows.result == LOGSUMEXP or rows.result == ENTROPY:
-        rows.y[o * rows.y_outer + i * rows.y_inner] = elem_of(lane0(normalizer.hi + normalizer.lo))
-        return True
     return False
 
 cdef real max_of_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, const RowWorkspace* workspace) noexcept nogil:

@@ -86,7 +86,7 @@ enum { TILE_1 = 12, TILE_2 = 6, TILE_3 = 4 };
 enum { MAX_TILE = 24 };
 
 #include "half.h"
-#include "wide.h"
+#include "math/double_word.h"
 
 /* The last `count` elements before `end`, fewer than LANES, and -inf after them. LANES elements are read. */
 SIMD_INLINE vreal load_last(const elem *end, ptrdiff_t count)

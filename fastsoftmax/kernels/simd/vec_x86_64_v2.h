@@ -22,7 +22,7 @@ SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return a * b + c; }
 SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return c - a * b; }
 
 #define FUSED 0
-#include "product_error.h"
+#include "math/two_prod.h"
 
 #if defined DTYPE_f16 || defined DTYPE_bf16
 #define NATIVE_PACK

@@ -1,0 +1,141 @@
+# The results of a row are weights * (hi + lo), or scores - (hi + lo), with scores measured from s.origin.
+#
+# needs_refinement marks rows that need a second look: for SUM_EXCLUDING_MAX those whose sum is not exact enough, for
+# SOFTMAX those whose other weights may vanish beside the largest. The largest weight is rounded, and divided by a sum in
+# which it is not: one in seven such weights would come out as NEARLY_ONE, and is written as `one` instead.
+cdef struct Normalizer:
+    vreal hi
+    vreal lo
+    vreal one               # for SOFTMAX_ONE: what is written for NEARLY_ONE
+
+cdef inline vmask nowhere() noexcept nogil:
+    return lt(broadcast(0), broadcast(0))
+
+cdef inline vmask is_nearly_one(vreal weight, const Normalizer* normalizer) noexcept nogil:
+    """weight: the largest, rounded, as it is kept."""
+    return eq(mul_dd(weight, normalizer.hi, normalizer.lo), broadcast(NEARLY_ONE))
+
+cdef inline vmask may_be_nearly_one(const Normalizer* normalizer) noexcept nogil:
+    """Where the sum is not beyond all that a weight can be. In long rows it is, most often."""
+    if sizeof(elem) != sizeof(real):            # rounded to an elem, it is 1
+        return nowhere()
+    return lt(broadcast(1 / (2 * SCALE)), normalizer.hi)
+
+cdef bint find_one(const Shift* s, bint scaled, Normalizer* normalizer) noexcept nogil:
+    """`one`: 1 where all other weights together are less than a quarter of an EPSILON of the largest, so that no other
+    result is NEARLY_ONE. False if that changes nothing."""
+    cdef vreal p, f, share, more, rest, others
+    cdef vmask nearly
+    largest_weight(s, scaled, &p, &f)
+    nearly = is_nearly_one(fma_(p, f, f), normalizer)
+    if not any_lane(nearly):
+        return False
+    share = f * normalizer.hi                   # 1 - (f + p * f) * (hi + lo), to twice a real's digits
+    more = p * share
+    rest = two_prod_err(f, normalizer.hi, share) + f * normalizer.lo
+    others = ((broadcast(1) - share) - more) - (fma_(p, rest, rest) + two_prod_err(p, share, more))
+    normalizer.one = vselect(both(nearly, lt(others, broadcast(EPSILON / 4))), broadcast(1), broadcast(NEARLY_ONE))
+    return True
+
+cdef inline Normalizer logarithm_of(const Shift* s, bint scaled, vdd others) noexcept nogil:
+    """others: the sum of all weights but one of the largest, in units of the largest.
+
+    Where top / temperature is no real, the result is measured from the row's largest score, so that no digit is lost
+    beside it: see result_of.
+    """
+    cdef Normalizer normalizer
+    cdef vreal row_max = vselect(from_zero(s), s.row_max * s.factor, broadcast(0)) if scaled else s.row_max
+    dd_split_sum(row_max, broadcast(0), dd_log1p(others), &normalizer.hi, &normalizer.lo)
+    return normalizer
+
+cdef inline Normalizer normalizer_of_short_row(int result, const Shift* s, bint scaled, Py_ssize_t n,
+                                               ShortRow short_row, vdd moments, vreal ties,
+                                               vmask* needs_refinement) noexcept nogil:
+    """normalizer_of for rows of at most PARTIALS elements; `needs_refinement` of SOFTMAX is left to the caller."""
+    cdef Normalizer normalizer
+    cdef vreal p, f
+    if result != SOFTMAX:
+        return normalizer_of(result, s, scaled, n, dd_of_sum(short_row.total, short_row.lost), moments, ties,
+                             needs_refinement)
+    needs_refinement[0] = nowhere()
+    if n == 1:                                  # divided by itself as it was rounded, so that it is 1, or NaN
+        largest_weight(s, scaled, &p, &f)
+        short_row.total, short_row.lost = fma_(p, f, f) + (short_row.total - short_row.total), broadcast(0)
+    reciprocal(short_row.total, short_row.lost, &normalizer.hi, &normalizer.lo)
+    return normalizer
+
+cdef inline Normalizer normalizer_of(int result, const Shift* s, bint scaled, Py_ssize_t n, vdd weights, vdd moments,
+                                     vreal ties, vmask* needs_refinement) noexcept nogil:
+    """`weights`, `moments` and `ties` are the whole row's, in every lane that has this row."""
+    cdef Normalizer normalizer
+    cdef vdd of_max, others
+    cdef vreal zero = broadcast(0), hi, lo, p, f
+    needs_refinement[0] = nowhere()
+    if result == SOFTMAX:
+        dd_split(dd_div(dd_of_sum(broadcast(1), zero), weights), &normalizer.hi, &normalizer.lo)
+        needs_refinement[0] = may_be_nearly_one(&normalizer)
+        return normalizer
+    largest_weight(s, scaled, &p, &f)
+    of_max = dd_of_sum(f, p * f)
+    others = dd_add(dd_of_sum(ties, broadcast(-1)), dd_div(weights, of_max))
+    if result == ENTROPY:
+        moments = dd_div(dd_div(moments, of_max), dd_add(dd_of_sum(broadcast(1), zero), others))
+        dd_split_sum(zero, zero, dd_sub(dd_log1p(others), moments), &normalizer.hi, &normalizer.lo)
+        return normalizer
+    if result == SUM_EXCLUDING_MAX:
+        dd_split(others, &hi, &lo)
+        needs_refinement[0] = lt(hi, broadcast(<real>n / <real>(1 << LEAST)))
+    return logarithm_of(s, scaled, others)
+
+cdef inline bint any_subnormal(vreal least, const Normalizer* normalizer) noexcept nogil:
+    """Whether a result may be: `least`, the smallest weights, or one of them. Hidden elements, which give 0, count."""
+    if sizeof(elem) != sizeof(real):            # 16 bits do not hold what is lost
+        return False
+    return any_lane(lt(mul_dd(least, normalizer.hi, normalizer.lo), broadcast(LEAST_NORMAL)))
+
+cdef inline void normalize_weights(int result, Normalizer normalizer, int count, real* x, vreal* weight) noexcept nogil:
+    """The results of `count` registers of weights for SOFTMAX and SOFTMAX_ONE; x may be changed."""
+    cdef vreal least
+    cdef int a
+    for a in range(count):
+        weight[a] = mul_dd(load(x + a * LANES), normalizer.hi, normalizer.lo)
+    least = weight[0]
+    for a in range(1, count):
+        least = vmin(weight[a], least)
+    if sizeof(elem) == sizeof(real) and any_lane(lt(least, broadcast(LEAST_NORMAL))):
+        mul_dd_in_place(x, LANES, count, normalizer.hi, normalizer.lo)
+        for a in range(count):
+            weight[a] = load(x + a * LANES)
+    if result == SOFTMAX_ONE:
+        for a in range(count):
+            weight[a] = vselect(eq(weight[a], broadcast(NEARLY_ONE)), normalizer.one, weight[a])
+
+cdef inline vreal normal_result_of(int result, const Shift* s, const Normalizer* normalizer, bint scaled,
+                                   vreal x) noexcept nogil:
+    """x: the weight for SOFTMAX and SOFTMAX_ONE, the element itself for LOG_SOFTMAX. Not for subnormal results."""
+    cdef vreal below, factor, score, score_lo, difference, rest
+    if result == SOFTMAX:
+        return mul_dd(x, normalizer.hi, normalizer.lo)
+    if result == SOFTMAX_ONE:
+        x = mul_dd(x, normalizer.hi, normalizer.lo)
+        return vselect(eq(x, broadcast(NEARLY_ONE)), normalizer.one, x)
+    if not scaled:
+        return (x - normalizer.hi) - normalizer.lo
+    # From top: (x - top) / temperature - (hi + lo). Neither term is positive, so nothing cancels. The sum is rounded
+    # once, so that larger scores never come out smaller. SHRINK keeps x - row_max, and the halves of two_prod_err,
+    # from overflow. From 0, where x / temperature is a real: the arithmetic of rows without a temperature.
+    below = fma_(x, s.shrink, -s.origin)
+    factor = s.factor / s.shrink
+    score = below * factor
+    score_lo = two_prod_err(below, factor, score) + below * (s.factor_lo / s.shrink)
+    difference = score - normalizer.hi
+    rest = vselect(from_zero(s), broadcast(0), two_sum_err(score, -normalizer.hi, difference)) + (score_lo
+                                                                                                 - normalizer.lo)
+    return difference + vselect(lt(vabs(rest), broadcast(INFINITY)), rest, broadcast(0))  # an infinite score has no rest
+
+cdef inline vreal result_of(int result, const Shift* s, const Normalizer* normalizer, bint scaled,
+                            vreal x) noexcept nogil:
+    if result != LOG_SOFTMAX and any_subnormal(x, normalizer):
+        x = mul_dd_rounded_once(x, normalizer.hi, normalizer.lo)
+        return vselect(eq(x, broadcast(NEARLY_ONE)), normalizer.one, x) if result == SOFTMAX_ONE else x
+    return normal_result_of(result, s, normalizer, scaled, x)

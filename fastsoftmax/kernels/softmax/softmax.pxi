@@ -1,0 +1,160 @@
+# The softmax family: who does which rows.
+
+cdef void strided_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+                        const RowWorkspace* workspace) noexcept nogil:
+    cdef TilePosition position
+    cdef Py_ssize_t t
+    if rows.causal:
+        for t in range(first_tile, end):
+            position = tile_position(rows, t)
+            causal_tile(rows, &position, workspace)
+    elif not is_narrow(rows):
+        for t in range(first_tile, end):
+            position = tile_position(rows, t)
+            strided_tile(rows, position.o, position.i, position.tile_rows, workspace)
+    elif rows.result == SOFTMAX:
+        narrow_tiles(SOFTMAX, rows, first_tile, end, workspace)
+    elif rows.result == LOG_SOFTMAX:
+        narrow_tiles(LOG_SOFTMAX, rows, first_tile, end, workspace)
+    else:
+        narrow_tiles(LOGSUMEXP, rows, first_tile, end, workspace)
+
+cdef void dense_task(const Rows* rows, Py_ssize_t task, Py_ssize_t rows_a_task,
+                     const RowWorkspace* workspace) noexcept nogil:
+    cdef fp_state modes = fp_enter()
+    cdef Py_ssize_t first_row = task * rows_a_task
+    dense_rows(rows, first_row, min(first_row + rows_a_task, rows.outer * rows.inner) - 1, workspace)
+    if rows.nontemporal:
+        stream_end()
+    fp_leave(modes)
+
+cdef void tile_task(const Rows* rows, Py_ssize_t task, Py_ssize_t tiles_a_task,
+                    const RowWorkspace* workspace) noexcept nogil:
+    cdef fp_state modes = fp_enter()
+    cdef Py_ssize_t first_tile = task * tiles_a_task
+    strided_tiles(rows, first_tile, min(first_tile + tiles_a_task, rows.outer * tiles_of(rows)), workspace)
+    if rows.nontemporal:
+        stream_end()
+    fp_leave(modes)
+
+cdef void some_rows(const Rows* rows, bint in_tiles, Py_ssize_t task, Py_ssize_t size, const RowWorkspace* workspace,
+                    ParallelRegion* region) noexcept nogil:
+    start_task(region)
+    if in_tiles:
+        tile_task(rows, task, size, workspace)
+    else:
+        dense_task(rows, task, size, workspace)
+    end_task(region, 1)
+
+cdef inline bint uses_tiles(const Rows* rows) noexcept nogil:
+    if rows.causal:
+        return rows.where == NULL and rows.x_n == 1 and rows.y_n == 1 and rows.inner >= PARTIALS and rows.n < LONG_ROW
+    return 2 * rows.inner >= PARTIALS and (rows.n <= NARROW_MAX or (rows.x_inner == 1 and rows.x_n != 1))
+
+cdef inline Py_ssize_t task_size(Py_ssize_t size, int threads) noexcept nogil:
+    """A task's first row is a cache miss, so tasks are as large as their even distribution allows."""
+    if threads == 1:
+        return SLICE
+    return min(max(size // (16 * threads), <Py_ssize_t>TASK), <Py_ssize_t>(4 * TASK))
+
+cdef int compute(Rows* rows, int threads) except -1:
+    """All rows, on `threads` threads, with a look for an interrupt now and then."""
+    cdef Py_ssize_t row_size, row_count, size, tasks, slice_, t, turn, start, stop
+    cdef bint in_tiles = uses_tiles(rows)
+    cdef ParallelRegion region
+    cdef Workspaces memory
+    cdef RowWorkspace* workspaces
+    if in_tiles:
+        if rows.causal:
+            rows.peel = causal_peel(rows)
+        elif rows.nontemporal and rows.y_inner == 1:
+            rows.peel = <Py_ssize_t>(<size_t>rows.y // sizeof(elem)) % PARTIALS
+        row_size, row_count = rows.n * PARTIALS, rows.outer * tiles_of(rows)
+        size = row_size if row_size <= KEEP else max(min(rows.n, <Py_ssize_t>KEEP), CHUNK)
+        if rows.causal:
+            size = max(rows.n, min(row_size, <Py_ssize_t>(CAUSAL_TILE_MAX * PARTIALS)))
+        memory = Workspaces(threads, size, False, True)
+    else:
+        row_size, row_count = rows.n, rows.outer * rows.inner
+        if rows.n >= SLICE or (threads > 1 and rows.n >= LONG_ROW and row_count < 4 * threads):
+            for t in range(row_count):
+                long_row(rows, t // rows.inner, t % rows.inner, threads)
+            return 0
+        memory = Workspaces(threads, rows.n if rows.n <= KEEP else CHUNK, False, False)
+    size = max(1, task_size(row_count * row_size, threads) // row_size)
+    tasks = ceil_div(row_count, size)
+    slice_ = max(1, SLICE // (size * row_size))
+    workspaces = memory.workspaces
+    for turn in range(ceil_div(tasks, slice_)):
+        start = turn * slice_
+        stop = min(start + slice_, tasks)
+        with nogil:
+            region = open_region(threads)
+            while start < stop and is_serial(&region):
+                some_rows(rows, in_tiles, start, size, workspaces, &region)
+                start += 1
+            if start < stop:
+                begin_parallel(&region)
+                for t in prange(start, stop, num_threads=threads, schedule="dynamic"):
+                    some_rows(rows, in_tiles, t, size, &workspaces[threadid()], &region)
+                end_parallel(&region)
+            close_region(&region)
+        PyErr_CheckSignals()
+    return 0
+
+def softmax_rows(int result, const elem[:, :, :] x, elem[:, :, :] y, const double[:, :] temperature,
+                 const unsigned char[:, :, :] where, offset, int threads, bint nontemporal):
+    """Writes `result` of x (outer, n, inner) along n into y, of the same shape, or with n = 1 for reductions.
+
+    temperature (outer, inner) and where (outer, n, inner) may be None; with a temperature, LOGSUMEXP is for rows
+    whose largest score is 0; offset is None or that of a causal mask over
+    (inner, n). No dimension is 0. y may be x, but not overlap it otherwise.
+    """
+    cdef Rows rows = describe(result, x, y, temperature, where, offset, nontemporal)
+    if rows.inner == 1 and not rows.causal:
+        outer_to_inner(&rows)
+    compute(&rows, threads)
+
+# The short way in, for contiguous arrays: _front.pyx calls it by address, without a memoryview. What is
+# small is computed here and now, with buffers on the stack.
+
+cdef enum:
+    STACK_ELEMENTS = CHUNK  # elements
+
+cdef void compute_small(const Rows* rows) noexcept nogil:
+    cdef RowWorkspace workspace
+    cdef TileWorkspace tile
+    cdef real[STACK_ELEMENTS + BLOCK * PARTIALS] weights_buf  # a tile's last block may be filled beyond its end
+    cdef elem[STACK_ELEMENTS] elements
+    workspace.weights_buf = weights_buf
+    workspace.tile = &tile
+    workspace.elements = elements
+    if uses_tiles(rows):
+        tile_task(rows, 0, rows.outer * rows.inner, &workspace)
+    else:
+        dense_task(rows, 0, rows.outer * rows.inner, &workspace)
+
+cdef int contiguous_rows(int result, const void* x, void* y, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
+                         double temperature, int threads, bint nontemporal) except -1:
+    """x: (outer, n, inner), C-contiguous; y: the same, or (outer, inner) for reductions."""
+    cdef Rows rows
+    memset(&rows, 0, sizeof(Rows))
+    rows.result = result
+    rows.scaled = temperature != 1
+    rows.temperature = &temperature
+    rows.nontemporal = nontemporal and sizeof(elem) == sizeof(real)
+    rows.outer, rows.n, rows.inner = outer, n, inner
+    rows.x, rows.x_outer, rows.x_n, rows.x_inner = <const elem*>x, n * inner, inner, 1
+    rows.y, rows.y_outer, rows.y_n, rows.y_inner = <elem*>y, n * inner, inner, 1
+    if result == LOGSUMEXP or result == ENTROPY:
+        rows.y_outer = inner
+    if inner == 1:
+        outer_to_inner(&rows)
+    if outer * n * inner <= STACK_ELEMENTS and (n <= BLOCK or n * PARTIALS <= STACK_ELEMENTS or not uses_tiles(&rows)):
+        compute_small(&rows)
+    else:
+        compute(&rows, threads)
+    return 0
+
+contiguous_address = <size_t>&contiguous_rows
+lanes = LANES
