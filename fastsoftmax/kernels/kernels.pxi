@@ -5,7 +5,8 @@ from cpython.exc cimport PyErr_CheckSignals
 
 include "simd/vec.pxi"                      # the vocabulary: registers, exp, log
 include "runtime/workspace.pxi"             # memory
-include "runtime/contention.pxi"            # many threads, or the caller alone
+include "runtime/contention.pxi"            # when other programs have the cores
+include "runtime/parallel.pxi"              # the one loop over tasks
 
 include "softmax/params.pxi"                # the arguments of a call
 include "softmax/shift.pxi"                 # the constants of a row, and its weights

@@ -29,10 +29,8 @@ cdef void finalize_row(const AttentionParams* params, Py_ssize_t b, Py_ssize_t h
     for i in range(ceil_div(params.value_dim, LANES)):
         store_out(params, load(x + i * LANES) * inverse, out, register_at(i, params.value_dim))
 
-cdef void combine_splits(const AttentionParams* params, Py_ssize_t pair, Py_ssize_t splits, real* states,
-                         ParallelRegion* region) noexcept nogil:
-    """Combines the states of the parts, brought to one top, in the place of the first part's."""
-    cdef fp_state modes = fp_enter()
+cdef void combine_splits(const AttentionParams* params, Py_ssize_t pair, Py_ssize_t splits, real* states) noexcept nogil:
+    """Combines the states of a pair's splits in the place of the first, and writes the results."""
     cdef Py_ssize_t b = pair // params.key_heads, key_head = pair % params.key_heads
     cdef Py_ssize_t rows = params.length * params.queries_per_kv, row, split, i
     cdef PartialState* combined
@@ -41,7 +39,6 @@ cdef void combine_splits(const AttentionParams* params, Py_ssize_t pair, Py_ssiz
     cdef const real* x
     cdef real row_max
     cdef vreal shift, log_rescale, split_log_rescale, rescale, split_rescale
-    start_task(region)
     for row in range(rows):
         combined = state_of(params, states, row)
         to = out_of(params, states, row)
@@ -71,5 +68,3 @@ cdef void combine_splits(const AttentionParams* params, Py_ssize_t pair, Py_ssiz
                 store(to + i * LANES, fma_(load(to + i * LANES), rescale, load(x + i * LANES) * split_rescale))
         finalize_row(params, b, key_head * params.queries_per_kv + row % params.queries_per_kv,
                      row // params.queries_per_kv, combined)
-    fp_leave(modes)
-    end_task(region, 1)

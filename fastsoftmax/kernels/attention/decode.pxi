@@ -340,15 +340,30 @@ cdef void decode_kv_block(const AttentionParams* params, Py_ssize_t b, Py_ssize_
     if finite != value:
         add_nonfinite_rows(params, workspace, value, start, count, states)
 
-cdef void decode_split(const AttentionParams* params, Py_ssize_t pair, Py_ssize_t split, DecodeWorkspace* workspace,
-                       real* states, ParallelRegion* region) noexcept nogil:
-    """One task: the queries of a batch and key head with one part of the keys; found: (parts, rows + 1, state_size)."""
-    cdef fp_state modes = fp_enter()
+# The tasks of a slice of a call: a pair of batch and key head with one split of its keys, `splits` a pair.
+cdef struct DecodeTasks:
+    const AttentionParams* params
+    Py_ssize_t first_pair, splits
+    char* workspaces                            # DecodeWorkspace, one a thread
+    Py_ssize_t workspace_bytes
+    real* states                                # (pairs of the slice, splits, rows + 1, state_size)
+
+cdef inline real* states_of_pair(const DecodeTasks* tasks, Py_ssize_t pair) noexcept nogil:
+    """pair: counted from first_pair."""
+    cdef Py_ssize_t rows = tasks.params.length * tasks.params.queries_per_kv
+    return tasks.states + pair * tasks.splits * (rows + 1) * state_size(tasks.params)
+
+cdef Py_ssize_t decode_split(const void* context, Py_ssize_t task, int thread) noexcept nogil:
+    """The cost is the number of keys read."""
+    cdef const DecodeTasks* tasks = <const DecodeTasks*>context
+    cdef const AttentionParams* params = tasks.params
+    cdef DecodeWorkspace* workspace = <DecodeWorkspace*>(tasks.workspaces + thread * tasks.workspace_bytes)
+    cdef Py_ssize_t pair = tasks.first_pair + task // tasks.splits, split = task % tasks.splits
     cdef Py_ssize_t b = pair // params.key_heads, key_head = pair % params.key_heads
     cdef Py_ssize_t rows = params.length * params.queries_per_kv, row
     cdef Py_ssize_t size = split_size(params.keys), start = split * size, stop, begin = params.keys, end = 0, read = 0
+    cdef real* states = states_of_pair(tasks, task // tasks.splits)
     cdef PartialState* state
-    start_task(region)
     load_query_rows(params, b, key_head, workspace)
     states += split * (rows + 1) * state_size(params)
     memset(states, 0, (rows + 1) * state_size(params) * sizeof(real))
@@ -371,15 +386,20 @@ cdef void decode_split(const AttentionParams* params, Py_ssize_t pair, Py_ssize_
     if size >= params.keys:
         for row in range(rows):
             finalize_row(params, b, workspace.head[row], workspace.query[row], state_of(params, states, row))
-    fp_leave(modes)
-    end_task(region, read + DECODE_ROWS)
+    return read + DECODE_ROWS
+
+cdef Py_ssize_t combine_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
+    cdef const DecodeTasks* tasks = <const DecodeTasks*>context
+    combine_splits(tasks.params, tasks.first_pair + task, tasks.splits, states_of_pair(tasks, task))
+    return 1
 
 # --- the call
 
 cdef class DecodeWorkspaces:
-    """The buffers of `threads` threads, and what is found for `pairs` batches and key heads; freed with it."""
+    """The buffers of `threads` threads, and the states of `pairs` batches and key heads; freed with it."""
     cdef char* block
-    cdef Py_ssize_t thread_bytes, pair_reals, threads
+    cdef real* states
+    cdef Py_ssize_t thread_bytes
 
     def __cinit__(self, int threads, Py_ssize_t rows, Py_ssize_t dim, Py_ssize_t value_dim, Py_ssize_t pairs,
                   Py_ssize_t pair_reals):
@@ -390,8 +410,8 @@ cdef class DecodeWorkspaces:
         cdef char* at
         self.thread_bytes = (round_up_to_line(sizeof(DecodeWorkspace)) + query_bytes + sums_bytes
                              + round_up_to_line(DECODE_KV_BLOCK * value_dim * sizeof(elem)))
-        self.threads, self.pair_reals = threads, pair_reals
         self.block = <char*>allocate(threads * self.thread_bytes + pairs * pair_reals * <Py_ssize_t>sizeof(real))
+        self.states = <real*>(self.block + threads * self.thread_bytes)
         for t in range(threads):
             workspace = self.of_thread(t)
             at = <char*>workspace + round_up_to_line(sizeof(DecodeWorkspace))
@@ -403,9 +423,6 @@ cdef class DecodeWorkspaces:
     cdef inline DecodeWorkspace* of_thread(self, Py_ssize_t t) noexcept nogil:
         return <DecodeWorkspace*>(self.block + t * self.thread_bytes)
 
-    cdef inline real* states(self, Py_ssize_t pair) noexcept nogil:
-        return <real*>(self.block + self.threads * self.thread_bytes) + pair * self.pair_reals
-
     def __dealloc__(self):
         free(self.block)
 
@@ -416,43 +433,28 @@ cdef inline bint uses_decode(const AttentionParams* params) noexcept nogil:
             and (rows <= min(LANES, DECODE_ROWS) or rows <= DECODE_ROWS and params.keys >= LONG_CACHE))
 
 cdef int decode(const AttentionParams* params, int threads) except -1:
-    cdef Py_ssize_t rows = params.length * params.queries_per_kv
-    cdef Py_ssize_t splits = ceil_div(params.keys, split_size(params.keys)), pairs = params.batch * params.key_heads
-    cdef Py_ssize_t turn, start, count, t, first
-    cdef ParallelRegion region
+    cdef Py_ssize_t rows = params.length * params.queries_per_kv, pairs = params.batch * params.key_heads, count
     cdef Py_ssize_t at_once = <Py_ssize_t>100000000 // (multiplications_of_row(params) + 100000)
+    cdef ParallelRegion region
+    cdef DecodeTasks tasks
     cdef DecodeWorkspaces workspaces
-    # Pairs that are worked on at a time: some for each thread, not too long without a look for an interrupt, and, with
-    # few keys, not so many that what they find needs much memory.
-    at_once = max(<Py_ssize_t>1, min(pairs, max(<Py_ssize_t>(16 * threads) // splits, at_once)))
-    threads = <int>min(threads, at_once * splits)
+    tasks.params, tasks.first_pair, tasks.splits = params, 0, ceil_div(params.keys, split_size(params.keys))
+    # Pairs that are computed before a look for an interrupt: some for each thread, but for a fraction of a second, and,
+    # with few keys, not so many that their states need much memory.
+    at_once = max(<Py_ssize_t>1, min(pairs, max(<Py_ssize_t>(16 * threads) // tasks.splits, at_once)))
+    threads = <int>min(threads, at_once * tasks.splits)
     workspaces = DecodeWorkspaces(threads, rows, params.head_dim, params.value_dim, at_once,
-                                  splits * (rows + 1) * state_size(params))
-    for turn in range(ceil_div(pairs, at_once)):
-        start = turn * at_once
-        count = min(at_once, pairs - start)
+                                  tasks.splits * (rows + 1) * state_size(params))
+    tasks.workspaces, tasks.workspace_bytes = workspaces.block, workspaces.thread_bytes
+    tasks.states = workspaces.states
+    while tasks.first_pair < pairs:
+        count = min(at_once, pairs - tasks.first_pair)
         with nogil:
             region = open_region(threads)
-            first = 0
-            while first < count * splits and is_serial(&region):
-                decode_split(params, start + first // splits, first % splits, workspaces.of_thread(0),
-                             workspaces.states(first // splits), &region)
-                first += 1
-            if first < count * splits:
-                begin_parallel(&region)
-                for t in prange(first, count * splits, num_threads=threads, schedule="dynamic"):
-                    decode_split(params, start + t // splits, t % splits, workspaces.of_thread(threadid()),
-                                 workspaces.states(t // splits), &region)
-                end_parallel(&region)
-            first = 0 if splits > 1 else count
-            while first < count and is_serial(&region):
-                combine_splits(params, start + first, splits, workspaces.states(first), &region)
-                first += 1
-            if first < count:
-                begin_parallel(&region)
-                for t in prange(first, count, num_threads=threads, schedule="static"):
-                    combine_splits(params, start + t, splits, workspaces.states(t), &region)
-                end_parallel(&region)
+            parallel_for(decode_split, &tasks, 0, count * tasks.splits, False, &region)
+            if tasks.splits > 1:
+                parallel_for(combine_task, &tasks, 0, count, False, &region)
             close_region(&region)
+        tasks.first_pair += at_once
         PyErr_CheckSignals()
     return 0

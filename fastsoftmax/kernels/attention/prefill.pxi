@@ -117,10 +117,17 @@ cdef inline Py_ssize_t rows_a_task(Py_ssize_t rows) noexcept nogil:
     cdef Py_ssize_t registers = ceil_div(rows, LANES)
     return ceil_div(registers, ceil_div(registers, QUERY_TILES * COLUMNS)) * LANES
 
-cdef void prefill_task(const AttentionParams* params, Py_ssize_t task, PrefillWorkspace* workspace,
-                       ParallelRegion* region) noexcept nogil:
-    """One task: rows_a_task rows of the queries that share a key head; the last rows, which may see most, first."""
-    cdef fp_state modes = fp_enter()
+# The tasks of a call: rows_a_task rows each, of the queries that share a key head.
+cdef struct PrefillTasks:
+    const AttentionParams* params
+    char* workspaces                            # PrefillWorkspace, one a thread
+    Py_ssize_t workspace_bytes
+
+cdef Py_ssize_t prefill_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
+    """The last rows of a head, which may see most, come first. The cost is the number of scores, by register."""
+    cdef const PrefillTasks* tasks = <const PrefillTasks*>context
+    cdef const AttentionParams* params = tasks.params
+    cdef PrefillWorkspace* workspace = <PrefillWorkspace*>(tasks.workspaces + thread * tasks.workspace_bytes)
     cdef Py_ssize_t rows = params.length * params.queries_per_kv, size = rows_a_task(rows), blocks = ceil_div(rows,
                                                                                                               size)
     cdef Py_ssize_t block = blocks - 1 - task % blocks, key_head = task // blocks % params.key_heads
@@ -128,14 +135,13 @@ cdef void prefill_task(const AttentionParams* params, Py_ssize_t task, PrefillWo
     cdef Py_ssize_t row = block * size, last = min(row + size, rows), count
     cdef Py_ssize_t begin = params.keys, end = 0, start, stop
     cdef Py_ssize_t key_stride = params.key_stride[2], value_stride = params.value_stride[2]
-    cdef Py_ssize_t weight = 0
+    cdef Py_ssize_t cost = 0
     cdef const elem* key
     cdef const elem* value
     cdef const real* key_block
     cdef const real* value_block
     cdef QueryTile* tile
     cdef int tiles = 0, k
-    start_task(region)
     while row < last:
         tile = &workspace.tile[tiles]
         count = min(tile_registers(ceil_div(last - row, LANES)) * LANES, last - row)
@@ -143,7 +149,7 @@ cdef void prefill_task(const AttentionParams* params, Py_ssize_t task, PrefillWo
         load_query_tile(params, b, tile)
         init_query_tile(params, b, tile)
         begin, end = min(begin, tile.any_begin), max(end, tile.any_end)
-        weight += tile.columns * (max(tile.any_end - tile.any_begin, 0) + LANES)
+        cost += tile.columns * (max(tile.any_end - tile.any_begin, 0) + LANES)
         row += count
         tiles += 1
     start = begin // KV_BLOCK * KV_BLOCK
@@ -173,8 +179,7 @@ cdef void prefill_task(const AttentionParams* params, Py_ssize_t task, PrefillWo
         start += KV_BLOCK
     for k in range(tiles):
         finalize_query_tile(params, b, &workspace.tile[k])
-    fp_leave(modes)
-    end_task(region, weight)
+    return cost
 
 # --- all blocks
 
@@ -215,27 +220,13 @@ cdef class PrefillWorkspaces:
         free(self.block)
 
 cdef int prefill(const AttentionParams* params, int threads) except -1:
-    cdef Py_ssize_t t, turn, start, stop, slice_, rows = params.length * params.queries_per_kv, size = rows_a_task(rows)
-    cdef Py_ssize_t tasks = params.batch * params.key_heads * ceil_div(rows, size)
-    cdef ParallelRegion region
+    cdef Py_ssize_t rows = params.length * params.queries_per_kv, size = rows_a_task(rows)
+    cdef Py_ssize_t count = params.batch * params.key_heads * ceil_div(rows, size), slice_
+    cdef PrefillTasks tasks
     cdef PrefillWorkspaces workspaces
-    threads = <int>min(threads, tasks)
+    threads = <int>min(threads, count)
     workspaces = PrefillWorkspaces(threads, params.head_dim, params.value_dim)
+    tasks.params, tasks.workspaces, tasks.workspace_bytes = params, workspaces.block, workspaces.thread_bytes
     # between two looks for an interrupt, a fraction of a second by any kernel; the smallest task takes microseconds
     slice_ = max(<Py_ssize_t>500000000 // (size * multiplications_of_row(params) + 10000), <Py_ssize_t>(2 * threads))
-    for turn in range(ceil_div(tasks, slice_)):
-        start = turn * slice_
-        stop = min(start + slice_, tasks)
-        with nogil:
-            region = open_region(threads)
-            while start < stop and is_serial(&region):
-                prefill_task(params, start, workspaces.of_thread(0), &region)
-                start += 1
-            if start < stop:
-                begin_parallel(&region)
-                for t in prange(start, stop, num_threads=threads, schedule="dynamic"):
-                    prefill_task(params, t, workspaces.of_thread(threadid()), &region)
-                end_parallel(&region)
-            close_region(&region)
-        PyErr_CheckSignals()
-    return 0
+    return run_tasks(prefill_task, &tasks, count, slice_, threads)

@@ -1,12 +1,4 @@
-# Many threads, or the caller alone: see contention.h. A loop over tasks is
-#
-#   region = open_region(threads)
-#   while tasks are left and alone(&region): the next task
-#   if tasks are left: begin_parallel(&region), prange over them, end_parallel(&region)
-#   learn(&region), perhaps after more such loops
-#
-# and every task stands between `start_task` and `end_task`. So one thread and many go the same way, and where callers
-# need no longer be alone in the middle of a long call, the rest of it is parallel.
+# The measurement of parallel regions: see contention.h, and parallel.pxi, which calls all of this.
 from fastsoftmax import _cpu
 
 cdef extern from "runtime/contention.h" nogil:

@@ -18,21 +18,25 @@ cdef inline void long_row_chunk(int phase, const Rows* rows, const LongRow* row,
     else:
         write_chunk(row.result, rows, row.o, row.i, start, count, row.n, &row.shift, &row.normalizer, workspace)
 
-cdef void long_row_share(int phase, const Rows* rows, const LongRow* row, Py_ssize_t start, Py_ssize_t stop,
-                         Py_ssize_t share, Py_ssize_t shares, const RowWorkspace* workspace,
-                         ParallelRegion* region) noexcept nogil:
-    """One task: of the chunks start .. stop - 1 those of one thread, the same in every phase. A chunk would be too
-    short to look at the clock after it."""
-    cdef fp_state modes = fp_enter()
-    cdef Py_ssize_t chunk, end = start + (stop - start) * (share + 1) // shares
-    start_task(region)
-    start += (stop - start) * share // shares
-    for chunk in range(start, end):
-        long_row_chunk(phase, rows, row, chunk, workspace)
-    if rows.nontemporal:
+# One pass over the chunks start .. stop - 1: a share for each thread, the same in every pass.
+cdef struct LongRowPass:
+    int phase
+    const Rows* rows
+    const LongRow* row
+    Py_ssize_t start, stop, shares
+    const RowWorkspace* workspaces
+
+cdef Py_ssize_t long_row_task(const void* context, Py_ssize_t share, int thread) noexcept nogil:
+    """A chunk would be too short to look at the clock after it, so a task has as many as come to its share."""
+    cdef const LongRowPass* now = <const LongRowPass*>context
+    cdef Py_ssize_t chunk, chunks = now.stop - now.start
+    cdef Py_ssize_t first = now.start + chunks * share // now.shares
+    cdef Py_ssize_t last = now.start + chunks * (share + 1) // now.shares
+    for chunk in range(first, last):
+        long_row_chunk(now.phase, now.rows, now.row, chunk, &now.workspaces[thread])
+    if now.rows.nontemporal:
         stream_end()
-    fp_leave(modes)
-    end_task(region, end - start)
+    return last - first
 
 cdef int long_row_between(int phase, const Rows* rows, LongRow* row) noexcept nogil:
     """Computes the row's constants from those of all chunks. Returns the next phase, or 0."""
@@ -71,11 +75,10 @@ cdef int long_row_between(int phase, const Rows* rows, LongRow* row) noexcept no
 
 cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) except -1:
     cdef LongRow row
-    cdef Py_ssize_t tasks, turn, start, stop
-    cdef int phase = 1, share
+    cdef LongRowPass now
+    cdef Py_ssize_t tasks, turn
     cdef ParallelRegion region
     cdef Workspaces memory
-    cdef RowWorkspace* workspaces
     cdef void* chunks
     row.o, row.i, row.n = o, i, row_length(rows, i)
     if row.n < rows.n:
@@ -85,28 +88,23 @@ cdef int long_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, int threads) exc
             return 0
     tasks = ceil_div(row.n, CHUNK)
     memory = Workspaces(threads, row.n if row.n <= KEEP else CHUNK, keeps_weights(rows, row.n), False)
-    workspaces = memory.workspaces
+    now.rows, now.row, now.shares, now.workspaces = rows, &row, threads, memory.workspaces
     chunks = allocate(tasks * <Py_ssize_t>(sizeof(Sums) + sizeof(real)))
     try:
         region = open_region(threads)
         row.sums = <Sums*>chunks
         row.maxima = <real*>(row.sums + tasks)
-        while phase:
+        now.phase = 1
+        while now.phase:
             for turn in range(ceil_div(tasks, SLICE // CHUNK)):
-                start = turn * (SLICE // CHUNK)
-                stop = min(start + SLICE // CHUNK, tasks)
+                now.start = turn * (SLICE // CHUNK)
+                now.stop = min(now.start + SLICE // CHUNK, tasks)
                 with nogil:
-                    if is_serial(&region):
-                        long_row_share(phase, rows, &row, start, stop, 0, 1, workspaces, &region)
-                    else:
-                        begin_parallel(&region)
-                        for share in prange(threads, num_threads=threads, schedule="static"):
-                            long_row_share(phase, rows, &row, start, stop, share, threads, &workspaces[share], &region)
-                        end_parallel(&region)
+                    parallel_for(long_row_task, &now, 0, threads, True, &region)
                     if tasks > SLICE // CHUNK:          # long enough to gain by itself
                         close_region(&region)
                 PyErr_CheckSignals()
-            phase = long_row_between(phase, rows, &row)
+            now.phase = long_row_between(now.phase, rows, &row)
         close_region(&region)
     finally:
         free(chunks)

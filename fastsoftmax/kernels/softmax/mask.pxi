@@ -1,47 +1,41 @@
-# Causal masking in place.
+# Causal masking in place: scores (outer, S, L), where element j of row i is overwritten where j > i + offset.
 
-cdef inline void mask_row(elem[:, :, :] scores, Py_ssize_t r, Py_ssize_t offset, elem value,
-                          bint nontemporal) noexcept nogil:
-    """One row of scores (outer, S, L): element j of row i is overwritten where j > i + offset."""
-    cdef Py_ssize_t o = r // scores.shape[2], i = r % scores.shape[2], j
-    cdef Py_ssize_t stride = scores.strides[1] // <Py_ssize_t>sizeof(elem)
-    cdef Py_ssize_t visible = min(max(i + offset + 1, 0), scores.shape[1])
-    cdef elem* y = &scores[o, 0, i] + visible * stride
-    if stride == 1:
-        fill_elements(y, value, scores.shape[1] - visible, nontemporal)
+cdef struct MaskTasks:
+    elem* scores
+    Py_ssize_t outer, keys, queries
+    Py_ssize_t outer_stride, key_stride, query_stride       # in elements
+    Py_ssize_t offset
+    Py_ssize_t size                                         # rows a task
+    elem value
+    bint nontemporal
+
+cdef inline void mask_row(const MaskTasks* a, Py_ssize_t r) noexcept nogil:
+    cdef Py_ssize_t o = r // a.queries, i = r % a.queries, j
+    cdef Py_ssize_t visible = min(max(i + a.offset + 1, 0), a.keys)
+    cdef elem* y = a.scores + o * a.outer_stride + i * a.query_stride + visible * a.key_stride
+    if a.key_stride == 1:
+        fill_elements(y, a.value, a.keys - visible, a.nontemporal)
     else:
-        for j in range(scores.shape[1] - visible):
-            y[j * stride] = value
+        for j in range(a.keys - visible):
+            y[j * a.key_stride] = a.value
 
-cdef void mask_rows(elem[:, :, :] scores, Py_ssize_t task, Py_ssize_t rows_a_task, Py_ssize_t offset, elem value,
-                    bint nontemporal, ParallelRegion* region) noexcept nogil:
-    cdef Py_ssize_t r, first = task * rows_a_task
-    start_task(region)
-    for r in range(first, min(first + rows_a_task, scores.shape[0] * scores.shape[2])):
-        mask_row(scores, r, offset, value, nontemporal)
-    if nontemporal:
+cdef Py_ssize_t mask_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
+    cdef const MaskTasks* a = <const MaskTasks*>context
+    cdef Py_ssize_t r, start = task * a.size
+    for r in range(start, min(start + a.size, a.outer * a.queries)):
+        mask_row(a, r)
+    if a.nontemporal:
         stream_end()
-    end_task(region, 1)
+    return 1
 
 def causal_mask(elem[:, :, :] scores, Py_ssize_t offset, double value, int threads, bint nontemporal):
     """Overwrites scores (outer, S, L) with value where key j is after query i: j > i + offset."""
-    cdef elem with_ = elem_of(NAN if isnan(value) else <real>value)     # see store_elem of bfloat16
-    cdef Py_ssize_t t, turn, start, stop, size = max(1, TASK // scores.shape[1])
-    cdef Py_ssize_t tasks = ceil_div(scores.shape[0] * scores.shape[2], size)
-    cdef Py_ssize_t slice_ = max(1, SLICE // (size * scores.shape[1]))
-    cdef ParallelRegion region
-    for turn in range(ceil_div(tasks, slice_)):
-        start = turn * slice_
-        stop = min(start + slice_, tasks)
-        with nogil:
-            region = open_region(threads)
-            while start < stop and is_serial(&region):
-                mask_rows(scores, start, size, offset, with_, nontemporal, &region)
-                start += 1
-            if start < stop:
-                begin_parallel(&region)
-                for t in prange(start, stop, num_threads=threads, schedule="dynamic"):
-                    mask_rows(scores, t, size, offset, with_, nontemporal, &region)
-                end_parallel(&region)
-            close_region(&region)
-        PyErr_CheckSignals()
+    cdef MaskTasks a
+    a.scores = &scores[0, 0, 0]
+    a.outer, a.keys, a.queries = scores.shape[0], scores.shape[1], scores.shape[2]
+    a.outer_stride = scores.strides[0] // <Py_ssize_t>sizeof(elem)
+    a.key_stride = scores.strides[1] // <Py_ssize_t>sizeof(elem)
+    a.query_stride = scores.strides[2] // <Py_ssize_t>sizeof(elem)
+    a.offset, a.nontemporal, a.size = offset, nontemporal, max(1, TASK // a.keys)
+    a.value = elem_of(NAN if isnan(value) else <real>value)     # see store_elem of bfloat16
+    run_tasks(mask_task, &a, ceil_div(a.outer * a.queries, a.size), max(1, SLICE // (a.size * a.keys)), threads)

@@ -19,32 +19,24 @@ cdef void strided_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
     else:
         narrow_tiles(LOGSUMEXP, rows, first_tile, end, workspace)
 
-cdef void dense_task(const Rows* rows, Py_ssize_t task, Py_ssize_t rows_a_task,
-                     const RowWorkspace* workspace) noexcept nogil:
-    cdef fp_state modes = fp_enter()
-    cdef Py_ssize_t first_row = task * rows_a_task
-    dense_rows(rows, first_row, min(first_row + rows_a_task, rows.outer * rows.inner) - 1, workspace)
-    if rows.nontemporal:
-        stream_end()
-    fp_leave(modes)
+# The tasks of a call: `size` rows, or tiles of rows, each.
+cdef struct RowTasks:
+    const Rows* rows
+    bint in_tiles
+    Py_ssize_t size
+    const RowWorkspace* workspaces              # one a thread
 
-cdef void tile_task(const Rows* rows, Py_ssize_t task, Py_ssize_t tiles_a_task,
-                    const RowWorkspace* workspace) noexcept nogil:
-    cdef fp_state modes = fp_enter()
-    cdef Py_ssize_t first_tile = task * tiles_a_task
-    strided_tiles(rows, first_tile, min(first_tile + tiles_a_task, rows.outer * tiles_of(rows)), workspace)
-    if rows.nontemporal:
-        stream_end()
-    fp_leave(modes)
-
-cdef void some_rows(const Rows* rows, bint in_tiles, Py_ssize_t task, Py_ssize_t size, const RowWorkspace* workspace,
-                    ParallelRegion* region) noexcept nogil:
-    start_task(region)
-    if in_tiles:
-        tile_task(rows, task, size, workspace)
+cdef Py_ssize_t row_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
+    cdef const RowTasks* tasks = <const RowTasks*>context
+    cdef const Rows* rows = tasks.rows
+    cdef Py_ssize_t start = task * tasks.size, stop = start + tasks.size
+    if tasks.in_tiles:
+        strided_tiles(rows, start, min(stop, rows.outer * tiles_of(rows)), &tasks.workspaces[thread])
     else:
-        dense_task(rows, task, size, workspace)
-    end_task(region, 1)
+        dense_rows(rows, start, min(stop, rows.outer * rows.inner) - 1, &tasks.workspaces[thread])
+    if rows.nontemporal:
+        stream_end()
+    return 1
 
 cdef inline bint uses_tiles(const Rows* rows) noexcept nogil:
     if rows.causal:
@@ -59,12 +51,11 @@ cdef inline Py_ssize_t task_size(Py_ssize_t size, int threads) noexcept nogil:
 
 cdef int compute(Rows* rows, int threads) except -1:
     """All rows, on `threads` threads, with a look for an interrupt now and then."""
-    cdef Py_ssize_t row_size, row_count, size, tasks, slice_, t, turn, start, stop
-    cdef bint in_tiles = uses_tiles(rows)
-    cdef ParallelRegion region
+    cdef Py_ssize_t row_size, row_count, size, r
     cdef Workspaces memory
-    cdef RowWorkspace* workspaces
-    if in_tiles:
+    cdef RowTasks tasks
+    tasks.rows, tasks.in_tiles = rows, uses_tiles(rows)
+    if tasks.in_tiles:
         if rows.causal:
             rows.peel = causal_peel(rows)
         elif rows.nontemporal and rows.y_inner == 1:
@@ -77,30 +68,13 @@ cdef int compute(Rows* rows, int threads) except -1:
     else:
         row_size, row_count = rows.n, rows.outer * rows.inner
         if rows.n >= SLICE or (threads > 1 and rows.n >= LONG_ROW and row_count < 4 * threads):
-            for t in range(row_count):
-                long_row(rows, t // rows.inner, t % rows.inner, threads)
+            for r in range(row_count):
+                long_row(rows, r // rows.inner, r % rows.inner, threads)
             return 0
         memory = Workspaces(threads, rows.n if rows.n <= KEEP else CHUNK, False, False)
-    size = max(1, task_size(row_count * row_size, threads) // row_size)
-    tasks = ceil_div(row_count, size)
-    slice_ = max(1, SLICE // (size * row_size))
-    workspaces = memory.workspaces
-    for turn in range(ceil_div(tasks, slice_)):
-        start = turn * slice_
-        stop = min(start + slice_, tasks)
-        with nogil:
-            region = open_region(threads)
-            while start < stop and is_serial(&region):
-                some_rows(rows, in_tiles, start, size, workspaces, &region)
-                start += 1
-            if start < stop:
-                begin_parallel(&region)
-                for t in prange(start, stop, num_threads=threads, schedule="dynamic"):
-                    some_rows(rows, in_tiles, t, size, &workspaces[threadid()], &region)
-                end_parallel(&region)
-            close_region(&region)
-        PyErr_CheckSignals()
-    return 0
+    tasks.workspaces = memory.workspaces
+    tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)
+    return run_tasks(row_task, &tasks, ceil_div(row_count, tasks.size), max(1, SLICE // (tasks.size * row_size)), threads)
 
 def softmax_rows(int result, const elem[:, :, :] x, elem[:, :, :] y, const double[:, :] temperature,
                  const unsigned char[:, :, :] where, offset, int threads, bint nontemporal):
@@ -122,17 +96,20 @@ cdef enum:
     STACK_ELEMENTS = CHUNK  # elements
 
 cdef void compute_small(const Rows* rows) noexcept nogil:
+    """All rows as one task, on the calling thread."""
+    cdef RowTasks tasks
     cdef RowWorkspace workspace
     cdef TileWorkspace tile
     cdef real[STACK_ELEMENTS + BLOCK * PARTIALS] weights_buf  # a tile's last block may be filled beyond its end
     cdef elem[STACK_ELEMENTS] elements
+    cdef fp_state modes = fp_enter()
     workspace.weights_buf = weights_buf
     workspace.tile = &tile
     workspace.elements = elements
-    if uses_tiles(rows):
-        tile_task(rows, 0, rows.outer * rows.inner, &workspace)
-    else:
-        dense_task(rows, 0, rows.outer * rows.inner, &workspace)
+    tasks.rows, tasks.in_tiles, tasks.size = rows, uses_tiles(rows), rows.outer * rows.inner
+    tasks.workspaces = &workspace
+    row_task(&tasks, 0, 0)
+    fp_leave(modes)
 
 cdef int contiguous_rows(int result, const void* x, void* y, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
                          double temperature, int threads, bint nontemporal) except -1:
