@@ -24,15 +24,15 @@ include "softmax/long_row.pxi"              # one row shared by threads
 include "softmax/mask.pxi"                  # causal_mask_
 include "softmax/softmax.pxi"               # softmax, log_softmax, logsumexp, softmax_entropy, causal_softmax
 
-include "attention/params.pxi"              # the arguments of a call
 include "attention/kv_layout.pxi"           # addresses
-include "attention/query_tile.pxi"
-include "attention/combine.pxi"             # partial states
-include "attention/mask.pxi"
-include "attention/online_softmax.pxi"
-include "attention/nonfinite.pxi"
-include "attention/gemm.pxi"
-include "attention/pack.pxi"
+include "attention/params.pxi"              # the arguments of a call
+include "attention/mask.pxi"                # masks and biases
+include "attention/online_softmax.pxi"      # scores to weights, states of rows
+include "attention/nonfinite.pxi"           # values that are NaN or infinite
+include "attention/gemm.pxi"                # the microkernel and the two products of prefill
+include "attention/query_tile.pxi"          # a tile of queries
+include "attention/pack.pxi"                # queries into the lanes, and results out of them
 include "attention/prefill.pxi"             # many queries, in the lanes
+include "attention/combine.pxi"             # states in memory, and splits
 include "attention/decode.pxi"              # few queries
 include "attention/attention.pxi"           # scaled_dot_product_attention

@@ -19,10 +19,13 @@ cdef int describe_bias(object array, ScoreBias* bias) except -1:
         bias.stride[k] = strides[k]
     return 0
 
-cdef inline void in_elements(Py_ssize_t* to, const Py_ssize_t* strides) noexcept nogil:
-    cdef int k
-    for k in range(3):
-        to[k] = strides[k] // <Py_ssize_t>sizeof(elem)
+cdef Tensor describe_tensor(const elem[:, :, :, :] array) noexcept:
+    cdef Tensor x
+    x.data = <elem*>&array[0, 0, 0, 0]
+    x.batch = array.strides[0] // <Py_ssize_t>sizeof(elem)
+    x.head = array.strides[1] // <Py_ssize_t>sizeof(elem)
+    x.row = array.strides[2] // <Py_ssize_t>sizeof(elem)
+    return x
 
 def attention(const elem[:, :, :, :] query, const elem[:, :, :, :] key, const elem[:, :, :, :] value,
               elem[:, :, :, :] out, tuple biases, const double[:] scale, const long long[:] offset, Py_ssize_t left,
@@ -39,13 +42,8 @@ def attention(const elem[:, :, :, :] query, const elem[:, :, :, :] key, const el
     params.head_dim, params.value_dim = key.shape[3], value.shape[3]
     params.query_is_real, params.out_is_real = query.shape[3] != params.head_dim, out.shape[3] != params.value_dim
     params.queries_per_kv = params.heads // params.key_heads
-    params.query, params.key, params.value, params.out = &query[0, 0, 0, 0], &key[0, 0, 0, 0], &value[0, 0, 0,
-                                                                                                      0], &out[0, 0, 0,
-                                                                                                               0]
-    in_elements(params.query_stride, query.strides)
-    in_elements(params.key_stride, key.strides)
-    in_elements(params.value_stride, value.strides)
-    in_elements(params.out_stride, out.strides)
+    params.query, params.key = describe_tensor(query), describe_tensor(key)
+    params.value, params.out = describe_tensor(value), describe_tensor(out)
     params.biases = <int>len(biases)
     for t in range(len(biases)):
         describe_bias(biases[t], &params.bias[t])

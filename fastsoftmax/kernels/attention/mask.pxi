@@ -1,9 +1,13 @@
-# Masks and biases: the keys that a query sees, and the terms that join its scores.
+# Masks and biases: which keys a query sees, and what is added to its scores. Prefill and decode share all of it.
+#
+# Scores of a block stand as (count, columns) registers, with key number first + j * step in register (j, c) of a
+# query's lanes: in prefill a register holds one key for LANES queries (first 0, step 1); in decode LANES keys for one
+# query (first 0 .. LANES - 1, step LANES, one column).
 
-cdef inline void visible_keys(const AttentionParams* params, Py_ssize_t b, Py_ssize_t i, Py_ssize_t* begin,
+cdef inline void visible_keys(const AttentionParams* params, Py_ssize_t b, Py_ssize_t query, Py_ssize_t* begin,
                               Py_ssize_t* end) noexcept nogil:
-    """The keys that causal_offset, window and key_lengths leave to query i."""
-    cdef Py_ssize_t position = i + params.offset[b]
+    """The keys that causal_offset, window and key_lengths leave to a query: begin .. end - 1, or 0, 0 for none."""
+    cdef Py_ssize_t position = query + params.offset[b]
     begin[0] = 0
     end[0] = params.keys
     if params.lengths != NULL:
@@ -15,47 +19,51 @@ cdef inline void visible_keys(const AttentionParams* params, Py_ssize_t b, Py_ss
     if end[0] <= begin[0]:
         begin[0] = end[0] = 0
 
-# --- what is added to scores
+# Biases.
+
+cdef enum:                                  # of a block of biases, as bits
+    BIAS_SHOWS = 1                          # a key is visible
+    BIAS_ADDS = 2                           # a bias is not 0
+    BIAS_HIDES = 4                          # a key is hidden
+    BIAS_IS_HUGE = 8                        # a sum with a score may overflow
 
 cdef const real* bias_row(const ScoreBias* bias, Py_ssize_t b, Py_ssize_t head, Py_ssize_t query, Py_ssize_t key,
-                          Py_ssize_t count, real* row_buffer) noexcept nogil:
-    """The values of a term for `count` keys of a query, as reals: where they stand, or in `row_buffer`."""
+                          Py_ssize_t count, real* buffer) noexcept nogil:
+    """The values of a bias for `count` keys of a query, as reals: where they stand, or in `buffer`."""
     cdef const char* at = (bias.data + b * bias.stride[0] + head * bias.stride[1] + query * bias.stride[2]
                            + key * bias.stride[3])
     cdef Py_ssize_t j = 0, stride = bias.stride[3]
     if bias.kind == BIAS_BOOL:
         if stride == 1:
             for j in range(count):
-                row_buffer[j] = 0 if at[j] else -INFINITY
+                buffer[j] = 0 if at[j] else -INFINITY
         else:
             for j in range(count):
-                row_buffer[j] = 0 if at[j * stride] else -INFINITY
+                buffer[j] = 0 if at[j * stride] else -INFINITY
     elif bias.kind == BIAS_REAL:
         if stride == sizeof(real):
             return <const real*>at
         for j in range(count):
-            row_buffer[j] = (<const real*>(at + j * stride))[0]
+            buffer[j] = (<const real*>(at + j * stride))[0]
     else:
         if stride == sizeof(elem):
             while j + LANES <= count:
-                store(row_buffer + j, load_elem(<const elem*>at + j))
+                store(buffer + j, load_elem(<const elem*>at + j))
                 j += LANES
         while j < count:
-            row_buffer[j] = real_of(<const elem*>(at + j * stride))
+            buffer[j] = real_of(<const elem*>(at + j * stride))
             j += 1
-    return row_buffer
+    return buffer
 
 cdef int load_score_bias(const AttentionParams* params, Py_ssize_t b, Py_ssize_t head, Py_ssize_t query, Py_ssize_t key,
                          Py_ssize_t count, real* bias_sum) noexcept nogil:
-    """The sum of all terms; returns bits: 1, a key is visible; 2, something is to be added; 4, a key is hidden; 8, what
-    is to be added is huge.
-    """
-    cdef real[DECODE_KV_BLOCK] row_buffer
+    """The sum of all biases for `count` keys of a query; returns BIAS_ bits."""
+    cdef real[DECODE_KV_BLOCK] buffer
     cdef const real* x
     cdef Py_ssize_t j
     cdef int t, visible = 0, different = 0, hidden = 0, huge = 0
     for t in range(params.biases):
-        x = bias_row(&params.bias[t], b, head, query, key, count, row_buffer)
+        x = bias_row(&params.bias[t], b, head, query, key, count, buffer)
         if t == 0:
             memcpy(bias_sum, x, count * sizeof(real))
         else:
@@ -66,74 +74,68 @@ cdef int load_score_bias(const AttentionParams* params, Py_ssize_t b, Py_ssize_t
         hidden |= bias_sum[j] == -INFINITY
         different |= bias_sum[j] != 0
         huge |= (bias_sum[j] > HUGE_BIAS) | ((bias_sum[j] < -HUGE_BIAS) & (bias_sum[j] != -INFINITY))
-    return visible | different << 1 | hidden << 2 | huge << 3
-
-cdef void cap_scores(double softcap, Py_ssize_t registers, real* scores) noexcept nogil:
-    cdef Py_ssize_t r
-    cdef vreal cap = broadcast(<real>softcap)
-    for r in range(registers):
-        store(scores + r * LANES, cap * tanh_(load(scores + r * LANES) / cap))
+    return visible * BIAS_SHOWS | different * BIAS_ADDS | hidden * BIAS_HIDES | huge * BIAS_IS_HUGE
 
 cdef inline void add_bias(bint huge, vreal bias, real* score) noexcept nogil:
-    """-inf hides, whatever the score. huge: of what load_score_bias returned."""
+    """-inf hides, whatever the score."""
     cdef vreal x = load(score), sum_ = x + bias
     if huge:
         sum_ = saturated(sum_, x, bias)
     store(score, vselect(eq(bias, broadcast(-INFINITY)), bias, sum_))
 
+# The position of a register's lanes: of LANES queries, or of one.
+
+cdef struct LaneMask:
+    vreal position                          # of the query; all are counted from the block's first key
+    vreal before, end                       # keys between these, both excluded, are visible
+    vreal slope                             # of ALiBi
+    bint steep                              # slope * distance may overflow
+
 cdef inline bint is_steep(real slope) noexcept nogil:
-    """Whether its product with a distance may be huge: no distance is beyond 2**42, see FAR in attention.py."""
+    """Whether its product with a distance may be huge: no distance is beyond 2**42, the limit of attention.py."""
     return abs(slope) > HUGE_BIAS / (<real>(1 << 21) * (1 << 21))
 
-cdef inline void add_distance(bint steep, vreal slope, vreal distance, real* score) noexcept nogil:
-    """ALiBi: minus slope * distance."""
-    cdef vreal x = load(score), sum_ = fma_(-slope, distance, x)
-    if steep:
-        sum_ = saturated(sum_, x, slope)
-    store(score, sum_)
+cdef inline void limits_in_block(Py_ssize_t begin, Py_ssize_t end, Py_ssize_t key, Py_ssize_t count, real* before,
+                                 real* after) noexcept nogil:
+    """The limits of LaneMask for visible keys begin .. end - 1; small numbers, so that reals hold them exactly."""
+    before[0] = <real>(min(max(begin - key, 0), count) - 1)
+    after[0] = <real>min(max(end - key, 0), count)
 
-# --- what happens to scores between the two
-
-cdef void add_biases(int columns, Py_ssize_t count, bint huge, const real* bias_sum, real* scores) noexcept nogil:
-    """added: a line of KEYS a query; turned LANES queries by LANES keys at a time."""
-    cdef vreal[LANES] square
-    cdef Py_ssize_t turn, j
-    cdef int c, k
-    for turn in range(ceil_div(count, LANES)):
-        j = turn * LANES
-        for c in range(columns):
-            for k in range(LANES):
-                square[k] = load(bias_sum + (c * LANES + k) * KV_BLOCK + j)
-            transpose(square)
-            for k in range(LANES):
-                add_bias(huge, square[k], scores + ((j + k) * columns + c) * LANES)
-
-cdef void add_slopes(const AttentionParams* params, Py_ssize_t b, const QueryTile* tile, Py_ssize_t key,
-                     Py_ssize_t count, real* scores) noexcept nogil:
-    cdef real[TILE_ROWS] position
-    cdef Py_ssize_t j, lane
-    cdef int c, columns = tile.columns
-    for lane in range(columns * LANES):
-        position[lane] = <real>(tile.query[lane] + params.offset[b] - key)
-    for j in range(count):
-        for c in range(columns):
-            add_distance(tile.steep, tile.slope[c], vabs(load(position + c * LANES) - broadcast(<real>j)), scores
-                         + (j * columns + c) * LANES)
-
-cdef void hide_keys(const QueryTile* tile, Py_ssize_t key, Py_ssize_t count, real* scores) noexcept nogil:
-    """Scores of keys that causal, window or lengths hide become -inf."""
-    cdef real[TILE_ROWS] before, end
+cdef inline void add_alibi(int columns, Py_ssize_t count, const LaneMask* mask, vreal first, Py_ssize_t step,
+                           real* scores) noexcept nogil:
+    """Subtracts slope * |position - key number| (Press et al., 2022)."""
+    cdef vreal number, x, sum_
     cdef real* score
-    cdef vmask visible
-    cdef vreal number
-    cdef Py_ssize_t j, lane
-    cdef int c, columns = tile.columns
-    for lane in range(columns * LANES):         # relative to the block, so that they are exact
-        before[lane] = <real>(min(max(tile.begin[lane] - key, 0), count) - 1)
-        end[lane] = <real>min(max(tile.end[lane] - key, 0), count)
+    cdef Py_ssize_t j
+    cdef int c
     for j in range(count):
-        number = broadcast(<real>j)
+        number = first + broadcast(<real>(j * step))
         for c in range(columns):
             score = scores + (j * columns + c) * LANES
-            visible = both(lt(load(before + c * LANES), number), lt(number, load(end + c * LANES)))
+            x = load(score)
+            sum_ = fma_(-mask[c].slope, vabs(mask[c].position - number), x)
+            if mask[c].steep:
+                sum_ = saturated(sum_, x, mask[c].slope)
+            store(score, sum_)
+
+cdef inline void hide_keys(int columns, Py_ssize_t count, const LaneMask* mask, vreal first, Py_ssize_t step,
+                           real* scores) noexcept nogil:
+    """The scores of keys that causal_offset, window or key_lengths hide become -inf."""
+    cdef vreal number
+    cdef vmask visible
+    cdef real* score
+    cdef Py_ssize_t j
+    cdef int c
+    for j in range(count):
+        number = first + broadcast(<real>(j * step))
+        for c in range(columns):
+            score = scores + (j * columns + c) * LANES
+            visible = both(lt(mask[c].before, number), lt(number, mask[c].end))
             store(score, vselect(visible, load(score), broadcast(-INFINITY)))
+
+cdef void cap_scores(double softcap, Py_ssize_t registers, real* scores) noexcept nogil:
+    """softcap * tanh(score / softcap)."""
+    cdef Py_ssize_t r
+    cdef vreal cap = broadcast(<real>softcap)
+    for r in range(registers):
+        store(scores + r * LANES, cap * tanh_(load(scores + r * LANES) / cap))

@@ -1,4 +1,6 @@
-# --- values that are NaN or infinite: a weight of zero does not make them zero, so a hidden one must not be met
+# Values that are NaN or infinite. A weight of 0 times such a value is NaN, so a row from which it is hidden must not
+# meet it: a block that hides keys and holds such values is computed without them, and the rows that see them get them
+# added.
 
 cdef bint is_finite(const elem* value, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t dim) noexcept nogil:
     cdef vreal sums = broadcast(0)
@@ -16,7 +18,7 @@ cdef bint is_finite(const elem* value, Py_ssize_t stride, Py_ssize_t count, Py_s
 
 cdef void clear_nonfinite(const elem* value, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t dim,
                           elem* clean) noexcept nogil:
-    """A copy with zeros for what is not finite."""
+    """clean (count, dim): the values, with 0 for those that are not finite."""
     cdef Py_ssize_t j, e
     cdef real x
     for j in range(count):
@@ -24,17 +26,31 @@ cdef void clear_nonfinite(const elem* value, Py_ssize_t stride, Py_ssize_t count
             x = real_of(value + j * stride + e)
             clean[j * dim + e] = value[j * stride + e] if x - x == 0 else <elem>0
 
-cdef void add_nonfinite_values(const AttentionParams* params, const QueryTile* tile, PrefillWorkspace* workspace,
-                               const elem* value, Py_ssize_t key, Py_ssize_t count) noexcept nogil:
-    """Adds what was left out, times its weight, to the rows that see it."""
-    cdef Py_ssize_t j, e, lane, lanes = tile.columns * LANES
+cdef struct WeightedRows:                   # where the weights and the output of some rows stand
+    Py_ssize_t rows
+    const Py_ssize_t* begin                 # visible keys
+    const Py_ssize_t* end
+    const real* bias_sum                    # (rows, bias_row), or NULL
+    Py_ssize_t bias_row
+    const real* weights
+    Py_ssize_t weight_row, weight_key       # strides
+    real* out
+    Py_ssize_t out_row, out_element
+    Py_ssize_t gap_at, gap                  # elements from gap_at on stand `gap` farther: in the last register
+
+cdef void add_nonfinite_values(const WeightedRows* to, const elem* value, Py_ssize_t stride, Py_ssize_t dim,
+                               Py_ssize_t key, Py_ssize_t count) noexcept nogil:
+    """Adds weight * value for each value that is not finite, to the rows that see its key. value: of key number `key`
+    and the `count - 1` after it."""
+    cdef Py_ssize_t j, e, at, row
     cdef real x
     for j in range(count):
-        for e in range(params.value_dim):
-            x = real_of(value + j * params.value_stride[2] + e)
+        for e in range(dim):
+            x = real_of(value + j * stride + e)
             if x - x == 0:
                 continue
-            for lane in range(lanes):
-                if (tile.begin[lane] <= key + j < tile.end[lane]
-                    and (params.biases == 0 or workspace.bias_sum[lane * KV_BLOCK + j] != -INFINITY)):
-                    tile.out_t[e * lanes + lane] += workspace.scores[j * lanes + lane] * x
+            at = (e + (to.gap if e >= to.gap_at else 0)) * to.out_element
+            for row in range(to.rows):
+                if (to.begin[row] <= key + j < to.end[row]
+                        and (to.bias_sum == NULL or to.bias_sum[row * to.bias_row + j] != -INFINITY)):
+                    to.out[row * to.out_row + at] += to.weights[row * to.weight_row + j * to.weight_key] * x

@@ -1,6 +1,6 @@
 # Queries into the lanes, and results back out of them.
 
-cdef void pack_queries(const AttentionParams* params, const RowPointer* row, real* to, Py_ssize_t step) noexcept nogil:
+cdef void pack_queries(const AttentionParams* params, const ConstRowPointer* row, real* to, Py_ssize_t step) noexcept nogil:
     """LANES rows of query become a register for each element, `step` apart."""
     cdef vreal[LANES] square
     cdef Py_ssize_t e = 0
@@ -15,7 +15,7 @@ cdef void pack_queries(const AttentionParams* params, const RowPointer* row, rea
 
 cdef void unpack_output(const AttentionParams* params, const real* x, Py_ssize_t step, vreal inverse, Py_ssize_t rows,
                         const RowPointer* row) noexcept nogil:
-    """The way back, for the first `rows` of the rows."""
+    """The way back, times `inverse`, for the first `rows` of the LANES rows."""
     cdef vreal[LANES] square
     cdef Py_ssize_t e = 0, r
     cdef int k
@@ -32,16 +32,12 @@ cdef void unpack_output(const AttentionParams* params, const real* x, Py_ssize_t
         e = next_register(e, params.value_dim)
 
 cdef void load_query_tile(const AttentionParams* params, Py_ssize_t b, QueryTile* tile) noexcept nogil:
-    """query_t[e][lane] = query of the lane; and the heads' scales."""
-    cdef RowPointer[TILE_ROWS] row
-    cdef real[TILE_ROWS] scale
+    """query_t[e][lane] = element e of the lane's query."""
+    cdef ConstRowPointer[TILE_ROWS] row
     cdef Py_ssize_t lane, e
     cdef int c, columns = tile.columns
     for lane in range(columns * LANES):
-        row[lane] = <RowPointer>row_address(params.query, params.query_stride, b, tile.head[lane], tile.query[lane])
-        scale[lane] = <real>params.scale[tile.head[lane]]
-    for c in range(columns):
-        tile.scale[c] = load(scale + c * LANES)
+        row[lane] = row_address(&params.query, b, tile.head[lane], tile.query[lane])
     if params.head_dim < LANES:
         for e in range(params.head_dim):
             for lane in range(columns * LANES):

@@ -1,123 +1,193 @@
-# AttentionParams of many queries.
+# Prefill: attention of many queries.
 #
-# The queries stand in the lanes. For a group of COLUMNS registers of queries, transposed once, the scores of
-# a block of keys come out transposed, a line of queries for each key: elements of a key are broadcast straight from
-# where they lie, so keys and values are neither packed nor copied; maximum and sum run down the lanes, with no step
-# across a register; and the weights already lie as the second product wants them. Blocks that nobody sees are
-# skipped, as in FlashAttention (Dao et al., 2022).
+# The queries stand in the lanes. For a tile of COLUMNS registers of queries, transposed once, the scores of a block of
+# keys come out transposed, COLUMNS registers for each key. So elements of a key are broadcast from where they stand,
+# and keys and values are neither packed nor copied; maximum and sum run down the lanes, with no step across a register;
+# and the weights already stand as the second product needs them. Blocks that no query sees are skipped, as in
+# FlashAttention (Dao et al., 2022).
 
-# --- a group of queries and a block of keys
+cdef struct PrefillWorkspace:               # one thread's buffers
+    QueryTile[QUERY_TILES] tile
+    real[KV_BLOCK * TILE_ROWS] scores       # of a block, transposed; then weights
+    real[TILE_ROWS * KV_BLOCK] bias_sum     # a row a query
+    KvBlock block                           # the present one
+    const real* key                         # it as reals: where it stands, or in key_reals
+    const real* value
+    Py_ssize_t key_row, value_row
+    bint value_known, value_finite          # whether its values were looked at, and all are finite
+    real* key_reals
+    real* value_reals
+    elem* clean                             # its values without NaN and infinities
 
-cdef inline void attend_kv_block(int rows, int columns, const AttentionParams* params, Py_ssize_t b,
-                                 Py_ssize_t key_head, QueryTile* tile, PrefillWorkspace* workspace,
-                                 const real* key_block, Py_ssize_t key_stride, const real* value_block,
-                                 Py_ssize_t value_stride, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """Keys start .. stop - 1; the blocks begin at `start`."""
-    cdef Py_ssize_t lane, skipped, count, first_key = max(start, tile.any_begin), end = min(stop, tile.any_end)
-    cdef const elem* value
-    cdef bint partial, careful
-    cdef int bias_flags = 0
-    count = end - first_key
-    skipped = first_key - start
+cdef void load_kv_block(const AttentionParams* params, Py_ssize_t b, Py_ssize_t key_head, Py_ssize_t start,
+                        Py_ssize_t stop, PrefillWorkspace* ws) noexcept nogil:
+    """The next block of keys; 16-bit elements are converted once for all tiles."""
+    cdef Py_ssize_t count
+    ws.block = kv_block(&params.key, &params.value, b, key_head, start, stop)
+    ws.value_known, ws.value_finite = False, True
+    if sizeof(elem) == sizeof(real):
+        ws.key, ws.key_row = <const real*>ws.block.key, ws.block.key_row
+        ws.value, ws.value_row = <const real*>ws.block.value, ws.block.value_row
+    else:
+        count = ws.block.stop - start
+        convert(ws.block.key, ws.block.key_row, count, params.head_dim, ws.key_reals)
+        convert(ws.block.value, ws.block.value_row, count, params.value_dim, ws.value_reals)
+        ws.key, ws.key_row = ws.key_reals, params.head_dim
+        ws.value, ws.value_row = ws.value_reals, params.value_dim
+
+cdef void find_nonfinite_values(const AttentionParams* params, PrefillWorkspace* ws) noexcept nogil:
+    """Looks for values of the block that a hidden key must not bring into a sum, and clears them."""
+    cdef Py_ssize_t count = ws.block.stop - ws.block.start
+    if ws.value_known:
+        return
+    ws.value_known = True
+    ws.value_finite = is_finite(ws.block.value, ws.block.value_row, count, params.value_dim)
+    if ws.value_finite:
+        return
+    clear_nonfinite(ws.block.value, ws.block.value_row, count, params.value_dim, ws.clean)
+    if sizeof(elem) == sizeof(real):
+        ws.value, ws.value_row = <const real*>ws.clean, params.value_dim
+    else:
+        convert(ws.clean, params.value_dim, count, params.value_dim, ws.value_reals)
+
+cdef void restore_nonfinite_values(const AttentionParams* params, QueryTile* tile, PrefillWorkspace* ws,
+                                   Py_ssize_t key, Py_ssize_t count) noexcept nogil:
+    cdef WeightedRows to
+    cdef Py_ssize_t lanes = tile.columns * LANES
+    to.rows, to.begin, to.end = lanes, tile.begin, tile.end
+    to.bias_sum, to.bias_row = ws.bias_sum if params.biases else NULL, KV_BLOCK
+    to.weights, to.weight_row, to.weight_key = ws.scores, 1, lanes
+    to.out, to.out_row, to.out_element, to.gap_at, to.gap = tile.out_t, 1, lanes, params.value_dim, 0
+    add_nonfinite_values(&to, ws.block.value + (key - ws.block.start) * ws.block.value_row, ws.block.value_row,
+                         params.value_dim, key, count)
+
+cdef void add_tile_biases(int columns, Py_ssize_t count, bint huge, const real* bias_sum, real* scores) noexcept nogil:
+    """bias_sum has a row of KV_BLOCK a query: LANES queries by LANES keys are transposed at a time."""
+    cdef vreal[LANES] square
+    cdef Py_ssize_t turn, j
+    cdef int c, k
+    for turn in range(ceil_div(count, LANES)):
+        j = turn * LANES
+        for c in range(columns):
+            for k in range(LANES):
+                square[k] = load(bias_sum + (c * LANES + k) * KV_BLOCK + j)
+            transpose(square)
+            for k in range(LANES):
+                add_bias(huge, square[k], scores + ((j + k) * columns + c) * LANES)
+
+cdef inline void update_tile(int columns, Py_ssize_t skipped, Py_ssize_t count, bint statistics, bint moments,
+                             real* scores, QueryTile* tile) noexcept nogil:
+    """Scores become weights, and the tile's state that over its keys so far."""
+    cdef vreal[COLUMNS] row_max, shift
+    cdef BlockSums[COLUMNS] sums
+    cdef OnlineState block
+    cdef vreal one
+    cdef Py_ssize_t j
+    cdef int c
+    for c in range(columns):
+        row_max[c], sums[c] = tile.state[c].row_max, no_sums()
+    for j in range(count):
+        for c in range(columns):
+            row_max[c] = vmax(row_max[c], load(scores + (j * columns + c) * LANES))
+    for c in range(columns):
+        shift[c] = finite_or_zero(row_max[c])
+    exp_and_sum_block(columns, skipped, count, statistics, moments, shift, scores, sums)
+    for c in range(columns):
+        block = state_of_block(statistics, row_max[c], &sums[c])
+        merge_state(statistics, moments, True, &block, &tile.state[c], &tile.rescale[c], &one)
+
+cdef inline void attend_kv_block(int rows, int columns, const AttentionParams* params, Py_ssize_t b, QueryTile* tile,
+                                 PrefillWorkspace* ws) noexcept nogil:
+    """One tile of queries and the present block of keys. rows x columns: the tile of the products."""
+    cdef Py_ssize_t lane, key = max(ws.block.start, tile.any_begin), end = min(ws.block.stop, tile.any_end)
+    cdef Py_ssize_t count = end - key, skipped = key - ws.block.start
+    cdef bint partial = key < tile.all_begin or end > tile.all_end
+    cdef int bias = 0
     if count <= 0:
         return
-    partial = first_key < tile.all_begin or end > tile.all_end
     if params.biases:
         for lane in range(tile.rows):
-            bias_flags |= load_score_bias(params, b, tile.head[lane], tile.query[lane], first_key, count,
-                                          workspace.bias_sum + lane * KV_BLOCK)
-        if not bias_flags & 1:
+            bias |= load_score_bias(params, b, tile.head[lane], tile.query[lane], key, count,
+                                    ws.bias_sum + lane * KV_BLOCK)
+        if not bias & BIAS_SHOWS:
             return
-    score_block(rows, columns, key_block + skipped * key_stride, key_stride, count, params.head_dim, tile.query_t,
-                tile.scale, workspace.scores)
+    score_block(rows, columns, ws.key + skipped * ws.key_row, ws.key_row, count, params.head_dim, tile.query_t,
+                tile.scale, ws.scores)
     if params.softcap != 0:
-        cap_scores(params.softcap, count * columns, workspace.scores)
-    if bias_flags & 2:
-        add_biases(columns, count, bias_flags & 8, workspace.bias_sum, workspace.scores)
+        cap_scores(params.softcap, count * columns, ws.scores)
+    if bias & BIAS_ADDS:
+        add_tile_biases(columns, count, bias & BIAS_IS_HUGE, ws.bias_sum, ws.scores)
+    if partial or params.slopes != NULL:
+        mask_query_tile(params, b, key, count, tile)
     if params.slopes != NULL:
-        add_slopes(params, b, tile, first_key, count, workspace.scores)
+        add_alibi(columns, count, tile.mask, broadcast(0), 1, ws.scores)
     if partial:
-        hide_keys(tile, first_key, count, workspace.scores)
+        hide_keys(columns, count, tile.mask, broadcast(0), 1, ws.scores)
     if params.entropy != NULL:
-        online_softmax_tile(columns, skipped, count, True, True, workspace.scores, tile)
+        update_tile(columns, skipped, count, True, True, ws.scores, tile)
     elif params.lse != NULL:
-        online_softmax_tile(columns, skipped, count, True, False, workspace.scores, tile)
+        update_tile(columns, skipped, count, True, False, ws.scores, tile)
     else:
-        online_softmax_tile(columns, skipped, count, False, False, workspace.scores, tile)
-    value = row_address(params.value, params.value_stride, b, key_head, start)
-    if (partial or bias_flags & 4) and not workspace.value_known:
-        workspace.value_known = True
-        workspace.value_finite = is_finite(value, params.value_stride[2], stop - start, params.value_dim)
-        if not workspace.value_finite:
-            clear_nonfinite(value, params.value_stride[2], stop - start, params.value_dim, workspace.clean)
-            if sizeof(elem) != sizeof(real):
-                convert(workspace.clean, params.value_dim, stop - start, params.value_dim, workspace.value)
-    careful = workspace.value_known and not workspace.value_finite
-    if careful:
-        value_block = <const real*>workspace.clean if sizeof(elem) == sizeof(real) else workspace.value
-        value_stride = params.value_dim
-    add_weighted_values(rows, columns, value_block + skipped * value_stride, value_stride, skipped, count,
-                        params.value_dim, workspace.scores, tile.rescale, tile.out_t)
-    if careful:
-        add_nonfinite_values(params, tile, workspace, value + skipped * params.value_stride[2], first_key, count)
+        update_tile(columns, skipped, count, False, False, ws.scores, tile)
+    if partial or bias & BIAS_HIDES:
+        find_nonfinite_values(params, ws)
+    add_weighted_values(rows, columns, ws.value + skipped * ws.value_row, ws.value_row, skipped, count,
+                        params.value_dim, ws.scores, tile.rescale, tile.out_t)
+    if not ws.value_finite:
+        restore_nonfinite_values(params, tile, ws, key, count)
 
-cdef void attend_kv_block_1(const AttentionParams* params, Py_ssize_t b, Py_ssize_t key_head, QueryTile* tile,
-                            PrefillWorkspace* workspace, const real* key, Py_ssize_t key_stride, const real* value,
-                            Py_ssize_t value_stride, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    attend_kv_block(TILE_1, 1, params, b, key_head, tile, workspace, key, key_stride, value, value_stride, start, stop)
+# One function for each number of columns, so that the compiler keeps the sums of the products in registers.
 
-cdef void attend_kv_block_2(const AttentionParams* params, Py_ssize_t b, Py_ssize_t key_head, QueryTile* tile,
-                            PrefillWorkspace* workspace, const real* key, Py_ssize_t key_stride, const real* value,
-                            Py_ssize_t value_stride, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    attend_kv_block(TILE_2, 2, params, b, key_head, tile, workspace, key, key_stride, value, value_stride, start, stop)
+cdef void attend_kv_block_1(const AttentionParams* params, Py_ssize_t b, QueryTile* tile,
+                            PrefillWorkspace* ws) noexcept nogil:
+    attend_kv_block(TILE_1, 1, params, b, tile, ws)
 
-cdef void attend_kv_block_3(const AttentionParams* params, Py_ssize_t b, Py_ssize_t key_head, QueryTile* tile,
-                            PrefillWorkspace* workspace, const real* key, Py_ssize_t key_stride, const real* value,
-                            Py_ssize_t value_stride, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    attend_kv_block(TILE_3, 3, params, b, key_head, tile, workspace, key, key_stride, value, value_stride, start, stop)
+cdef void attend_kv_block_2(const AttentionParams* params, Py_ssize_t b, QueryTile* tile,
+                            PrefillWorkspace* ws) noexcept nogil:
+    attend_kv_block(TILE_2, 2, params, b, tile, ws)
 
-# --- a block of queries
+cdef void attend_kv_block_3(const AttentionParams* params, Py_ssize_t b, QueryTile* tile,
+                            PrefillWorkspace* ws) noexcept nogil:
+    attend_kv_block(TILE_3, 3, params, b, tile, ws)
 
 cdef void finalize_query_tile(const AttentionParams* params, Py_ssize_t b, QueryTile* tile) noexcept nogil:
+    """Writes the results of a tile's rows."""
     cdef RowPointer[TILE_ROWS] row
     cdef real[TILE_ROWS] lse, entropy
     cdef vreal[COLUMNS] inverse
     cdef vreal row_lse, row_entropy
-    cdef Py_ssize_t lane, e, at
+    cdef Py_ssize_t lane, e
     cdef int c, columns = tile.columns
     for c in range(columns):
-        inverse[c] = finalize_rows(params, tile.row_max[c], tile.row_sum[c], tile.excess[c], tile.excess_rest[c],
-                                   tile.moment[c] + tile.moment_rest[c], &row_lse, &row_entropy)
+        inverse[c] = finalize_rows(params, &tile.state[c], &row_lse, &row_entropy)
         store(lse + c * LANES, row_lse)
         store(entropy + c * LANES, row_entropy)
     for lane in range(tile.rows):
-        at = (b * params.heads + tile.head[lane]) * params.length + tile.query[lane]
-        if params.lse != NULL:
-            params.lse[at] = lse[lane]
-        if params.entropy != NULL:
-            params.entropy[at] = entropy[lane]
-        row[lane] = <RowPointer>row_address(params.out, params.out_stride, b, tile.head[lane], tile.query[lane])
+        store_statistics(params, b, tile.head[lane], tile.query[lane], lse[lane], entropy[lane])
+        row[lane] = row_address(&params.out, b, tile.head[lane], tile.query[lane])
     if params.value_dim < LANES:
         for e in range(params.value_dim):
             for c in range(columns):
-                store(tile.out_t + (e * columns + c) * LANES, load(tile.out_t + (e * columns + c) * LANES) * inverse[c])
+                store(tile.out_t + (e * columns + c) * LANES,
+                      load(tile.out_t + (e * columns + c) * LANES) * inverse[c])
         for lane in range(tile.rows):
             scatter_row(params, tile.out_t + lane, columns * LANES, row[lane])
         return
     for c in range(columns):
-        unpack_output(params, tile.out_t + c * LANES, columns * LANES, inverse[c], tile.rows - c * LANES, row
-                      + c * LANES)
+        unpack_output(params, tile.out_t + c * LANES, columns * LANES, inverse[c], tile.rows - c * LANES,
+                      row + c * LANES)
+
+# Tasks: rows_a_task rows of the queries that share a key head.
 
 cdef inline int tile_registers(Py_ssize_t registers) noexcept nogil:
-    """The next group's share: 3, but rather 2 and 2 than 3 and 1, which has few multiply-adds for each load."""
+    """The next tile's: COLUMNS, but rather 2 and 2 than 3 and 1, which has few multiply-adds for each load."""
     return <int>(registers if registers <= COLUMNS else 2 if registers == 4 else COLUMNS)
 
 cdef inline Py_ssize_t rows_a_task(Py_ssize_t rows) noexcept nogil:
-    """As many as QUERY_TILES tiles hold, or less, so that all tasks have about the same."""
+    """As many as QUERY_TILES tiles hold, or fewer, so that all tasks have about the same."""
     cdef Py_ssize_t registers = ceil_div(rows, LANES)
     return ceil_div(registers, ceil_div(registers, QUERY_TILES * COLUMNS)) * LANES
 
-# The tasks of a call: rows_a_task rows each, of the queries that share a key head.
 cdef struct PrefillTasks:
     const AttentionParams* params
     char* workspaces                            # PrefillWorkspace, one a thread
@@ -127,23 +197,15 @@ cdef Py_ssize_t prefill_task(const void* context, Py_ssize_t task, int thread) n
     """The last rows of a head, which may see most, come first. The cost is the number of scores, by register."""
     cdef const PrefillTasks* tasks = <const PrefillTasks*>context
     cdef const AttentionParams* params = tasks.params
-    cdef PrefillWorkspace* workspace = <PrefillWorkspace*>(tasks.workspaces + thread * tasks.workspace_bytes)
-    cdef Py_ssize_t rows = params.length * params.queries_per_kv, size = rows_a_task(rows), blocks = ceil_div(rows,
-                                                                                                              size)
-    cdef Py_ssize_t block = blocks - 1 - task % blocks, key_head = task // blocks % params.key_heads
-    cdef Py_ssize_t b = task // blocks // params.key_heads
-    cdef Py_ssize_t row = block * size, last = min(row + size, rows), count
-    cdef Py_ssize_t begin = params.keys, end = 0, start, stop
-    cdef Py_ssize_t key_stride = params.key_stride[2], value_stride = params.value_stride[2]
-    cdef Py_ssize_t cost = 0
-    cdef const elem* key
-    cdef const elem* value
-    cdef const real* key_block
-    cdef const real* value_block
+    cdef PrefillWorkspace* ws = <PrefillWorkspace*>(tasks.workspaces + thread * tasks.workspace_bytes)
+    cdef Py_ssize_t size = rows_a_task(rows_of_head(params)), parts = ceil_div(rows_of_head(params), size)
+    cdef Py_ssize_t key_head = task // parts % params.key_heads, b = task // parts // params.key_heads
+    cdef Py_ssize_t row = (parts - 1 - task % parts) * size, last = min(row + size, rows_of_head(params)), count
+    cdef Py_ssize_t begin = params.keys, end = 0, start, cost = 0
     cdef QueryTile* tile
     cdef int tiles = 0, k
     while row < last:
-        tile = &workspace.tile[tiles]
+        tile = &ws.tile[tiles]
         count = min(tile_registers(ceil_div(last - row, LANES)) * LANES, last - row)
         place_query_tile(params, b, key_head, row, count, tile)
         load_query_tile(params, b, tile)
@@ -154,74 +216,56 @@ cdef Py_ssize_t prefill_task(const void* context, Py_ssize_t task, int thread) n
         tiles += 1
     start = begin // KV_BLOCK * KV_BLOCK
     while start < end:
-        stop = min(start + KV_BLOCK, end)
-        key = row_address(params.key, params.key_stride, b, key_head, start)
-        value = row_address(params.value, params.value_stride, b, key_head, start)
-        if sizeof(elem) == sizeof(real):
-            key_block, value_block = <const real*>key, <const real*>value
-        else:
-            convert(key, params.key_stride[2], stop - start, params.head_dim, workspace.key)
-            convert(value, params.value_stride[2], stop - start, params.value_dim, workspace.value)
-            key_block, key_stride = workspace.key, params.head_dim
-            value_block, value_stride = workspace.value, params.value_dim
-        workspace.value_known, workspace.value_finite = False, True
+        load_kv_block(params, b, key_head, start, min(start + KV_BLOCK, end), ws)
         for k in range(tiles):
-            tile = &workspace.tile[k]
+            tile = &ws.tile[k]
             if tile.columns == 3:
-                attend_kv_block_3(params, b, key_head, tile, workspace, key_block, key_stride, value_block,
-                                  value_stride, start, stop)
+                attend_kv_block_3(params, b, tile, ws)
             elif tile.columns == 2:
-                attend_kv_block_2(params, b, key_head, tile, workspace, key_block, key_stride, value_block,
-                                  value_stride, start, stop)
+                attend_kv_block_2(params, b, tile, ws)
             else:
-                attend_kv_block_1(params, b, key_head, tile, workspace, key_block, key_stride, value_block,
-                                  value_stride, start, stop)
-        start += KV_BLOCK
+                attend_kv_block_1(params, b, tile, ws)
+        start = ws.block.stop
     for k in range(tiles):
-        finalize_query_tile(params, b, &workspace.tile[k])
+        finalize_query_tile(params, b, &ws.tile[k])
     return cost
-
-# --- all blocks
 
 cdef class PrefillWorkspaces:
     """The buffers of `threads` threads, freed with it."""
     cdef char* block
     cdef Py_ssize_t thread_bytes
 
-    def __cinit__(self, int threads, Py_ssize_t dim, Py_ssize_t value_dim):
-        cdef Py_ssize_t query_bytes = round_up_to_line(dim * TILE_ROWS * sizeof(real))
+    def __cinit__(self, int threads, Py_ssize_t head_dim, Py_ssize_t value_dim):
+        cdef Py_ssize_t query_bytes = round_up_to_line(head_dim * TILE_ROWS * sizeof(real))
         cdef Py_ssize_t out_bytes = round_up_to_line(value_dim * TILE_ROWS * sizeof(real))
-        cdef Py_ssize_t key_bytes = 0 if sizeof(elem) == sizeof(real) else round_up_to_line(KV_BLOCK * dim
-                                                                                            * sizeof(real))
-        cdef Py_ssize_t value_bytes = 0 if sizeof(elem) == sizeof(real) else round_up_to_line(KV_BLOCK * value_dim
-                                                                                              * sizeof(real))
+        cdef Py_ssize_t key_bytes = round_up_to_line(KV_BLOCK * head_dim * sizeof(real))
+        cdef Py_ssize_t value_bytes = round_up_to_line(KV_BLOCK * value_dim * sizeof(real))
         cdef Py_ssize_t t
         cdef int k
-        cdef PrefillWorkspace* workspace
+        cdef PrefillWorkspace* ws
         cdef char* at
+        if sizeof(elem) == sizeof(real):        # nothing is converted
+            key_bytes = value_bytes = 0
         self.thread_bytes = (round_up_to_line(sizeof(PrefillWorkspace)) + QUERY_TILES * (query_bytes + out_bytes)
                              + key_bytes + value_bytes + round_up_to_line(KV_BLOCK * value_dim * sizeof(elem)))
         self.block = <char*>allocate(threads * self.thread_bytes)
         for t in range(threads):
-            workspace = self.of_thread(t)
-            at = <char*>workspace + round_up_to_line(sizeof(PrefillWorkspace))
+            ws = <PrefillWorkspace*>(self.block + t * self.thread_bytes)
+            at = <char*>ws + round_up_to_line(sizeof(PrefillWorkspace))
             for k in range(QUERY_TILES):
-                workspace.tile[k].query_t = <real*>at
-                workspace.tile[k].out_t = <real*>(at + query_bytes)
+                ws.tile[k].query_t = <real*>at
+                ws.tile[k].out_t = <real*>(at + query_bytes)
                 at += query_bytes + out_bytes
-            workspace.key = <real*>at
-            workspace.value = <real*>(at + key_bytes)
-            workspace.clean = <elem*>(at + key_bytes + value_bytes)
-
-    cdef inline PrefillWorkspace* of_thread(self, Py_ssize_t t) noexcept nogil:
-        return <PrefillWorkspace*>(self.block + t * self.thread_bytes)
+            ws.key_reals = <real*>at
+            ws.value_reals = <real*>(at + key_bytes)
+            ws.clean = <elem*>(at + key_bytes + value_bytes)
 
     def __dealloc__(self):
         free(self.block)
 
 cdef int prefill(const AttentionParams* params, int threads) except -1:
-    cdef Py_ssize_t rows = params.length * params.queries_per_kv, size = rows_a_task(rows)
-    cdef Py_ssize_t count = params.batch * params.key_heads * ceil_div(rows, size), slice_
+    cdef Py_ssize_t size = rows_a_task(rows_of_head(params)), slice_
+    cdef Py_ssize_t count = params.batch * params.key_heads * ceil_div(rows_of_head(params), size)
     cdef PrefillTasks tasks
     cdef PrefillWorkspaces workspaces
     threads = <int>min(threads, count)
