@@ -47,11 +47,11 @@ def isas():
     return ISAS[MACHINES.get(os.environ.get("FASTSOFTMAX_MACHINE", platform.machine()).lower(), "other")]
 
 
-def compile_flags():
+def compile_flags(openmp=True):
     """Flags that leave NaN, infinity, signed zero and subnormal numbers as they are."""
     if MSVC:
-        return ["/O2", "/openmp", "/fp:precise"]
-    openmp = ["-Xpreprocessor", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
+        return ["/O2", "/fp:precise", *(["/openmp"] if openmp else [])]
+    parallel = ["-Xpreprocessor", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
     speed = ["-O1", "-g"] if DEBUG or SANITIZE else ["-O3", "-g0"]
     if SANITIZE:
         speed += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -59,18 +59,17 @@ def compile_flags():
         speed += ["-fschedule-insns", "-fsched-pressure"]   # exp of four registers at once: 8 % fewer cycles
     # what a kernel declares inline is one loop in each of its uses, and must become part of it
     inline = [] if DEBUG or SANITIZE else ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]
-    return openmp + speed + inline + ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+    return (parallel if openmp else []) + speed + inline + ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
                                       "-fvisibility=hidden", "-Wno-unused-function", "-Wno-psabi"]
 
 
-def link_flags():
+def link_flags(openmp=True):
     if MSVC:
         return []
-    if SANITIZE:
-        return ["-fopenmp", f"-fsanitize={SANITIZE}"]
     if sys.platform == "darwin":
-        return ["-lomp"]
-    return ["-fopenmp"] if DEBUG else ["-fopenmp", "-Wl,-s"]
+        return ["-lomp"] if openmp else []
+    flags = ["-fopenmp"] if openmp else []
+    return flags + [f"-fsanitize={SANITIZE}"] if SANITIZE else flags if DEBUG else [*flags, "-Wl,-s"]
 
 
 def stub(dtype, isa):
@@ -82,24 +81,27 @@ def extensions():
     """Everything that is compiled."""
     import numpy
 
-    common = {"extra_link_args": link_flags()}
+    parallel = {"extra_link_args": link_flags()}
+    serial = {"extra_compile_args": compile_flags(openmp=False), "extra_link_args": link_flags(openmp=False)}
     texts = sorted(str(path) for pattern in ("*.h", "*.pxi") for path in KERNELS.rglob(pattern))
+    runtime = {"include_dirs": ["fastsoftmax"], "depends": sorted(map(str, KERNELS.glob("runtime/*.h")))}
     tables = [("FASTSOFTMAX_DTYPES", f'"{" ".join(DTYPES)}"'), ("FASTSOFTMAX_ISAS", f'"{" ".join(isas())}"')]
     kernels = [
         Extension(
             f"fastsoftmax.kernels.{dtype}_{isa}", [str(stub(dtype, isa)[0])], include_dirs=[str(KERNELS)],
             define_macros=[(f"DTYPE_{dtype}", None), (f"ISA_{isa}", None)],
-            extra_compile_args=compile_flags() + flags, depends=texts, **common)
+            extra_compile_args=compile_flags() + flags, depends=texts, **parallel)
         for dtype in DTYPES for isa, flags in isas().items()
     ]
     return [
         *kernels,
-        Extension(SHARED, [str(STUBS / "_cyutility.c")], extra_compile_args=compile_flags(), **common),
-        Extension("fastsoftmax._cpu", ["fastsoftmax/_cpu.pyx"], include_dirs=["fastsoftmax"], define_macros=tables,
-                  extra_compile_args=compile_flags(), depends=[str(KERNELS / "runtime" / "contention.h")], **common),
+        Extension(SHARED, [str(STUBS / "_cyutility.c")], **serial),
+        Extension("fastsoftmax._cpu", ["fastsoftmax/_cpu.pyx"], define_macros=tables, **runtime, **serial),
+        Extension("fastsoftmax._openmp", ["fastsoftmax/_openmp.pyx"], extra_compile_args=compile_flags(), **runtime,
+                  **parallel),
+        Extension("fastsoftmax._testing", ["fastsoftmax/_testing.pyx"], **runtime, **serial),
         Extension("fastsoftmax._front", ["fastsoftmax/_front.pyx"], include_dirs=[numpy.get_include()],
-                  define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")],
-                  extra_compile_args=compile_flags(), **common),
+                  define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")], **serial),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, overload
 
-from fastsoftmax import _cpu, _dispatch, _threads
+from fastsoftmax import _cpu, _dispatch, _openmp, _threads
 from fastsoftmax._version import __version__
 
 
@@ -39,7 +39,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     """
     if mode not in ("stdout", "dicts"):
         raise ValueError(f'mode must be "stdout" or "dicts", got {mode!r}')
-    openmp = _cpu.openmp()
+    openmp = _openmp.runtime()
     config = {
         "version": __version__,
         "compiler": _cpu.compiler,

@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import os
 
-from fastsoftmax import _cpu, _front
+from fastsoftmax import _cpu, _front, _openmp  # noqa: F401  (_openmp before any kernel)
 
 DTYPES = _cpu.dtypes
 RESULTS = {"softmax": 0, "log_softmax": 1, "logsumexp": 2, "softmax_entropy": 3}

@@ -7,7 +7,7 @@ import os
 import threading
 from typing import Self, SupportsIndex
 
-from fastsoftmax import _cpu
+from fastsoftmax import _openmp
 
 # Elements from which a second thread is worth its start; see docs/threads.md for the measurement.
 PARALLEL = 1 << 16
@@ -188,13 +188,13 @@ class num_threads(contextlib.ContextDecorator):
 
 def why():
     """Where the number of threads comes from."""
-    if _cpu.must_be_serial():
+    if _openmp.must_be_serial():
         return "1 here: forked from a process in which another library may have used the same OpenMP runtime"
     return "num_threads" if _local.numbers else _reason
 
 
 def threads_for(elements):
     """How many threads a call on so many elements should use."""
-    if elements < PARALLEL or _cpu.must_be_serial():
+    if elements < PARALLEL or _openmp.must_be_serial():
         return 1
     return max(1, min(get_num_threads(), elements // (PARALLEL // 2)))

@@ -42,7 +42,7 @@ def _undisturbed(function):
 
     @functools.wraps(function)
     def undisturbed(*args):
-        with _cpu.usual_modes():
+        with _cpu.DefaultFPEnv():
             return function(*args)
 
     return undisturbed

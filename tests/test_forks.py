@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import fastsoftmax
-from fastsoftmax import _cpu, num_threads, set_num_threads, softmax
+from fastsoftmax import _testing, num_threads, set_num_threads, softmax
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")       # that is what is tested
 can_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -37,7 +37,7 @@ def _restore():
 def results():
     found = []
     for call in CALLS:
-        _cpu.compute_serially(0)                      # or a busy machine would have it done by one thread
+        _testing.compute_serially(0)                      # or a busy machine would have it done by one thread
         found.extend(functions.results(call()))
     return found
 

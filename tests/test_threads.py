@@ -15,8 +15,8 @@ from functions import LARGE, prepared, results
 
 import fastsoftmax
 from fastsoftmax import (
-    _cpu,
     _dispatch,
+    _testing,
     _threads,
     get_num_threads,
     logsumexp,
@@ -33,10 +33,10 @@ BIG = np.random.default_rng(0).normal(size=(300, 4000)).astype(np.float32)
 @pytest.fixture(autouse=True)
 def _restore():
     before = get_num_threads()
-    _cpu.compute_serially(0)
+    _testing.compute_serially(0)
     yield
     set_num_threads(before)
-    _cpu.compute_serially(0)
+    _testing.compute_serially(0)
 
 
 def python(code, **env):
@@ -256,7 +256,7 @@ def test_a_forked_child_computes_after_a_threaded_call():
     with num_threads(3):
         expected = softmax(BIG, -1)
         for _ in range(3):
-            _cpu.compute_serially(0)          # or a busy machine would have it done by one thread
+            _testing.compute_serially(0)          # or a busy machine would have it done by one thread
             pid = os.fork()
             if pid == 0:
                 os._exit(0 if np.array_equal(softmax(BIG, -1), expected) else 1)
@@ -328,7 +328,7 @@ def test_the_gil_is_released():
 # --- when several threads cost more than they gain: kernels/runtime/contention.h
 
 def regions():
-    return _cpu.contention_state()[1]
+    return _testing.contention_state()[1]
 
 
 @pytest.mark.parametrize("label", LARGE)
@@ -340,24 +340,24 @@ def test_threads_are_used_unless_callers_must_compute_alone(label):
         expected = results(call())
         assert regions() == before
     with num_threads(3):
-        _cpu.compute_serially(10**15)
+        _testing.compute_serially(10**15)
         assert all(map(np.array_equal, results(call()), expected))
         assert regions() == before
-        assert 0 < _cpu.contention_state()[0] < 10**15       # the time of its tasks is taken off
+        assert 0 < _testing.contention_state()[0] < 10**15       # the time of its tasks is taken off
         for nanoseconds in (0, 1):                  # 1: the first task pays that
-            _cpu.compute_serially(nanoseconds)
+            _testing.compute_serially(nanoseconds)
             before = regions()
             assert all(map(np.array_equal, results(call()), expected))
             assert regions() > before
 
 
 def test_small_calls_and_single_threads_do_not_pay():
-    _cpu.compute_serially(10**15)
+    _testing.compute_serially(10**15)
     with num_threads(1):
         softmax(BIG, -1)
     with num_threads(3):
         softmax(BIG[:2], -1)
-    assert _cpu.contention_state()[0] == 10**15
+    assert _testing.contention_state()[0] == 10**15
 
 
 def region(wall, busy, own, all_, waking=0):
@@ -368,33 +368,33 @@ LOST = region(150, 50, 1, 2)            # one thread would have needed 100
 
 
 def test_what_is_lost_is_followed_by_ten_times_as_long_alone():
-    assert _cpu.backoffs_of([LOST]) == [500]
-    assert _cpu.backoffs_of([region(150, 75, 3, 4)]) == [500]
-    assert _cpu.backoffs_of([region(150, 150, 3, 3)]) == [0]        # the caller did it all, and did not wait
-    assert _cpu.backoffs_of([region(180, 150, 3, 3)]) == [300]      # and waited
-    assert _cpu.backoffs_of([region(60, 50, 1, 2)]) == [0]
-    assert _cpu.backoffs_of([region(150, 50, 1, 2, waking=30)]) == [500]
-    assert _cpu.backoffs_of([region(100, 50, 1, 2)]) == [0]
-    assert _cpu.backoffs_of([region(10**6, 0, 0, 4)]) == [0]        # others did it all: nothing to compare with
+    assert _testing.backoffs_of([LOST]) == [500]
+    assert _testing.backoffs_of([region(150, 75, 3, 4)]) == [500]
+    assert _testing.backoffs_of([region(150, 150, 3, 3)]) == [0]        # the caller did it all, and did not wait
+    assert _testing.backoffs_of([region(180, 150, 3, 3)]) == [300]      # and waited
+    assert _testing.backoffs_of([region(60, 50, 1, 2)]) == [0]
+    assert _testing.backoffs_of([region(150, 50, 1, 2, waking=30)]) == [500]
+    assert _testing.backoffs_of([region(100, 50, 1, 2)]) == [0]
+    assert _testing.backoffs_of([region(10**6, 0, 0, 4)]) == [0]        # others did it all: nothing to compare with
     for weight in (1, 10**5, 10**13):                           # in any units
-        assert _cpu.backoffs_of([region(150, 75, 3 * weight, 4 * weight)])[0] == pytest.approx(500, rel=0.05)
+        assert _testing.backoffs_of([region(150, 75, 3 * weight, 4 * weight)])[0] == pytest.approx(500, rel=0.05)
 
 
 def test_loss_after_loss_takes_longer_until_a_region_gains():
     gained = region(100, 50, 1, 2)
-    assert _cpu.backoffs_of([LOST] * 7) == [500, 1000, 2000, 4000, 8000, 8000, 8000]
-    assert _cpu.backoffs_of([LOST, LOST, gained, LOST]) == [500, 1000, 0, 500]
+    assert _testing.backoffs_of([LOST] * 7) == [500, 1000, 2000, 4000, 8000, 8000, 8000]
+    assert _testing.backoffs_of([LOST, LOST, gained, LOST]) == [500, 1000, 0, 500]
     hour = 3600 * 10**9
-    assert _cpu.backoffs_of([region(hour, hour // 4, 1, 2)] * 2) == [10**9] * 2     # at most a second
+    assert _testing.backoffs_of([region(hour, hour // 4, 1, 2)] * 2) == [10**9] * 2     # at most a second
 
 
 def test_what_was_gained_is_set_against_a_loss():
     gained = region(60, 50, 1, 2)                                       # 40
-    assert _cpu.backoffs_of([gained, LOST]) == [0, 100]
-    assert _cpu.backoffs_of([gained, gained, LOST, LOST]) == [0, 0, 0, 200]
+    assert _testing.backoffs_of([gained, LOST]) == [0, 100]
+    assert _testing.backoffs_of([gained, gained, LOST, LOST]) == [0, 0, 0, 200]
     most = 4_000_000
     long_ago = region(most, 10 * most, 1, 2)                            # far more than is remembered
-    assert _cpu.backoffs_of([long_ago, region(most + 150, 50, 1, 2)]) == [0, 500]
+    assert _testing.backoffs_of([long_ago, region(most + 150, 50, 1, 2)]) == [0, 500]
 
 
 def test_no_attempt_while_others_have_the_cores():
@@ -402,7 +402,7 @@ def test_no_attempt_while_others_have_the_cores():
 
     def goes_on(others, threads=2, cores=2, spell=second, elsewhere=0, before=7 * second):
         granted = spell - int(elsewhere * spell)
-        return _cpu.backoff_extended(spell, granted, threads, cores, before, before + int(others * spell)) / second
+        return _testing.backoff_extended(spell, granted, threads, cores, before, before + int(others * spell)) / second
 
     assert [goes_on(others) for others in (0, 0.4, 0.6, 1, 2)] == [0, 0, 1, 1, 1]
     assert [goes_on(others, threads=3, cores=8) for others in (0, 5.4, 5.6, 8)] == [0, 0, 1, 1]
@@ -424,11 +424,11 @@ def test_what_other_programs_use_is_known():
     try:
         for other in loops:
             other.stdout.readline()
-        before, known = _cpu.stolen()
+        before, known = _testing.stolen()
         start, own = time.monotonic_ns(), time.process_time_ns()
         while time.monotonic_ns() < start + 10**9:
             pass
-        taken, spell, own = _cpu.stolen()[0] - before, time.monotonic_ns() - start, time.process_time_ns() - own
+        taken, spell, own = _testing.stolen()[0] - before, time.monotonic_ns() - start, time.process_time_ns() - own
     finally:
         for other in loops:
             other.kill()
@@ -443,16 +443,16 @@ def test_losses_are_noticed():
     """Two threads on one CPU must lose before long: the runtime counted CPUs when it was loaded, and spins."""
     code = """
 import os, numpy as np, fastsoftmax
-from fastsoftmax import _cpu
+from fastsoftmax import _testing
 x = np.zeros((100, 1000), np.float32)
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 with fastsoftmax.num_threads(2):
-    while not _cpu.contention_state()[2]:
+    while not _testing.contention_state()[2]:
         fastsoftmax.softmax(x, -1)
-    _cpu.compute_serially(10**15)
-    before = _cpu.contention_state()
+    _testing.compute_serially(10**15)
+    before = _testing.contention_state()
     fastsoftmax.softmax(x, -1)
-    print(before[1] == _cpu.contention_state()[1])
+    print(before[1] == _testing.contention_state()[1])
 """
     assert printed(code) == "True"
 

@@ -1,6 +1,7 @@
 # Queries into the lanes, and results back out of them.
 
-cdef void pack_queries(const AttentionParams* params, const ConstRowPointer* row, real* to, Py_ssize_t step) noexcept nogil:
+cdef void pack_queries(const AttentionParams* params, const ConstRowPointer* row, real* to,
+                       Py_ssize_t step) noexcept nogil:
     """LANES rows of query become a register for each element, `step` apart."""
     cdef vreal[LANES] square
     cdef Py_ssize_t e = 0

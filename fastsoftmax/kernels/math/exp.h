@@ -1,13 +1,15 @@
-/* exp of one register, for the weights of attention, and tanh.
+/* exp and tanh of one register, for attention.
+ *
+ * exp_(d): d <= 1, at most 0.8 ULP off; 0 at LEAST_EXPONENT and below, -inf included; NaN gives NaN.
+ * tanh_(a): every a, at most 2 ULP off.
  *
  * exp(d) = 2**n * (1 + p), n = round(d / ln 2), p = exp(r) - 1 at r = d - n ln 2. p = r + r*r*q(r), with q a minimax
  * polynomial (Remez exchange, weight |r|, computed in 200-bit arithmetic). ln 2 is in two parts (Cody and Waite):
- * n * LN2_HI is exact, and so is its difference from d. With a fused multiply-add one part does for float, whose ln 2 is
- * right to 2**-29: n times that is below half an ULP down to exp(-21). Rounding to integer by a
- * large constant whose low bits also hold the exponent bias, so that a shift makes 2**n from it.
+ * n * LN2_HI is exact, and so is its difference from d. With a fused multiply-add one part suffices for float: its ln 2
+ * is right to 2**-29, and n times that is below half an ULP down to exp(-21). d is rounded to an integer by adding a
+ * large constant, whose low bits also hold the exponent bias, so that a shift makes 2**n of the sum.
  *
- * Error: the polynomial's is 2**-27 of 1 + p for float, 2**-57 for double; exp_ at most 0.8 ULP. p has one of 2 ULP of p.
- * Valid for every d <= 1: at LEAST_EXPONENT and below, -inf included, the result is 0. NaN gives NaN.
+ * The polynomial's error is 2**-27 of 1 + p for float, 2**-57 for double; that of p is 2 ULP of p.
  */
 #if REAL_BITS == 32
 #define LEAST_EXPONENT (-88.0f)             /* n is -127 there */

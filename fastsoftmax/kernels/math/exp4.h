@@ -1,4 +1,7 @@
-/* exp of four registers at once, as the two numbers whose sum it is, times a constant that cancels in every result.
+/* exp of four registers at once, for softmax, as the two numbers whose sum it is.
+ *
+ * exp4(d): BASE * exp(d) = f + p * f, with a constant BASE that cancels in every result. Relative error of f + p * f: at
+ * most 2**-27 for float, 2**-55 for double. Valid for limit <= d (see Shift), so that f is normal; NaN gives a NaN p.
  *
  * BASE * exp(d) = f + p * f, f = BASE * 2**(n / STEPS), n = round(STEPS * d / ln 2), p = exp(r) - 1 at
  * r = d - n ln 2 / STEPS.
@@ -11,16 +14,12 @@
  * 2**-64 or, with four steps, 2**-63.6 (double), found by trying every float, and some millions of doubles, between 1
  * and 2 (after Gal's accurate tables, 1986). ln 2 / STEPS is in two parts (Cody and Waite): n * STEP_HI is exact for
  * every n that occurs (13 bits by 11 for float, 14 by 39 for double), and so is its difference from d, because d is a
- * score as it stands in the array and not a rounded difference: see `Shift` in rows.pxi. p = r + r*r*q(r), with q a
- * minimax polynomial (Remez exchange, weight r*r / exp(r), computed in 240-bit arithmetic). Rounding to integer by a
- * large constant whose low bits also hold the exponent bias, so that a shift makes 2**n from it.
+ * score as it stands in the array and not a rounded difference: see softmax/shift.pxi. p = r + r*r*q(r), with q a
+ * minimax polynomial (Remez exchange, weight r*r / exp(r), computed in 240-bit arithmetic). STEPS * d / ln 2 is rounded
+ * to an integer by adding a large constant, whose low bits also hold the exponent bias, so that a shift makes 2**n.
  *
- * RUN: elements of a row whose p*f add up in rounded sums before they go to one that is exact. Each partial sum takes
- * four a group; the sums of 8 groups may add 2**-25.9 relative for float, were all errors largest and of one sign.
- *
- * Error of f + p*f: at most 2**-27 relative for float (an eighth of an ULP), 2**-55 for double (a quarter); of the
- * rounded weight half an ULP more. Valid for limit <= d, where f must be normal: the caller's `bias` sees to it. NaN
- * gives a NaN p.
+ * RUN: elements of a row whose p*f are summed with rounding before they join an exact sum. Each partial sum takes four of
+ * UNROLL elements; the sums of 8 * UNROLL may add 2**-25.9 relative for float, were all errors largest and of one sign.
  */
 #if REAL_BITS == 32
 #define STEPS 8
@@ -35,7 +34,7 @@
 #define VANISHES (-106.0f)                      /* exp of it is below half of the smallest subnormal */
 #define LARGE 256.0f                            /* a maximum beyond this is subtracted: exactly, see Shift */
 #define HUGE_SCORE 0x1p100f
-#define SHRINK 0x1p-14f                         /* of the largest differences, so that they can be split: two_prod_err.h */
+#define SHRINK 0x1p-14f                         /* keeps the largest differences small enough for two_prod_err */
 #define RUN (8 * UNROLL)                        /* |p| < 0.045 */
 #else
 #define STEPS (FUSED ? 2 : 4)
@@ -54,8 +53,8 @@
 #define RUN UNROLL                              /* |p| < 0.19, or 0.091 */
 #endif
 
-/* BASE * 2**(n / STEPS), n in the low bits of t. POWERS: the bits of BASE * 2**(k / STEPS) that shifting n does not give,
- * which are the mantissa's beyond a straight line from 1 to 2. */
+/* BASE * 2**(n / STEPS), n in the low bits of t. POWERS: the bits of BASE * 2**(k / STEPS) that shifting n does not give:
+ * those of the mantissa beyond a straight line from 1 to 2. */
 SIMD_INLINE vreal power_of(vint t)
 {
 #if REAL_BITS == 32

@@ -1,44 +1,46 @@
-/* Whether a second thread gains anything.
+/* When a second thread costs more than it gains.
 
    At the end of a parallel region the caller waits for every thread. While another program has a worker's core, that
-   worker may not run for a slice of the scheduler or several, 4 to 40 ms; so a call of 40 us on two threads can take a
-   hundred times what it takes on one. Nothing says beforehand whether a core is free: so every region is measured.
-   From the caller's own tasks follows what one thread would have needed for all of them; what the region took beyond
-   that is its loss, and callers then compute alone for FIRST times the loss, which bounds what is lost to a tenth,
-   whatever the scheduler does. Only the time of tasks counts: a program that calls now and then would lose as often as
-   it tries. Where loss follows loss the factor grows up to LARGEST, the time up to LONGEST; a call that gains resets it.
-   What was gained before is set against a loss, up to CREDIT: one hiccup among thousands of calls is no reason to stop.
-   The regions of a call count together: the maximum of a long row is too short to gain, its exponentials are not.
+   worker may not run for one or several slices of the scheduler, 4 to 40 ms: a call of 40 us on two threads can then take
+   a hundred times as long as on one. Nothing tells beforehand whether a core is free, so every region is measured. The
+   caller's own tasks tell how long one thread would have needed for all of them. The time that the region took beyond
+   that is its loss. After a loss, callers compute serially for FIRST_BACKOFF times the loss, which bounds the time lost
+   to a tenth, whatever the scheduler does. Only the time of tasks counts: a program that calls now and then would
+   otherwise lose as often as it tries. If loss follows loss, the factor doubles up to LARGEST_BACKOFF, and the time grows
+   up to LONGEST_BACKOFF; a call that gains resets the factor. Earlier gains are set against a loss, up to MOST_CREDIT:
+   one hiccup among thousands of calls is no reason to stop. The regions of a call count together, since the maximum of a
+   long row is too short to gain, and its exponentials are not.
 
-   Before the next attempt the system is asked what other programs had of our cores since the loss, where it tells. While
-   that is more than half a core too much for so many threads, callers go on alone: an attempt would lose as much again.
+   Before the next attempt the system is asked for the time that other programs had of our cores since the loss, where it
+   tells (stolen_time.h). If they had more than half a core of those that so many threads need, callers stay serial: an
+   attempt would lose as much again.
 
-   There is one Contention in a process, in _cpu.pyx, since the cores are the same for all kernels. Callers read and write it
-   without a lock: words that are old or overwritten cost a little time, and results do not depend on it. Integers
-   throughout: this runs in the caller's floating-point environment, where an addition may trap or leave a flag. */
+   A process has one Contention, in _openmp.pyx, since all kernels share the cores. Callers read and write it without a
+   lock: words that are old or overwritten cost a little time, and results do not depend on them. All arithmetic is on
+   integers: it runs in the caller's floating-point environment, where an addition may trap or set a flag. */
 #pragma once
 #include <stdint.h>
 #include <time.h>
 
 typedef struct {
-    int64_t serial_ns;                  /* ns for which callers still compute alone; below 0: none */
+    int64_t serial_ns;                  /* ns for which callers still compute serially; below 0: none */
     int64_t factor;                     /* by which the next loss is multiplied */
-    int64_t credit;                     /* ns gained of late, for losses to come */
-    int64_t regions, losses;            /* how many there were: for tests */
-    int64_t since;                      /* ns, when callers began to compute alone; 0: they may try */
-    int64_t backoff_ns;                 /* ns for which they then should */
-    int64_t stolen_ns;                  /* ns of our cores that other programs had had by then */
-    /* ns that other programs have had of the cores that we may use, until now, and how many those are; below 0: who
-       knows. NULL likewise. */
+    int64_t credit;                     /* ns gained lately, for losses to come */
+    int64_t regions, losses;            /* counted for tests */
+    int64_t since;                      /* ns, when callers began to compute serially; 0: they may try */
+    int64_t backoff_ns;                 /* ns for which they should, counted from then */
+    int64_t stolen_ns;                  /* ns of our cores that other programs had had until then */
+    /* The ns that other programs have had of our cores until now, and the number of these; NULL, or a result below 0,
+       where the system does not tell. */
     int64_t (*stolen_now)(int64_t *cores);
 } Contention;
 
 typedef struct {                        /* a call's parallel regions, one after the other */
-    int threads, parallel;              /* parallel: in a region; else the caller is alone */
+    int threads, parallel;              /* parallel: in a region; else the caller runs the tasks */
     int64_t start;                      /* ns */
-    int64_t first, last;                /* when the caller began the first of its tasks, and finished the last */
-    int64_t own, all;                   /* the weight of the caller's tasks, and of everybody's */
-    int64_t regions, loss;              /* how many there were, and what they lost together, ns */
+    int64_t first, last;                /* when the caller began its first task, and ended its last */
+    int64_t own, all;                   /* the cost of the caller's tasks, and of all tasks */
+    int64_t regions, loss;              /* their number, and the ns that they lost together */
 } ParallelRegion;
 
 #define FIRST_BACKOFF 10
@@ -66,18 +68,18 @@ static inline int64_t now_ns(void) {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * (int64_t)1000000000 + t.tv_nsec;
 #else
-    return 0;                           /* nothing takes time, and nothing is ever lost */
+    return 0;                           /* no clock: nothing is ever lost */
 #endif
 }
 
-/* A region that ends now: by how much it took longer than one thread would have; below 0, what it gained. */
+/* By how much a region that ends now took longer than one thread would have; below 0, its gain. */
 static inline int64_t region_loss(const ParallelRegion *region, int64_t now) {
     int64_t own = region->own, all = ATOMIC_READ(region->all);
     while (all >> 20) {                 /* so that the product below does not overflow */
         all >>= 1;
         own >>= 1;
     }
-    if (own == 0)                       /* others did it all, before the caller came: nothing to compare with */
+    if (own == 0)                       /* the other threads did it all: nothing to compare with */
         return -1;
     return now - region->start - (region->last - region->first) * all / own;
 }
@@ -89,18 +91,17 @@ static inline void begin_backoff(Contention *contention, int64_t serial_ns, int6
     ATOMIC_WRITE(contention->serial_ns, serial_ns);
 }
 
-/* Decides, in the first call after the time alone has expired, whether to extend it. Extends it where other programs used
-   at least half a core that so many threads need. If callers were elsewhere for most of the time, the account of that
-   time is ignored. */
+/* Decides, in the first call after the back-off has expired, whether to extend it: if other programs used at least half a
+   core that so many threads need. Ignored if the program did not call us for most of the interval. */
 static inline int extend_backoff(Contention *contention, int64_t threads, int64_t now) {
-    int64_t since = ATOMIC_TAKE(contention->since), elapsed = now - since, cores = 0, stolen_ns, left;
+    int64_t since = ATOMIC_TAKE(contention->since), elapsed = now - since, cores = 0, stolen_ns, left, wanted;
     if (since == 0 || elapsed < SHORTEST_ACCOUNT || elapsed > 2 * ATOMIC_READ(contention->backoff_ns)
-        || contention->stolen_now == 0)
+            || contention->stolen_now == 0)
         return 0;
     stolen_ns = contention->stolen_now(&cores);
     left = cores * elapsed - (stolen_ns - ATOMIC_READ(contention->stolen_ns));
-    if (stolen_ns < 0 || ATOMIC_READ(contention->stolen_ns) < 0 || 2 * left >= (2 * (threads < cores ? threads : cores)
-                                                                                - 1) * elapsed)
+    wanted = threads < cores ? threads : cores;
+    if (stolen_ns < 0 || ATOMIC_READ(contention->stolen_ns) < 0 || 2 * left >= (2 * wanted - 1) * elapsed)
         return 0;
     begin_backoff(contention, elapsed < LONGEST_BACKOFF ? elapsed : LONGEST_BACKOFF, now, stolen_ns);
     return 1;
@@ -117,7 +118,7 @@ static inline void record_loss(Contention *contention, int64_t loss) {
     loss = -credit;
     ATOMIC_ADD(contention->losses, 1);
     serial_ns = loss < LONGEST_BACKOFF / factor ? factor * loss : LONGEST_BACKOFF;
-    /* of callers that lose at the same time, one counts */
+    /* of callers that lose at the same time, one doubles the factor */
     if (ATOMIC_READ(contention->serial_ns) <= 0 && factor < LARGEST_BACKOFF)
         ATOMIC_WRITE(contention->factor, 2 * factor);
     if (serial_ns > ATOMIC_READ(contention->serial_ns))

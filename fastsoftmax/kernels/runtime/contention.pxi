@@ -1,5 +1,5 @@
 # The measurement of parallel regions: see contention.h, and parallel.pxi, which calls all of this.
-from fastsoftmax import _cpu
+from fastsoftmax import _openmp
 
 cdef extern from "runtime/contention.h" nogil:
     ctypedef long long int64_t
@@ -15,7 +15,7 @@ cdef extern from "runtime/contention.h" nogil:
     void record_loss(Contention*, int64_t) noexcept
     bint extend_backoff(Contention*, int64_t, int64_t) noexcept
 
-cdef Contention* contention = <Contention*><size_t>_cpu.contention_address
+cdef Contention* contention = <Contention*><size_t>_openmp.contention_address
 
 cdef inline ParallelRegion open_region(int threads) noexcept nogil:
     cdef ParallelRegion region
@@ -35,19 +35,19 @@ cdef inline void begin_parallel(ParallelRegion* region) noexcept nogil:
     region.own = region.all = 0
 
 cdef inline void start_task(ParallelRegion* region) noexcept nogil:
-    """Waking the others is no part of the caller's first task."""
+    """The caller's first task starts the clock: the time to wake the other threads is not its own."""
     if region.parallel and threadid() == 0 and region.own == 0:
         region.first = now_ns()
 
-cdef inline void end_task(ParallelRegion* region, Py_ssize_t weight) noexcept nogil:
-    """weight: what the task cost, in units that are the region's own. Only the caller looks at the clock."""
+cdef inline void end_task(ParallelRegion* region, Py_ssize_t cost) noexcept nogil:
+    """cost: in any unit that the region's tasks share. Only the caller's thread reads the clock."""
     cdef int64_t now
     if region.threads == 1:
         return
     if region.parallel:
-        ATOMIC_ADD(region.all, weight)
+        ATOMIC_ADD(region.all, cost)
         if threadid() == 0:
-            region.own += weight
+            region.own += cost
             region.last = now_ns()
     else:
         now = now_ns()

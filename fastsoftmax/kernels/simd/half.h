@@ -57,8 +57,8 @@ SIMD_INLINE void store_elem(elem *p, vreal a)
 #endif
 #endif
 
-/* LANES rows of TRANSPOSE_ROWS elements, whose columns become TRANSPOSE_ROWS registers, and back. Register r holds row r; where registers are
- * longer than rows (HALVED), row r and row r + TRANSPOSE_ROWS side by side. */
+/* LANES rows of TRANSPOSE_ROWS elements become TRANSPOSE_ROWS registers, one a column, and back. Before the transposition
+ * register r holds row r; where registers are longer than rows (HALVED), row r and row r + TRANSPOSE_ROWS. */
 #if defined HALVED
 #define TRANSPOSE_ROWS (LANES / 2)
 SIMD_INLINE void load_squares(const elem *x, ptrdiff_t stride, vreal *square)

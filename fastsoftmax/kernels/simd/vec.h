@@ -9,9 +9,9 @@
  *   vreal   LANES reals in one register
  *   vmask   one truth value a lane
  *
- * PARTIALS is the number of partial sums of a row. It is the same for all vector instruction sets, a
- * cache line of reals, so that the order of a summation does not depend on the register's size:
- * PARTIAL_REGS = PARTIALS / LANES registers side by side. UNROLL = 4 * PARTIALS elements are one step of a row.
+ * PARTIALS is the number of partial sums of a row. It is the same for all vector instruction sets, a cache line of reals,
+ * so that the order of a summation does not depend on the register's size: they stand in PARTIAL_REGS = PARTIALS / LANES
+ * registers. A step of a loop along a row takes UNROLL = 4 * PARTIALS elements.
  */
 #ifndef FASTSOFTMAX_VEC_H
 #define FASTSOFTMAX_VEC_H

@@ -43,8 +43,8 @@ SIMD_INLINE void store_elem(elem *p, vreal a)
 }
 #endif
 
-/* half.h's rows of half a register: TRANSPOSE_ROWS elements from each of two places, and to one. A whole register from every row
- * would cross a cache line nearly always, and take a step more to transpose. */
+/* For half.h: rows of half a register, TRANSPOSE_ROWS elements from each of two places, and to one. Whole registers from
+ * every row would cross a cache line nearly always, and take one more step to transpose. */
 #if defined DTYPE_f32
 #define HALVED
 SIMD_INLINE vreal load_halves(const elem *low, const elem *high)

@@ -1,0 +1,35 @@
+/* The compiler, and the instruction sets of this CPU. Compiled for the baseline. */
+#pragma once
+#if defined(_MSC_VER)
+#define COMPILER "MSVC"
+#elif defined(__clang__)
+#define COMPILER "Clang " __clang_version__
+#else
+#define COMPILER "GCC " __VERSION__
+#endif
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#define SUPPORTS(feature) (__builtin_cpu_init(), __builtin_cpu_supports(feature) != 0)
+/* Not every compiler knows F16C by name: Clang 14 does not. Its registers are AVX's, so the test for AVX tells
+   whether the operating system saves them. */
+static int supports_f16c(void) {
+    unsigned int a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+#else
+#define SUPPORTS(feature) 0
+static int supports_f16c(void) { return 0; }
+#endif
+/* The psABI's levels, spelled out where a compiler may not know their names. */
+static int supports_v2(void) {
+    return SUPPORTS("ssse3") && SUPPORTS("sse4.1") && SUPPORTS("sse4.2") && SUPPORTS("popcnt");
+}
+static int supports_v3(void) {
+    return supports_v2() && SUPPORTS("avx") && SUPPORTS("avx2") && SUPPORTS("bmi") && SUPPORTS("bmi2")
+        && SUPPORTS("fma") && supports_f16c();
+}
+static int supports_v4(void) {
+    return supports_v3() && SUPPORTS("avx512f") && SUPPORTS("avx512bw") && SUPPORTS("avx512cd")
+        && SUPPORTS("avx512dq") && SUPPORTS("avx512vl");
+}
