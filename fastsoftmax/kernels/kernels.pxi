@@ -35,4 +35,5 @@ include "attention/pack.pxi"                # queries into the lanes, and result
 include "attention/prefill.pxi"             # many queries, in the lanes
 include "attention/combine.pxi"             # states in memory, and splits
 include "attention/decode.pxi"              # few queries
+include "attention/backward.pxi"            # gradients
 include "attention/attention.pxi"           # scaled_dot_product_attention

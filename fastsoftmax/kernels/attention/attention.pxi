@@ -27,15 +27,11 @@ cdef Tensor describe_tensor(const elem[:, :, :, :] array) noexcept:
     x.row = array.strides[2] // <Py_ssize_t>sizeof(elem)
     return x
 
-def attention(const elem[:, :, :, :] query, const elem[:, :, :, :] key, const elem[:, :, :, :] value,
-              elem[:, :, :, :] out, tuple biases, const double[:] scale, const long long[:] offset, Py_ssize_t left,
-              Py_ssize_t right, const long long[:] lengths, double softcap, const double[:, :] slopes,
-              const double[:] sinks, real[:, :, :] lse, real[:, :, :] entropy, int threads):
-    """See AttentionParams for the shapes. Elements of a row lie side by side; `out` is apart from all inputs.
-
-    A query or `out` of reals beside keys and values of 16 bits is seen as 16-bit elements, twice as many in a row.
-    """
-    cdef AttentionParams params
+cdef int describe_attention(AttentionParams* params, const elem[:, :, :, :] query, const elem[:, :, :, :] key,
+                            const elem[:, :, :, :] value, const elem[:, :, :, :] out, tuple biases,
+                            const double[:] scale, const long long[:] offset, Py_ssize_t left, Py_ssize_t right,
+                            const long long[:] lengths, double softcap, const double[:, :] slopes,
+                            const double[:] sinks) except -1:
     cdef Py_ssize_t t
     params.batch, params.heads, params.length = query.shape[0], query.shape[1], query.shape[2]
     params.key_heads, params.keys = key.shape[1], key.shape[2]
@@ -48,13 +44,64 @@ def attention(const elem[:, :, :, :] query, const elem[:, :, :, :] key, const el
     for t in range(len(biases)):
         describe_bias(biases[t], &params.bias[t])
     params.left, params.right, params.softcap = left, right, softcap
-    params.scale, params.offset = &scale[0], &offset[0]
-    params.lengths = NULL if lengths is None else &lengths[0]
-    params.slopes = NULL if slopes is None else &slopes[0, 0]
-    params.sinks = NULL if sinks is None else &sinks[0]
+    params.scale, params.offset = <double*>&scale[0], <long long*>&offset[0]
+    params.lengths = NULL if lengths is None else <long long*>&lengths[0]
+    params.slopes = NULL if slopes is None else <double*>&slopes[0, 0]
+    params.sinks = NULL if sinks is None else <double*>&sinks[0]
+    params.lse = params.entropy = NULL
+    return 0
+
+def attention(const elem[:, :, :, :] query, const elem[:, :, :, :] key, const elem[:, :, :, :] value,
+              elem[:, :, :, :] out, tuple biases, const double[:] scale, const long long[:] offset, Py_ssize_t left,
+              Py_ssize_t right, const long long[:] lengths, double softcap, const double[:, :] slopes,
+              const double[:] sinks, real[:, :, :] lse, real[:, :, :] entropy, int threads):
+    """See AttentionParams for the shapes. Elements of a row are contiguous; `out` is apart from all inputs.
+
+    A query or `out` of reals beside keys and values of 16 bits is seen as 16-bit elements, twice as many in a row.
+    """
+    cdef AttentionParams params
+    describe_attention(&params, query, key, value, out, biases, scale, offset, left, right, lengths, softcap, slopes,
+                       sinks)
     params.lse = NULL if lse is None else &lse[0, 0, 0]
     params.entropy = NULL if entropy is None else &entropy[0, 0, 0]
     if uses_decode(&params):
         decode(&params, threads)
     else:
         prefill(&params, threads)
+
+def attention_grad_splits(Py_ssize_t pairs, Py_ssize_t keys):
+    """The number of splits of the keys for so many pairs of batch and key head: the last dimension of dslopes."""
+    return grad_splits(pairs, keys)
+
+def attention_backward(const elem[:, :, :, :] grad_out, const elem[:, :, :, :] query, const elem[:, :, :, :] key,
+                       const elem[:, :, :, :] value, const elem[:, :, :, :] out, const real[:, :, :] lse,
+                       tuple biases, const double[:] scale, const long long[:] offset, Py_ssize_t left,
+                       Py_ssize_t right, const long long[:] lengths, double softcap, const double[:, :] slopes,
+                       const double[:] sinks, const real[:, :, :] grad_lse, elem[:, :, :, :] dquery,
+                       elem[:, :, :, :] dkey, elem[:, :, :, :] dvalue, real[:, :, :] delta, double[:, :] dscale,
+                       tuple dbiases, double[:, :] dsinks, double[:, :, :] dslopes, bint in_order, int threads):
+    """See BackwardParams for the shapes; lse, grad_lse, delta, dscale, dsinks and dslopes are C-contiguous.
+
+    dbiases: arrays of reals (B, Hq, L, S), added to; with strides of 0 where the bias broadcasts. in_order: tasks may
+    add to the same elements of them, so one thread runs all. dscale and dslopes are added to.
+    """
+    cdef BackwardParams p
+    cdef real[:, :, :, :] dbias
+    cdef Py_ssize_t t
+    cdef int k
+    describe_attention(&p.forward, query, key, value, out, biases, scale, offset, left, right, lengths, softcap, slopes,
+                       sinks)
+    p.grad_out, p.grad_is_real = describe_tensor(grad_out), grad_out.shape[3] != value.shape[3]
+    p.dquery, p.dkey, p.dvalue = describe_tensor(dquery), describe_tensor(dkey), describe_tensor(dvalue)
+    p.lse, p.delta = <real*>&lse[0, 0, 0], &delta[0, 0, 0]
+    p.grad_lse = NULL if grad_lse is None else <real*>&grad_lse[0, 0, 0]
+    p.dscale = NULL if dscale is None else &dscale[0, 0]
+    p.dsinks = NULL if dsinks is None else &dsinks[0, 0]
+    p.dslopes = NULL if dslopes is None else &dslopes[0, 0, 0]
+    p.biases = <int>len(dbiases)
+    for t in range(len(dbiases)):
+        dbias = dbiases[t]
+        p.dbias[t].data = &dbias[0, 0, 0, 0]
+        for k in range(4):
+            p.dbias[t].stride[k] = dbias.strides[k] // <Py_ssize_t>sizeof(real)
+    backward(&p, in_order, threads)

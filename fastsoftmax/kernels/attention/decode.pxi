@@ -51,7 +51,7 @@ cdef void load_query_rows(const AttentionParams* params, Py_ssize_t b, Py_ssize_
         query = row_address(&params.query, b, ws.head[row], ws.query[row])
         to = ws.query_rows + row * padded(params.head_dim)
         for i in range(registers):
-            x = load_query(params, query, register_at(i, params.head_dim))
+            x = load_row(params.query_is_real, query, register_at(i, params.head_dim))
             store(to + i * LANES, x if i < registers - 1 else select_or_zero(ws.tail, x))
     memset(ws.query_rows + rows * padded(params.head_dim), 0, padded(params.head_dim) * sizeof(real))
     ws.rescale[rows] = 0

@@ -8,8 +8,12 @@ cdef enum:
     VALUE_RUN = 64          # weighted values, likewise
 
 cdef inline void gemm_tile(int rows, int columns, const real* left, Py_ssize_t left_row, Py_ssize_t left_step,
-                           Py_ssize_t count, const real* right, vreal* product) noexcept nogil:
-    """product[row][column] = sum over t < count of left[row * left_row + t * left_step] * right[t][column]."""
+                           Py_ssize_t count, const real* right, Py_ssize_t right_step,
+                           vreal* product) noexcept nogil:
+    """product[row][column] = sum over t < count of left[row * left_row + t * left_step] * right[t * right_step + column].
+
+    Columns are registers: column c of right[t] is the LANES reals from c * LANES on.
+    """
     cdef vreal[COLUMNS] r_
     cdef vreal l_
     cdef Py_ssize_t t
@@ -24,7 +28,7 @@ cdef inline void gemm_tile(int rows, int columns, const real* left, Py_ssize_t l
             for c in range(columns):
                 product[r * columns + c] = fma_(l_, r_[c], product[r * columns + c])
         left += left_step
-        right += columns * LANES
+        right += right_step
 
 cdef inline void score_tile(int rows, int columns, const real* key, Py_ssize_t stride, Py_ssize_t dim,
                             const real* query_t, const vreal* scale, real* scores) noexcept nogil:
@@ -34,12 +38,14 @@ cdef inline void score_tile(int rows, int columns, const real* key, Py_ssize_t s
     cdef real* score
     cdef int r, c
     while e + DOT_RUN < dim:
-        gemm_tile(rows, columns, key + e, stride, 1, DOT_RUN, query_t + e * columns * LANES, product)
+        gemm_tile(rows, columns, key + e, stride, 1, DOT_RUN, query_t + e * columns * LANES, columns * LANES,
+                  product)
         for r in range(rows * columns):
             score = scores + r * LANES
             store(score, load(score) + product[r] if e > 0 else product[r])
         e += DOT_RUN
-    gemm_tile(rows, columns, key + e, stride, 1, dim - e, query_t + e * columns * LANES, product)
+    gemm_tile(rows, columns, key + e, stride, 1, dim - e, query_t + e * columns * LANES, columns * LANES,
+                  product)
     for r in range(rows):
         for c in range(columns):
             score = scores + (r * columns + c) * LANES
@@ -69,7 +75,7 @@ cdef inline void weighted_value_tile(int rows, int columns, int first, const rea
     cdef Py_ssize_t j = min(count, VALUE_RUN - skipped % VALUE_RUN)
     cdef real* to
     cdef int r, c
-    gemm_tile(rows, columns, value, 1, stride, j, weights, product)
+    gemm_tile(rows, columns, value, 1, stride, j, weights, columns * LANES, product)
     for r in range(rows):
         if r >= first:
             for c in range(columns):
@@ -77,7 +83,7 @@ cdef inline void weighted_value_tile(int rows, int columns, int first, const rea
                 store(to, fma_(load(to), rescale[c], product[r * columns + c]))
     while j < count:
         gemm_tile(rows, columns, value + j * stride, 1, stride, min(count - j, <Py_ssize_t>VALUE_RUN),
-                  weights + j * columns * LANES, product)
+                  weights + j * columns * LANES, columns * LANES, product)
         for r in range(rows):
             if r >= first:
                 for c in range(columns):
@@ -101,6 +107,64 @@ cdef inline void add_weighted_values(int rows, int columns, const real* value, P
         weighted_value_tile(rows, columns, <int>done, value + e, stride, skipped, count, weights, rescale,
                             out_t + e * columns * LANES)
         e += rows
+
+# sums += left @ right, for gradients: the right matrix and the sums have rows of whole registers.
+
+cdef inline void add_product_tile(int rows, int columns, int first, Py_ssize_t count, const real* left,
+                                  Py_ssize_t left_row, Py_ssize_t left_step, const real* right, Py_ssize_t right_step,
+                                  real* sums, Py_ssize_t sums_row) noexcept nogil:
+    """In runs of VALUE_RUN. Rows before `first` are computed, and dropped."""
+    cdef vreal[MAX_TILE] product
+    cdef Py_ssize_t t = 0
+    cdef real* to
+    cdef int r, c
+    while t < count:
+        gemm_tile(rows, columns, left + t * left_step, left_row, left_step, min(count - t, <Py_ssize_t>VALUE_RUN),
+                  right + t * right_step, right_step, product)
+        for r in range(rows):
+            if r >= first:
+                for c in range(columns):
+                    to = sums + r * sums_row + c * LANES
+                    store(to, load(to) + product[r * columns + c])
+        t += VALUE_RUN
+
+cdef inline void add_product_panel(int rows, int columns, Py_ssize_t m, Py_ssize_t count, const real* left,
+                                   Py_ssize_t left_row, Py_ssize_t left_step, const real* right, Py_ssize_t right_step,
+                                   real* sums, Py_ssize_t sums_row) noexcept nogil:
+    """`columns` registers of m rows; the last tile overlaps the one before."""
+    cdef Py_ssize_t i = 0, done
+    if m < rows:
+        for i in range(m):
+            add_product_tile(1, columns, 0, count, left + i * left_row, left_row, left_step, right, right_step,
+                             sums + i * sums_row, sums_row)
+        return
+    while i < m:
+        done = max(i + rows - m, 0)
+        i -= done
+        add_product_tile(rows, columns, <int>done, count, left + i * left_row, left_row, left_step, right, right_step,
+                         sums + i * sums_row, sums_row)
+        i += rows
+
+cdef void add_product(Py_ssize_t m, Py_ssize_t n, Py_ssize_t count, const real* left, Py_ssize_t left_row,
+                      Py_ssize_t left_step, const real* right, Py_ssize_t right_step, real* sums,
+                      Py_ssize_t sums_row) noexcept nogil:
+    """sums[i][k] += sum over t < count of left[i * left_row + t * left_step] * right[t * right_step + k], for i < m and
+    k < n, a whole number of registers."""
+    cdef Py_ssize_t k = 0
+    cdef int columns
+    while k < n:
+        columns = tile_registers((n - k) // LANES)
+        if columns == 3:
+            add_product_panel(TILE_3, 3, m, count, left, left_row, left_step, right + k, right_step, sums + k, sums_row)
+        elif columns == 2:
+            add_product_panel(TILE_2, 2, m, count, left, left_row, left_step, right + k, right_step, sums + k, sums_row)
+        else:
+            add_product_panel(TILE_1, 1, m, count, left, left_row, left_step, right + k, right_step, sums + k, sums_row)
+        k += columns * LANES
+
+cdef inline int tile_registers(Py_ssize_t registers) noexcept nogil:
+    """The next tile's: COLUMNS, but rather 2 and 2 than 3 and 1, which has few multiply-adds for each load."""
+    return <int>(registers if registers <= COLUMNS else 2 if registers == 4 else COLUMNS)
 
 cdef void convert(const elem* x, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t dim, real* to) noexcept nogil:
     """to (count, dim): the elements as contiguous reals."""

@@ -73,11 +73,13 @@ cdef inline real sink_of(const AttentionParams* params, Py_ssize_t head) noexcep
 cdef inline real slope_of(const AttentionParams* params, Py_ssize_t b, Py_ssize_t head) noexcept nogil:
     return 0 if params.slopes == NULL else <real>params.slopes[b * params.heads + head]
 
-cdef inline vreal load_query(const AttentionParams* params, const elem* row, Py_ssize_t e) noexcept nogil:
-    return load(<const real*>row + e) if sizeof(elem) < sizeof(real) and params.query_is_real else load_elem(row + e)
+# Rows of elements; or of reals, beside keys of 16 bits.
 
-cdef inline real query_at(const AttentionParams* params, const elem* row, Py_ssize_t e) noexcept nogil:
-    return (<const real*>row)[e] if sizeof(elem) < sizeof(real) and params.query_is_real else real_of(row + e)
+cdef inline vreal load_row(bint is_real, const elem* row, Py_ssize_t e) noexcept nogil:
+    return load(<const real*>row + e) if sizeof(elem) < sizeof(real) and is_real else load_elem(row + e)
+
+cdef inline real real_at(bint is_real, const elem* row, Py_ssize_t e) noexcept nogil:
+    return (<const real*>row)[e] if sizeof(elem) < sizeof(real) and is_real else real_of(row + e)
 
 cdef inline void store_out(const AttentionParams* params, vreal x, elem* row, Py_ssize_t e) noexcept nogil:
     if sizeof(elem) < sizeof(real) and params.out_is_real:

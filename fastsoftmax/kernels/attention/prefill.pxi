@@ -179,10 +179,6 @@ cdef void finalize_query_tile(const AttentionParams* params, Py_ssize_t b, Query
 
 # Tasks: rows_a_task rows of the queries that share a key head.
 
-cdef inline int tile_registers(Py_ssize_t registers) noexcept nogil:
-    """The next tile's: COLUMNS, but rather 2 and 2 than 3 and 1, which has few multiply-adds for each load."""
-    return <int>(registers if registers <= COLUMNS else 2 if registers == 4 else COLUMNS)
-
 cdef inline Py_ssize_t rows_a_task(Py_ssize_t rows) noexcept nogil:
     """As many as QUERY_TILES tiles hold, or fewer, so that all tasks have about the same."""
     cdef Py_ssize_t registers = ceil_div(rows, LANES)

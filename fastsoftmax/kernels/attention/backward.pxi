@@ -1,0 +1,522 @@
+# The gradient of attention (Dao et al., 2022, 2023), from out and lse of the forward pass.
+#
+#   grad_out (B, Hq, L, Ev) -> dquery (B, Hq, L, E), dkey (B, Hk, S, E), dvalue (B, Hk, S, Ev)
+#
+#   P = exp(scores - lse)              the weights again, a block at a time
+#   dP = grad_out @ value.T
+#   dS = P * (dP - delta)              delta = sum of grad_out * out over Ev, minus grad_lse: one number a row
+#   dvalue = P.T @ grad_out            dkey = scale * dS.T @ query            dquery = scale * dS @ key
+#
+# where dS is multiplied by the derivative of softcap at the score, if there is one. P, dP and dS exist for one block of
+# keys and one tile of queries at a time.
+#
+# One pass: blocks of keys, and for each the tiles of queries that see it. dkey and dvalue of a block stay in the cache
+# until it is done; dquery is summed over the blocks in a buffer of its own (`grad_rows`), before scale, whose gradient
+# is then the sum of query * grad_rows. A task is a pair of batch and key head, with one split of its keys: splits are a
+# function of the shape alone, and their grad_rows are added in order, so that threads change no bit.
+#
+# A key that is hidden from a row has P = dS = 0, whatever it, the row or grad_out hold. Since 0 times NaN is not 0, the
+# operands of the products that sum over keys or rows are copied without NaN and infinities wherever there are any. A
+# visible one makes P or dS NaN, so nothing is lost; but in dvalue, where grad_out itself is a factor: there it is added.
+
+cdef enum:
+    GRAD_TASKS = 16         # tasks that a call should have, where it has keys enough
+    GRAD_SPLIT_KEYS = 512   # keys of a split, at least
+
+cdef struct ScoreGrad:                      # the gradient of a bias: reals, with stride 0 where the bias broadcasts
+    real* data
+    Py_ssize_t[4] stride                    # in reals
+
+cdef struct BackwardParams:
+    AttentionParams forward
+    Tensor grad_out, dquery, dkey, dvalue
+    bint grad_is_real                       # grad_out holds reals, beside keys of 16 bits
+    const real* lse                         # (B, Hq, L)
+    const real* grad_lse                    # (B, Hq, L), or NULL
+    real* delta                             # (B, Hq, L)
+    double* dscale                          # (B, Hq), or NULL
+    double* dsinks                          # (B, Hq), or NULL
+    double* dslopes                         # (B, Hq, splits), or NULL
+    int biases
+    ScoreGrad[MAX_BIASES] dbias
+
+cdef struct BackwardWorkspace:              # one thread's buffers; rows are padded to whole registers
+    QueryTile tile
+    vreal[COLUMNS] lse, delta               # of the tile's rows
+    real[KV_BLOCK * TILE_ROWS] weights      # P, a row of lanes for each key
+    real[KV_BLOCK * TILE_ROWS] grads        # dP, then dS
+    real[KV_BLOCK * TILE_ROWS] capped       # scores after softcap
+    real[TILE_ROWS * KV_BLOCK] bias_sum     # a row a query
+    real* grad_t                            # (Ev, columns * LANES): grad_out of the tile
+    real* query_rows                        # (TILE_ROWS, E): scale * query, finite
+    real* grad_rows                         # (TILE_ROWS, Ev): grad_out, finite
+    bint grad_finite
+    KvBlock block
+    const real* key                         # the block's keys and values as reals, where they stand or in *_reals
+    const real* value
+    Py_ssize_t key_row, value_row
+    const real* finite_key                  # without NaN and infinities
+    Py_ssize_t finite_row
+    real* key_reals                         # (KV_BLOCK, E)
+    real* value_reals
+    real* finite_reals
+    real* dkey                              # (KV_BLOCK, E): sums of the block
+    real* dvalue
+
+cdef inline Py_ssize_t grad_splits(Py_ssize_t pairs, Py_ssize_t keys) noexcept nogil:
+    return max(<Py_ssize_t>1, min(ceil_div(GRAD_TASKS, pairs), keys // GRAD_SPLIT_KEYS))
+
+cdef inline Py_ssize_t splits_of(const AttentionParams* params) noexcept nogil:
+    return grad_splits(params.batch * params.key_heads, params.keys)
+
+cdef inline Py_ssize_t grad_split_keys(const AttentionParams* params) noexcept nogil:
+    """Keys of a split: whole blocks."""
+    return ceil_div(ceil_div(params.keys, splits_of(params)), KV_BLOCK) * KV_BLOCK
+
+cdef inline Py_ssize_t grad_rows_size(const AttentionParams* params) noexcept nogil:
+    """Reals of a task's sums of dquery; the last tile may write beyond its rows."""
+    return (rows_of_head(params) + TILE_ROWS) * padded(params.head_dim)
+
+# Operands as reals.
+
+cdef void convert_padded(const elem* x, bint is_real, Py_ssize_t dim, real scale, real* to) noexcept nogil:
+    """A row times scale, and zeros up to a whole register."""
+    cdef Py_ssize_t e = 0
+    while e + LANES <= dim:
+        store(to + e, load_row(is_real, x, e) * broadcast(scale))
+        e += LANES
+    while e < dim:
+        to[e] = real_at(is_real, x, e) * scale
+        e += 1
+    while e < padded(dim):
+        to[e] = 0
+        e += 1
+
+cdef bint clear_nonfinite_reals(const real* x, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t size,
+                                real* clean) noexcept nogil:
+    """Whether all of count rows of `size` reals, whole registers, are finite. Where not, clean is a copy with 0 for
+    those that are not."""
+    cdef vreal sums = broadcast(0)
+    cdef Py_ssize_t j, r, e
+    cdef real y
+    for j in range(count):
+        for r in range(size // LANES):
+            sums = fma_(load(x + j * stride + r * LANES), broadcast(0), sums)
+    if lane0(hsum(sums)) == 0:
+        return True
+    for j in range(count):
+        for e in range(size):
+            y = x[j * stride + e]
+            clean[j * size + e] = y if y - y == 0 else 0
+    return False
+
+cdef void load_grad_block(const BackwardParams* p, Py_ssize_t b, Py_ssize_t key_head, Py_ssize_t start,
+                          Py_ssize_t stop, BackwardWorkspace* ws) noexcept nogil:
+    """The next block of keys, and no gradient of it yet."""
+    cdef const AttentionParams* params = &p.forward
+    cdef Py_ssize_t dim = padded(params.head_dim), value_dim = padded(params.value_dim), j, count
+    ws.block = kv_block(&params.key, &params.value, b, key_head, start, stop)
+    count = ws.block.stop - start
+    ws.key, ws.key_row = <const real*>ws.block.key, ws.block.key_row
+    if sizeof(elem) < sizeof(real) or dim != params.head_dim:
+        ws.key, ws.key_row = ws.key_reals, dim
+        for j in range(count):
+            convert_padded(ws.block.key + j * ws.block.key_row, False, params.head_dim, 1, ws.key_reals + j * dim)
+    ws.value, ws.value_row = <const real*>ws.block.value, ws.block.value_row
+    if sizeof(elem) < sizeof(real) or value_dim != params.value_dim:
+        ws.value, ws.value_row = ws.value_reals, value_dim
+        for j in range(count):
+            convert_padded(ws.block.value + j * ws.block.value_row, False, params.value_dim, 1,
+                           ws.value_reals + j * value_dim)
+    ws.finite_key, ws.finite_row = ws.key, ws.key_row
+    if not clear_nonfinite_reals(ws.key, ws.key_row, count, dim, ws.finite_reals):
+        ws.finite_key, ws.finite_row = ws.finite_reals, dim
+    memset(ws.dkey, 0, count * dim * sizeof(real))
+    memset(ws.dvalue, 0, count * value_dim * sizeof(real))
+
+cdef inline real lse_of_lane(real lse) noexcept nogil:
+    """+inf, which makes all weights 0, for a row that saw nothing; NaN for a row whose result is NaN."""
+    return INFINITY if lse == -INFINITY else NAN if lse == INFINITY else lse
+
+cdef void load_grad_tile(const BackwardParams* p, Py_ssize_t b, BackwardWorkspace* ws) noexcept nogil:
+    """The operands of the tile that ws.tile places. Lanes without a row have weights of 0, and rows of 0."""
+    cdef const AttentionParams* params = &p.forward
+    cdef QueryTile* tile = &ws.tile
+    cdef Py_ssize_t dim = padded(params.head_dim), value_dim = padded(params.value_dim)
+    cdef Py_ssize_t lane, at, lanes = tile.columns * LANES
+    cdef ConstRowPointer[TILE_ROWS] grad
+    cdef real[TILE_ROWS] lse, delta, scale, slope
+    cdef bint steep = False
+    cdef int c
+    for lane in range(lanes):
+        at = (b * params.heads + tile.head[lane]) * params.length + tile.query[lane]
+        lse[lane] = lse_of_lane(p.lse[at]) if lane < tile.rows else INFINITY
+        delta[lane] = p.delta[at] if lane < tile.rows else 0
+        scale[lane] = <real>params.scale[tile.head[lane]]
+        slope[lane] = slope_of(params, b, tile.head[lane])
+        steep |= is_steep(slope[lane])
+        grad[lane] = row_address(&p.grad_out, b, tile.head[lane], tile.query[lane])
+        if lane < tile.rows:
+            convert_padded(row_address(&params.query, b, tile.head[lane], tile.query[lane]), params.query_is_real,
+                           params.head_dim, scale[lane], ws.query_rows + lane * dim)
+            convert_padded(grad[lane], p.grad_is_real, params.value_dim, 1, ws.grad_rows + lane * value_dim)
+        else:
+            memset(ws.query_rows + lane * dim, 0, dim * sizeof(real))
+            memset(ws.grad_rows + lane * value_dim, 0, value_dim * sizeof(real))
+    clear_nonfinite_reals(ws.query_rows, dim, lanes, dim, ws.query_rows)
+    ws.grad_finite = clear_nonfinite_reals(ws.grad_rows, value_dim, lanes, value_dim, ws.grad_rows)
+    for c in range(tile.columns):
+        ws.lse[c], ws.delta[c] = load(lse + c * LANES), load(delta + c * LANES)
+        tile.scale[c] = load(scale + c * LANES)
+        tile.mask[c].slope, tile.mask[c].steep = load(slope + c * LANES), steep
+    load_query_tile(params, b, tile)
+    pack_tile(p.grad_is_real, params.value_dim, tile.columns, grad, ws.grad_t)
+
+# From scores and dP to P and dS.
+
+cdef inline void weights_and_grads(int columns, Py_ssize_t count, const vreal* lse, const vreal* delta, real* weights,
+                                   real* grads) noexcept nogil:
+    """weights: scores, which become P; grads: dP, which become dS. Both are (count, columns) registers."""
+    cdef vreal score, weight
+    cdef vmask hidden
+    cdef Py_ssize_t j, at
+    cdef int c
+    for j in range(count):
+        for c in range(columns):
+            at = (j * columns + c) * LANES
+            score = load(weights + at)
+            hidden = eq(score, broadcast(-INFINITY))
+            weight = exp_(vmin(broadcast(1), score - lse[c]))   # exp_ is valid to 1; rounding may put a score above lse
+            store(weights + at, zero_where(hidden, weight))
+            store(grads + at, zero_where(hidden, weight * (load(grads + at) - delta[c])))
+
+cdef void multiply_softcap_grads(double softcap, Py_ssize_t registers, const real* capped, real* grads) noexcept nogil:
+    """d(cap tanh(x / cap)) / dx = 1 - (capped / cap)**2."""
+    cdef vreal cap = broadcast(<real>softcap), t, grad
+    cdef Py_ssize_t r
+    for r in range(registers):
+        t = load(capped + r * LANES) / cap
+        grad = load(grads + r * LANES)
+        # where dS is 0, as for hidden keys, t may be NaN
+        store(grads + r * LANES, zero_where(eq(grad, broadcast(0)), grad * fma_(-t, t, broadcast(1))))
+
+cdef void add_bias_grads(const BackwardParams* p, Py_ssize_t b, const QueryTile* tile, Py_ssize_t key,
+                         Py_ssize_t count, const real* grads) noexcept nogil:
+    cdef Py_ssize_t lane, j, lanes = tile.columns * LANES
+    cdef const ScoreGrad* to
+    cdef real* at
+    cdef int t
+    for t in range(p.biases):
+        to = &p.dbias[t]
+        for lane in range(tile.rows):
+            at = (to.data + b * to.stride[0] + tile.head[lane] * to.stride[1] + tile.query[lane] * to.stride[2]
+                  + key * to.stride[3])
+            for j in range(count):
+                at[j * to.stride[3]] += grads[j * lanes + lane]
+
+cdef void add_slope_grads(const BackwardParams* p, Py_ssize_t b, Py_ssize_t split, const QueryTile* tile,
+                          Py_ssize_t count, const real* grads) noexcept nogil:
+    """dslope = minus the sum of dS * distance; tile.mask is of these keys."""
+    cdef Py_ssize_t j, lane
+    cdef vreal sum_
+    cdef real[LANES] lanes
+    cdef int c
+    for c in range(tile.columns):
+        sum_ = broadcast(0)
+        for j in range(count):
+            sum_ = fma_(load(grads + (j * tile.columns + c) * LANES),
+                        vabs(tile.mask[c].position - broadcast(<real>j)), sum_)
+        store(lanes, sum_)
+        for lane in range(min(<Py_ssize_t>LANES, tile.rows - c * LANES)):
+            p.dslopes[(b * p.forward.heads + tile.head[c * LANES + lane]) * splits_of(&p.forward)
+                      + split] -= lanes[lane]
+
+cdef void restore_nonfinite_grads(const BackwardParams* p, Py_ssize_t b, Py_ssize_t skipped, Py_ssize_t count,
+                                  BackwardWorkspace* ws) noexcept nogil:
+    """Adds P * grad_out to dvalue where grad_out is not finite and the key is visible."""
+    cdef const AttentionParams* params = &p.forward
+    cdef QueryTile* tile = &ws.tile
+    cdef Py_ssize_t lane, j, e, key = ws.block.start + skipped, lanes = tile.columns * LANES
+    cdef const elem* grad
+    cdef real x
+    for lane in range(tile.rows):
+        grad = row_address(&p.grad_out, b, tile.head[lane], tile.query[lane])
+        for e in range(params.value_dim):
+            x = real_at(p.grad_is_real, grad, e)
+            if x - x == 0:
+                continue
+            for j in range(count):
+                if (tile.begin[lane] <= key + j < tile.end[lane]
+                        and (params.biases == 0 or ws.bias_sum[lane * KV_BLOCK + j] != -INFINITY)):
+                    ws.dvalue[(skipped + j) * padded(params.value_dim) + e] += ws.weights[j * lanes + lane] * x
+
+# One tile of queries and the present block of keys.
+
+cdef inline void grad_kv_block(int rows, int columns, const BackwardParams* p, Py_ssize_t b, Py_ssize_t split,
+                               int bias, Py_ssize_t key, Py_ssize_t count, BackwardWorkspace* ws,
+                               real* grad_rows) noexcept nogil:
+    """grad_rows: of the tile's first row. rows x columns: the tile of the products."""
+    cdef const AttentionParams* params = &p.forward
+    cdef QueryTile* tile = &ws.tile
+    cdef Py_ssize_t skipped = key - ws.block.start, lanes = columns * LANES
+    cdef Py_ssize_t dim = padded(params.head_dim), value_dim = padded(params.value_dim)
+    cdef vreal[COLUMNS] one
+    cdef int c
+    for c in range(columns):
+        one[c] = broadcast(1)
+    score_block(rows, columns, ws.key + skipped * ws.key_row, ws.key_row, count, params.head_dim, tile.query_t,
+                tile.scale, ws.weights)
+    if params.softcap != 0:
+        cap_scores(params.softcap, count * columns, ws.weights)
+        memcpy(ws.capped, ws.weights, count * lanes * sizeof(real))
+    if bias & BIAS_ADDS:
+        add_tile_biases(columns, count, bias & BIAS_IS_HUGE, ws.bias_sum, ws.weights)
+    mask_query_tile(params, b, key, count, tile)
+    if params.slopes != NULL:
+        add_alibi(columns, count, tile.mask, broadcast(0), 1, ws.weights)
+    if key < tile.all_begin or key + count > tile.all_end:
+        hide_keys(columns, count, tile.mask, broadcast(0), 1, ws.weights)
+    score_block(rows, columns, ws.value + skipped * ws.value_row, ws.value_row, count, params.value_dim, ws.grad_t,
+                one, ws.grads)
+    weights_and_grads(columns, count, ws.lse, ws.delta, ws.weights, ws.grads)
+    add_bias_grads(p, b, tile, key, count, ws.grads)
+    if p.dslopes != NULL:
+        add_slope_grads(p, b, split, tile, count, ws.grads)
+    if params.softcap != 0:
+        multiply_softcap_grads(params.softcap, count * columns, ws.capped, ws.grads)
+    add_product(count, value_dim, lanes, ws.weights, lanes, 1, ws.grad_rows, value_dim,
+                ws.dvalue + skipped * value_dim, value_dim)
+    if not ws.grad_finite:
+        restore_nonfinite_grads(p, b, skipped, count, ws)
+    add_product(count, dim, lanes, ws.grads, lanes, 1, ws.query_rows, dim, ws.dkey + skipped * dim, dim)
+    add_product(lanes, dim, count, ws.grads, 1, lanes, ws.finite_key + skipped * ws.finite_row, ws.finite_row,
+                grad_rows, dim)
+
+cdef void grad_kv_block_1(const BackwardParams* p, Py_ssize_t b, Py_ssize_t split, int bias, Py_ssize_t key,
+                          Py_ssize_t count, BackwardWorkspace* ws, real* grad_rows) noexcept nogil:
+    grad_kv_block(TILE_1, 1, p, b, split, bias, key, count, ws, grad_rows)
+
+cdef void grad_kv_block_2(const BackwardParams* p, Py_ssize_t b, Py_ssize_t split, int bias, Py_ssize_t key,
+                          Py_ssize_t count, BackwardWorkspace* ws, real* grad_rows) noexcept nogil:
+    grad_kv_block(TILE_2, 2, p, b, split, bias, key, count, ws, grad_rows)
+
+cdef void grad_kv_block_3(const BackwardParams* p, Py_ssize_t b, Py_ssize_t split, int bias, Py_ssize_t key,
+                          Py_ssize_t count, BackwardWorkspace* ws, real* grad_rows) noexcept nogil:
+    grad_kv_block(TILE_3, 3, p, b, split, bias, key, count, ws, grad_rows)
+
+cdef Py_ssize_t grad_tile(const BackwardParams* p, Py_ssize_t b, Py_ssize_t key_head, Py_ssize_t split,
+                          Py_ssize_t row, BackwardWorkspace* ws, real* grad_rows) noexcept nogil:
+    """The tile of rows from `row` on and the present block. Returns the number of its rows."""
+    cdef const AttentionParams* params = &p.forward
+    cdef QueryTile* tile = &ws.tile
+    cdef Py_ssize_t left = rows_of_head(params) - row, rows, lane, key, count
+    cdef int bias = 0
+    rows = min(tile_registers(ceil_div(left, LANES)) * LANES, left)
+    place_query_tile(params, b, key_head, row, rows, tile)
+    key = max(ws.block.start, tile.any_begin)
+    count = min(ws.block.stop, tile.any_end) - key
+    if count <= 0:
+        return rows
+    if params.biases:
+        for lane in range(rows):
+            bias |= load_score_bias(params, b, tile.head[lane], tile.query[lane], key, count,
+                                    ws.bias_sum + lane * KV_BLOCK)
+        if not bias & BIAS_SHOWS:
+            return rows
+        # lanes without a row must have finite scores: their weights are multiplied by rows of 0
+        memset(ws.bias_sum + rows * KV_BLOCK, 0, (tile.columns * LANES - rows) * KV_BLOCK * sizeof(real))
+    load_grad_tile(p, b, ws)
+    if tile.columns == 3:
+        grad_kv_block_3(p, b, split, bias, key, count, ws, grad_rows + row * padded(params.head_dim))
+    elif tile.columns == 2:
+        grad_kv_block_2(p, b, split, bias, key, count, ws, grad_rows + row * padded(params.head_dim))
+    else:
+        grad_kv_block_1(p, b, split, bias, key, count, ws, grad_rows + row * padded(params.head_dim))
+    return rows
+
+cdef void store_row(const real* x, bint is_real, Py_ssize_t dim, elem* row) noexcept nogil:
+    """x: padded reals."""
+    cdef Py_ssize_t e = 0
+    cdef elem[LANES] buffer
+    while e + LANES <= dim:
+        if is_real:
+            store(<real*>row + e, load(x + e))
+        else:
+            store_elem(row + e, load(x + e))
+        e += LANES
+    if e == dim:
+        return
+    if is_real:
+        memcpy(<real*>row + e, x + e, (dim - e) * sizeof(real))
+    else:
+        store_elem(buffer, load(x + e))
+        memcpy(row + e, buffer, (dim - e) * sizeof(elem))
+
+cdef void store_grad_block(const BackwardParams* p, Py_ssize_t b, Py_ssize_t key_head,
+                           const BackwardWorkspace* ws) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef Py_ssize_t dim = p.forward.head_dim, value_dim = p.forward.value_dim
+    for j in range(ws.block.stop - ws.block.start):
+        store_row(ws.dkey + j * padded(dim), False, dim, row_address(&p.dkey, b, key_head, ws.block.start + j))
+        store_row(ws.dvalue + j * padded(value_dim), False, value_dim,
+                  row_address(&p.dvalue, b, key_head, ws.block.start + j))
+
+# Tasks: first delta, a head each; then a pair of batch and key head with one split of its keys; then dquery, a pair each.
+
+cdef struct BackwardTasks:
+    const BackwardParams* p
+    Py_ssize_t first_pair, splits
+    char* workspaces                            # BackwardWorkspace, one a thread
+    Py_ssize_t workspace_bytes
+    real* grad_rows                             # (pairs, splits, grad_rows_size)
+
+cdef Py_ssize_t delta_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
+    """delta, and the gradient of the sink, of one batch entry and head."""
+    cdef const BackwardParams* p = (<const BackwardTasks*>context).p
+    cdef const AttentionParams* params = &p.forward
+    cdef Py_ssize_t b = task // params.heads, head = task % params.heads, i, at, e
+    cdef const elem* grad
+    cdef const elem* out
+    cdef vreal sums
+    cdef real delta
+    cdef double dsink = 0
+    for i in range(params.length):
+        at = task * params.length + i
+        p.delta[at] = 0
+        if p.lse[at] == -INFINITY:              # saw nothing
+            continue
+        grad, out = row_address(&p.grad_out, b, head, i), row_address(&params.out, b, head, i)
+        sums, delta, e = broadcast(0), 0, 0
+        while e + LANES <= params.value_dim:
+            sums = fma_(load_row(p.grad_is_real, grad, e), load_row(params.out_is_real, out, e), sums)
+            e += LANES
+        while e < params.value_dim:
+            delta += real_at(p.grad_is_real, grad, e) * real_at(params.out_is_real, out, e)
+            e += 1
+        delta += lane0(hsum(sums))
+        if p.grad_lse != NULL:
+            delta -= p.grad_lse[at]
+        p.delta[at] = delta
+        if p.dsinks != NULL:
+            dsink -= <double>(lane0(exp_(vmin(broadcast(1), broadcast(sink_of(params, head) - p.lse[at])))) * delta)
+    if p.dsinks != NULL:
+        p.dsinks[task] = dsink
+    return params.length
+
+cdef Py_ssize_t grad_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
+    cdef const BackwardTasks* tasks = <const BackwardTasks*>context
+    cdef const BackwardParams* p = tasks.p
+    cdef const AttentionParams* params = &p.forward
+    cdef BackwardWorkspace* ws = <BackwardWorkspace*>(tasks.workspaces + thread * tasks.workspace_bytes)
+    cdef Py_ssize_t pair = tasks.first_pair + task // tasks.splits, split = task % tasks.splits
+    cdef Py_ssize_t b = pair // params.key_heads, key_head = pair % params.key_heads
+    cdef Py_ssize_t start = split * grad_split_keys(params), end = min(start + grad_split_keys(params), params.keys)
+    cdef Py_ssize_t row, cost = 0
+    cdef real* grad_rows = tasks.grad_rows + task * grad_rows_size(params)
+    memset(grad_rows, 0, grad_rows_size(params) * sizeof(real))
+    while start < end:
+        load_grad_block(p, b, key_head, start, min(start + KV_BLOCK, end), ws)
+        row = 0
+        while row < rows_of_head(params):
+            row += grad_tile(p, b, key_head, split, row, ws, grad_rows)
+        store_grad_block(p, b, key_head, ws)
+        cost += ws.block.stop - start
+        start = ws.block.stop
+    return cost + 1
+
+cdef Py_ssize_t dquery_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
+    """The splits' sums of a pair in order, times scale; and the gradient of scale, the sum of query * these sums."""
+    cdef const BackwardTasks* tasks = <const BackwardTasks*>context
+    cdef const BackwardParams* p = tasks.p
+    cdef const AttentionParams* params = &p.forward
+    cdef BackwardWorkspace* ws = <BackwardWorkspace*>(tasks.workspaces + thread * tasks.workspace_bytes)
+    cdef Py_ssize_t pair = tasks.first_pair + task, dim = padded(params.head_dim), size = grad_rows_size(params)
+    cdef Py_ssize_t b = pair // params.key_heads, key_head = pair % params.key_heads, row, split, r, head, query
+    cdef Py_ssize_t registers = dim // LANES
+    cdef real* grads = tasks.grad_rows + task * tasks.splits * size
+    cdef real* x
+    cdef vreal sums, scale, grad
+    for row in range(rows_of_head(params)):
+        x = grads + row * dim
+        head, query = head_of_row(params, key_head, row), query_of_row(params, row)
+        for split in range(1, tasks.splits):
+            for r in range(registers):
+                store(x + r * LANES, load(x + r * LANES) + load(x + split * size + r * LANES))
+        if p.dscale != NULL:
+            convert_padded(row_address(&params.query, b, head, query), params.query_is_real, params.head_dim, 1,
+                           ws.query_rows)
+            sums = broadcast(0)
+            for r in range(registers):
+                grad = load(x + r * LANES)      # a row that saw nothing has sums of 0, and may have a query of NaN
+                sums = fma_(zero_where(eq(grad, broadcast(0)), load(ws.query_rows + r * LANES)), grad, sums)
+            p.dscale[b * params.heads + head] += lane0(hsum(sums))
+        scale = broadcast(<real>params.scale[head])
+        for r in range(registers):
+            store(x + r * LANES, load(x + r * LANES) * scale)
+        store_row(x, params.query_is_real, params.head_dim, row_address(&p.dquery, b, head, query))
+    return 1
+
+cdef class BackwardWorkspaces:
+    """The buffers of `threads` threads, and the sums of dquery of `tasks` tasks; freed with it."""
+    cdef char* block
+    cdef real* grad_rows
+    cdef Py_ssize_t thread_bytes
+
+    def __cinit__(self, int threads, Py_ssize_t head_dim, Py_ssize_t value_dim, Py_ssize_t tasks, Py_ssize_t rows_size):
+        cdef Py_ssize_t dim = padded(head_dim) * sizeof(real), value_bytes = padded(value_dim) * sizeof(real)
+        cdef Py_ssize_t t
+        cdef BackwardWorkspace* ws
+        cdef char* at
+        self.thread_bytes = (round_up_to_line(sizeof(BackwardWorkspace))
+                             + round_up_to_line((2 * TILE_ROWS + 3 * KV_BLOCK) * dim)
+                             + round_up_to_line((2 * TILE_ROWS + 2 * KV_BLOCK) * value_bytes))
+        self.block = <char*>allocate(threads * self.thread_bytes + tasks * rows_size * <Py_ssize_t>sizeof(real))
+        self.grad_rows = <real*>(self.block + threads * self.thread_bytes)
+        for t in range(threads):
+            ws = <BackwardWorkspace*>(self.block + t * self.thread_bytes)
+            at = <char*>ws + round_up_to_line(sizeof(BackwardWorkspace))
+            ws.tile.query_t, ws.query_rows = <real*>at, <real*>(at + TILE_ROWS * dim)
+            at += 2 * TILE_ROWS * dim
+            ws.key_reals, ws.finite_reals = <real*>at, <real*>(at + KV_BLOCK * dim)
+            ws.dkey = <real*>(at + 2 * KV_BLOCK * dim)
+            at += round_up_to_line(3 * KV_BLOCK * dim)
+            ws.grad_t, ws.grad_rows = <real*>at, <real*>(at + TILE_ROWS * value_bytes)
+            at += 2 * TILE_ROWS * value_bytes
+            ws.value_reals, ws.dvalue = <real*>at, <real*>(at + KV_BLOCK * value_bytes)
+
+    def __dealloc__(self):
+        free(self.block)
+
+cdef int backward(const BackwardParams* p, bint in_order, int threads) except -1:
+    """in_order: the tasks add to the same elements of dbias, so one thread does them all."""
+    cdef const AttentionParams* params = &p.forward
+    cdef Py_ssize_t pairs = params.batch * params.key_heads, size = grad_rows_size(params), at_once, count, slice_, start
+    cdef BackwardTasks tasks
+    cdef BackwardWorkspaces workspaces
+    cdef ParallelRegion region
+    tasks.p, tasks.first_pair, tasks.splits = p, 0, splits_of(params)
+    at_once = min(pairs, max(<Py_ssize_t>1, 4 * threads // tasks.splits))
+    workspaces = BackwardWorkspaces(threads, params.head_dim, params.value_dim, at_once * tasks.splits, size)
+    tasks.workspaces, tasks.workspace_bytes = workspaces.block, workspaces.thread_bytes
+    tasks.grad_rows = workspaces.grad_rows
+    run_tasks(delta_task, &tasks, params.batch * params.heads,
+              max(<Py_ssize_t>(2 * threads), <Py_ssize_t>100000000 // (params.length * params.value_dim)), threads)
+    # tasks between two looks for an interrupt: a fraction of a second by any kernel, or one a thread
+    slice_ = <Py_ssize_t>200000000 // (rows_of_head(params) * multiplications_of_row(params) // tasks.splits + 10000)
+    slice_ = max(slice_, <Py_ssize_t>threads)
+    while tasks.first_pair < pairs:
+        count = min(at_once, pairs - tasks.first_pair)
+        start = 0
+        while start < count * tasks.splits:
+            with nogil:
+                region = open_region(1 if in_order else threads)
+                parallel_for(grad_task, &tasks, start, min(start + slice_, count * tasks.splits), False, &region)
+                close_region(&region)
+            PyErr_CheckSignals()
+            start += slice_
+        with nogil:
+            region = open_region(threads)
+            parallel_for(dquery_task, &tasks, 0, count, False, &region)
+            close_region(&region)
+        tasks.first_pair += at_once
+    return 0
