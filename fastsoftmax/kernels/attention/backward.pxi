@@ -17,7 +17,7 @@
 #
 # A key that is hidden from a row has P = dS = 0, whatever it, the row or grad_out hold. Since 0 times NaN is not 0, the
 # operands of the products that sum over keys or rows are copied without NaN and infinities wherever there are any. A
-# visible one makes P or dS NaN, so nothing is lost; but in dvalue, where grad_out itself is a factor: there it is added.
+# visible one makes P or dS NaN, so nothing is lost, except in dvalue, where grad_out itself is a factor: it is added.
 
 cdef enum:
     GRAD_TASKS = 16         # tasks that a call should have, where it has keys enough
@@ -361,7 +361,8 @@ cdef void store_grad_block(const BackwardParams* p, Py_ssize_t b, Py_ssize_t key
         store_row(ws.dvalue + j * padded(value_dim), False, value_dim,
                   row_address(&p.dvalue, b, key_head, ws.block.start + j))
 
-# Tasks: first delta, a head each; then a pair of batch and key head with one split of its keys; then dquery, a pair each.
+# Tasks: first delta, a head each; then a pair of batch and key head with one split of its keys; then dquery, a pair
+# each.
 
 cdef struct BackwardTasks:
     const BackwardParams* p
@@ -490,7 +491,8 @@ cdef class BackwardWorkspaces:
 cdef int backward(const BackwardParams* p, bint in_order, int threads) except -1:
     """in_order: the tasks add to the same elements of dbias, so one thread does them all."""
     cdef const AttentionParams* params = &p.forward
-    cdef Py_ssize_t pairs = params.batch * params.key_heads, size = grad_rows_size(params), at_once, count, slice_, start
+    cdef Py_ssize_t pairs = params.batch * params.key_heads, size = grad_rows_size(params)
+    cdef Py_ssize_t at_once, count, slice_, start
     cdef BackwardTasks tasks
     cdef BackwardWorkspaces workspaces
     cdef ParallelRegion region

@@ -10,9 +10,7 @@ cdef enum:
 cdef inline void gemm_tile(int rows, int columns, const real* left, Py_ssize_t left_row, Py_ssize_t left_step,
                            Py_ssize_t count, const real* right, Py_ssize_t right_step,
                            vreal* product) noexcept nogil:
-    """product[row][column] = sum over t < count of left[row * left_row + t * left_step] * right[t * right_step + column].
-
-    Columns are registers: column c of right[t] is the LANES reals from c * LANES on.
+    """product[row][c] = sum over t < count of left[row * left_row + t * left_step] * register c at right + t * right_step.
     """
     cdef vreal[COLUMNS] r_
     cdef vreal l_
@@ -38,14 +36,12 @@ cdef inline void score_tile(int rows, int columns, const real* key, Py_ssize_t s
     cdef real* score
     cdef int r, c
     while e + DOT_RUN < dim:
-        gemm_tile(rows, columns, key + e, stride, 1, DOT_RUN, query_t + e * columns * LANES, columns * LANES,
-                  product)
+        gemm_tile(rows, columns, key + e, stride, 1, DOT_RUN, query_t + e * columns * LANES, columns * LANES, product)
         for r in range(rows * columns):
             score = scores + r * LANES
             store(score, load(score) + product[r] if e > 0 else product[r])
         e += DOT_RUN
-    gemm_tile(rows, columns, key + e, stride, 1, dim - e, query_t + e * columns * LANES, columns * LANES,
-                  product)
+    gemm_tile(rows, columns, key + e, stride, 1, dim - e, query_t + e * columns * LANES, columns * LANES, product)
     for r in range(rows):
         for c in range(columns):
             score = scores + (r * columns + c) * LANES
