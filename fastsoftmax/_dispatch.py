@@ -2,9 +2,17 @@
 
 import contextlib
 import importlib
+import importlib.util
 import os
+from pathlib import Path
 
-from fastsoftmax import _cpu, _front, _openmp  # noqa: F401  (_openmp before any kernel)
+try:
+    from fastsoftmax import _cpu, _front, _openmp  # noqa: F401  (_openmp before any kernel)
+except ImportError as error:
+    if importlib.util.find_spec("fastsoftmax._cpu") is not None:        # built, but it does not load
+        raise
+    raise ImportError(f"fastsoftmax has not been built in {Path(__file__).resolve().parent}; run "
+                      "`python -m pip install -e .` in the folder that holds setup.py") from error
 
 DTYPES = _cpu.dtypes
 RESULTS = {"softmax": 0, "log_softmax": 1, "logsumexp": 2, "softmax_entropy": 3}

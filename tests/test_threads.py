@@ -1,6 +1,7 @@
 """How many threads, who decides, and that calls survive forks, other threads and Control-C."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -532,3 +534,19 @@ def test_module_prints_no_warning_on_import():
     done = python("import warnings; warnings.simplefilter('error'); import fastsoftmax")
     assert (done.returncode, done.stderr) == (0, "")
     assert fastsoftmax.__name__ == "fastsoftmax"
+
+
+def test_a_folder_that_is_not_built_says_how_to_build_it(tmp_path):
+    source = Path(fastsoftmax.__file__).parent
+    shutil.copytree(source, tmp_path / "fastsoftmax", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
+    # The finder of an editable installation serves any folder of that name: only Python's own finders are left.
+    done = python(f"""
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if getattr(finder, "__module__", "").startswith("_frozen_import")]
+sys.path.insert(0, {str(tmp_path)!r})
+import fastsoftmax
+""")
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: fastsoftmax has not been built in {tmp_path / 'fastsoftmax'}; "
+        "run `python -m pip install -e .` in the folder that holds setup.py")
