@@ -100,7 +100,7 @@ def extensions():
         Extension("fastsoftmax._openmp", ["fastsoftmax/_openmp.pyx"], extra_compile_args=compile_flags(), **runtime,
                   **parallel),
         Extension("fastsoftmax._testing", ["fastsoftmax/_testing.pyx"], **runtime, **serial),
-        Extension("fastsoftmax._front", ["fastsoftmax/_front.pyx"], include_dirs=[numpy.get_include()],
+        Extension("fastsoftmax._fastpath", ["fastsoftmax/_fastpath.pyx"], include_dirs=[numpy.get_include()],
                   define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")], **serial),
     ]
 

@@ -5,15 +5,15 @@ import math
 
 import numpy as np
 
-from fastsoftmax import _front
+from fastsoftmax import _fastpath
 
 # dtype -> tag of its kernels; bfloat16 is known by name, since it is another package's
 _TAGS = {np.dtype(np.float16): "f16", np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
 _BITS = {"f16": np.uint16, "bf16": np.uint16, "f32": None, "f64": None}     # how a memoryview sees the elements
 
-STAGE = 1 << 18             # elements that are brought into order at a time where a kernel cannot take them as they are
-PIECE = 1 << 16             # elements of a longer row that a reduction brings into order at a time
-WORTH_A_CALL = 1 << 11      # elements a kernel call should have where several calls are needed
+STAGED_ELEMENTS = 1 << 18        # elements that are staged at a time where a kernel cannot take them as they are
+PIECE_ELEMENTS = 1 << 16         # elements of a longer row that a reduction stages at a time
+MIN_ELEMENTS_PER_CALL = 1 << 11      # elements a kernel call should have where several calls are needed
 
 
 def tag(dtype):
@@ -156,7 +156,7 @@ def as_temperature(temperature, shape, axes):
         return lowest, moderate
     reduced = tuple([1 if i in axes else size for i, size in enumerate(shape)])
     try:
-        return _front.spread(t, reduced), moderate
+        return _fastpath.broadcast_to(t, reduced), moderate
     except ValueError:
         raise ValueError(f"temperature of shape {t.shape} does not broadcast to {reduced}: the shape of the input "
                          f"{tuple(shape)} with length 1 along the axes of the reduction") from None
@@ -172,7 +172,7 @@ def as_where(where, shape):
     if mask.dtype != np.bool_:
         raise TypeError(f"where must be an array of bool, got dtype {mask.dtype}")
     try:
-        return _front.spread(mask, shape)
+        return _fastpath.broadcast_to(mask, shape)
     except ValueError:
         raise ValueError(
             f"where of shape {mask.shape} does not broadcast to the input's shape {tuple(shape)}") from None
@@ -220,7 +220,7 @@ def same_elements(x, y):
             and x.shape == y.shape and x.dtype == y.dtype)
 
 
-def apart(array, out):
+def copy_if_overlapping(array, out):
     """array itself, or a copy where writing to out would change it before it is read."""
     if array is None or not isinstance(array, np.ndarray) or not np.may_share_memory(array, out):
         return array
@@ -231,10 +231,10 @@ def separate(x, out):
     """x, or a copy of it where it overlaps out without being the same elements."""
     if x is out or not np.may_share_memory(x, out) or same_elements(x, out):
         return x
-    return apart(x, out)
+    return copy_if_overlapping(x, out)
 
 
-def takes(array):
+def kernel_ready(array):
     """Whether a kernel's memoryview can take it: native, aligned, whole elements between elements."""
     flags = array.flags
     return (array.dtype.isnative and flags.aligned
@@ -306,7 +306,7 @@ class Layout:
 
     def views(self, *operands):
         """For each call, a list of the operands as arrays of `shape`; None stays None."""
-        seen = [None if a is None else _front.strided(a, self._sizes, strides)
+        seen = [None if a is None else _fastpath.as_strided(a, self._sizes, strides)
                 for a, strides in zip(operands, self._strides, strict=True)]
         if self.calls == 1:
             return [seen]

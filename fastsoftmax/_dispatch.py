@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 try:
-    from fastsoftmax import _cpu, _front, _openmp  # noqa: F401  (_openmp before any kernel)
+    from fastsoftmax import _cpu, _fastpath, _openmp  # noqa: F401  (_openmp before any kernel)
 except ImportError as error:
     if importlib.util.find_spec("fastsoftmax._cpu") is not None:        # built, but it does not load
         raise
@@ -50,7 +50,7 @@ def use(name):
         raise ImportError(f"FASTSOFTMAX_ISA={name!r} {what}; supported here: {', '.join(supported())}")
     modules = {tag: importlib.import_module(f"fastsoftmax.kernels.{tag}_{name}") for tag in DTYPES}
     _modules, _isa = modules, name
-    _front.use(*(modules[tag].contiguous_address for tag in ("f16", "f32", "f64")))
+    _fastpath.use(*(modules[tag].contiguous_address for tag in ("f16", "f32", "f64")))
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from typing import Any, Literal, SupportsIndex, TypedDict, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsoftmax import _arrays, _dispatch, _front, _threads, reference
-from fastsoftmax.softmax import _undisturbed, logsumexp
+from fastsoftmax import _arrays, _dispatch, _fastpath, _threads, reference
+from fastsoftmax.softmax import default_fp_env, logsumexp
 
 Array = NDArray[Any]
 Window = tuple[SupportsIndex | None, SupportsIndex | None]
@@ -33,10 +33,10 @@ class _Options(TypedDict, total=False):
     out: Array | None
 
 
-FAR = 1 << 40               # positions and distances beyond any array's length
-SMALL = 1 << 10             # entries of the arrays that are kept from call to call
-MERGED = 1 << 16            # elements of outputs that are merged at a time
-WORK = 1 << 6               # multiplications that take about as long as an element of softmax; see _threads.PARALLEL
+MAX_DISTANCE = 1 << 40              # positions and distances beyond any array's length
+CACHED_ELEMENTS = 1 << 10           # entries of the arrays that are kept from call to call
+MERGE_ELEMENTS = 1 << 16            # elements of outputs that are merged at a time
+PRODUCTS_PER_ELEMENT = 1 << 6       # multiplications that take about as long as an element of softmax
 
 
 @overload
@@ -225,12 +225,13 @@ def scaled_dot_product_attention(
     if dropout_p != 0:
         raise NotImplementedError(f"dropout is not implemented: dropout_p must be 0, got {dropout_p}")
     tag = _arrays.tag(query.dtype) if type(query) is np.ndarray else None
-    fit = _front.attention_inputs(query, key, value, enable_gqa) if tag else None
+    fit = _fastpath.attention_inputs(query, key, value, enable_gqa) if tag else None
     if (attn_mask is bias is scale is window is softcap is alibi_slopes is sinks is key_lengths is None and fit
-            and type(causal_offset) is int and -FAR <= causal_offset <= FAR and not (return_lse or return_entropy)):
+            and type(causal_offset) is int and -MAX_DISTANCE <= causal_offset <= MAX_DISTANCE
+            and not (return_lse or return_entropy)):
         # Fast path: no optional argument is set, so none is checked. Decoding makes very many such small calls.
         q, k, v, batch, heads, _, width, y_shape, added = fit
-        y = np.empty(y_shape, q.dtype) if out is None else _front.attention_result(out, q, k, v, y_shape, added)
+        y = np.empty(y_shape, q.dtype) if out is None else _fastpath.attention_result(out, q, k, v, y_shape, added)
         if y is not None:
             _call(tag, q, k, v, y, (), _default_scale(width, heads), _repeated(causal_offset, batch, np.int64), -1,
                   0 if is_causal else -1, None, 0.0, None, None, None, None)
@@ -292,7 +293,7 @@ def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLik
     return _merge(outputs, lses)
 
 
-@_undisturbed
+@default_fp_env
 def _merge(outputs, lses):
     parts, part_lses, dtype = _as_parts(outputs, lses)
     wide = np.result_type(_statistics(dtype), np.float64)       # rounded once, at the end
@@ -302,8 +303,8 @@ def _merge(outputs, lses):
     stacked = np.stack(part_lses, dtype=wide, casting="unsafe").reshape(-1, rows)
     out = np.empty((rows, width), wide)
     # blocks that stay in the cache
-    rows_at_once = max(min(MERGED // 8 // max(width, 1), rows), 1)
-    parts_at_once = max(MERGED // max(rows_at_once * width, 1), 1)
+    rows_at_once = max(min(MERGE_ELEMENTS // 8 // max(width, 1), rows), 1)
+    parts_at_once = max(MERGE_ELEMENTS // max(rows_at_once * width, 1), 1)
     with np.errstate(all="ignore"):
         peak = stacked.max(0)
         # Not softmax: the weight of a part that alone has seen keys is exactly 1 here.
@@ -350,11 +351,11 @@ def _pairwise(arrays):
     return total
 
 
-@_undisturbed
+@default_fp_env
 def _attention(fit, query, key, value, attn_mask, is_causal, scale, enable_gqa, bias, causal_offset, window, softcap,
                alibi_slopes, sinks, key_lengths, return_lse, return_entropy, out):
     """Whatever the options; `fit` are the inputs for the kernel, if it takes them as they are."""
-    q, k, v, batch, heads, keys, width, y_shape, added = fit or _made_to_fit(query, key, value, enable_gqa)
+    q, k, v, batch, heads, keys, width, y_shape, added = fit or prepare_qkv(query, key, value, enable_gqa)
     dtype, tag = q.dtype, _arrays.tag(k.dtype)
     # All is checked before anything is written.
     statistics = _statistics(dtype)
@@ -389,15 +390,15 @@ def _attention(fit, query, key, value, attn_mask, is_causal, scale, enable_gqa, 
             key_lengths=key_lengths, return_lse=True, return_entropy=True)
         y, lse, entropy = reference._round(y, dtype), _saturated(lse, statistics), _saturated(entropy, statistics)
     else:
-        in_place = out is not None and _is_ready(out) and _is_apart(out, q, k, v, bias, attn_mask)
+        in_place = out is not None and _is_ready(out) and no_overlap(out, q, k, v, bias, attn_mask)
         y = np.asarray(out)[(None,) * added] if in_place else np.empty(y_shape, dtype)
         lse = np.empty(y_shape[:-1], statistics) if return_lse else None
         entropy = np.empty(y_shape[:-1], statistics) if return_entropy else None
         terms = () if bias is None else (bias,)
         terms = terms if attn_mask is None else (*terms, attn_mask)
         scale = _default_scale(width, heads) if scale is None else scale
-        left = -1 if left is None else min(left, FAR)
-        right = 0 if is_causal else -1 if right is None else min(right, FAR)
+        left = -1 if left is None else min(left, MAX_DISTANCE)
+        right = 0 if is_causal else -1 if right is None else min(right, MAX_DISTANCE)
         run = _call if fit else _compute
         run(tag, q, k, v, y, terms, scale, causal_offset, left, right, key_lengths, softcap or 0.0, alibi_slopes, sinks,
             lse, entropy)
@@ -412,7 +413,7 @@ def _attention(fit, query, key, value, attn_mask, is_causal, scale, enable_gqa, 
     return (y, entropy) if return_entropy else y
 
 
-def _made_to_fit(query, key, value, enable_gqa):
+def prepare_qkv(query, key, value, enable_gqa):
     """(q, k, v, batch, heads, keys, width, shape of the result, added), or an error that says what does not fit.
 
     q, k and v are ready for a kernel and have all dimensions of the batch, one at least, and heads; `added` is how many
@@ -423,7 +424,8 @@ def _made_to_fit(query, key, value, enable_gqa):
     lead, heads, key_heads = _fitted(q, k, v, enable_gqa)
     added = 0 if lead else 2 if q.ndim == k.ndim == v.ndim == 2 else 1
     lead = lead or (1,)
-    q, k, v = [_front.spread(x if _is_ready(x) else _copied(x, _arrays.native(x.dtype)), (*lead, n, *x.shape[-2:]))
+    q, k, v = [_fastpath.broadcast_to(
+        x if _is_ready(x) else _copied(x, _arrays.native(x.dtype)), (*lead, n, *x.shape[-2:]))
                for x, n in ((q, heads), (k, key_heads), (v, key_heads))]
     return (q, k, v, q.shape[:-3], heads, k.shape[-2], q.shape[-1],
             (*q.shape[:-1], v.shape[-1]), added)
@@ -431,7 +433,7 @@ def _made_to_fit(query, key, value, enable_gqa):
 
 def _call(tag, q, k, v, y, terms, scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy):
     """y, lse and entropy by one call of a kernel."""
-    threads = _threads.threads_for((q.size + y.size) * k.shape[2] // WORK)
+    threads = _threads.threads_for((q.size + y.size) * k.shape[2] // PRODUCTS_PER_ELEMENT)
     if k.itemsize == 2:
         q, k, v, y = _halves(q), _bits(k), _bits(v), _halves(y)
     if terms:
@@ -477,7 +479,7 @@ def _bits(x):
 def _halves(x):
     """A query or result as a kernel for 16-bit keys sees it: float32 as twice as many elements of 16 bits."""
     if x.strides[-1] != x.itemsize:         # of one element
-        x = _front.strided(x, x.shape, (*x.strides[:-1], x.itemsize))
+        x = _fastpath.as_strided(x, x.shape, (*x.strides[:-1], x.itemsize))
     return x.view(np.uint16)
 
 
@@ -485,7 +487,7 @@ def _calls(lead, arrays):
     """Arrays (*lead, ...) as arrays (B, ...) for each call of a kernel, as few as the strides allow."""
     n = len(lead)
     sizes, strides = _joined(lead, tuple([x.strides[:n] for x in arrays]))
-    seen = [_front.strided(x, sizes + x.shape[n:], outer + x.strides[n:])
+    seen = [_fastpath.as_strided(x, sizes + x.shape[n:], outer + x.strides[n:])
             for x, outer in zip(arrays, strides, strict=True)]
     if len(sizes) == 1:
         return [seen]
@@ -500,7 +502,7 @@ def _joined(lead, strides):
 
 
 @functools.lru_cache(maxsize=64)
-@_undisturbed
+@default_fp_env
 def _default_scale(width, heads):
     return np.full(heads, 1 / math.sqrt(width or 1))
 
@@ -514,7 +516,7 @@ def _kept(x, shape, dtype):
 
 def _repeated(x, shape, dtype):
     """An array of one number; a small one is kept from call to call, and read-only."""
-    return _kept(x, shape, dtype) if math.prod(shape) <= SMALL else np.full(shape, x, dtype)
+    return _kept(x, shape, dtype) if math.prod(shape) <= CACHED_ELEMENTS else np.full(shape, x, dtype)
 
 
 def _is_extreme(scale, arithmetic):
@@ -522,7 +524,7 @@ def _is_extreme(scale, arithmetic):
     return scale is not None and abs(scale).max(initial=0) > (1e30 if arithmetic.itemsize < 8 else 1e200)
 
 
-def _is_apart(out, *inputs):
+def no_overlap(out, *inputs):
     """Whether out shares no memory with an input."""
     for x in inputs:
         if x is not None and np.may_share_memory(x, out) and np.shares_memory(x, out):
@@ -535,7 +537,7 @@ def _is_ready(x):
     flags = x.flags
     if flags.c_contiguous and flags.aligned and x.dtype.isnative:
         return True
-    return _arrays.takes(x) and (x.strides[-1] == x.itemsize or x.shape[-1] <= 1)
+    return _arrays.kernel_ready(x) and (x.strides[-1] == x.itemsize or x.shape[-1] <= 1)
 
 
 def _copied(x, dtype):
@@ -629,15 +631,15 @@ def _as_term(x, name, shape, added, dtype, lengths):
         kinds = "boolean or floating" if name == "attn_mask" else "floating"
         raise TypeError(f"{name} must be {kinds}, got dtype {array.dtype}")
     wanted = array.dtype if boolean else dtype if _arrays.native(array.dtype) == dtype else _statistics(dtype)
-    if array.dtype != wanted or not _arrays.takes(array):
+    if array.dtype != wanted or not _arrays.kernel_ready(array):
         array = _copied(array, wanted) if array.ndim else _saturated(array, wanted)
     known = array.shape[-1] if array.ndim else 1
     full, short = shape, known != 1 and lengths is not None and lengths.max(initial=0) <= known < shape[-1]
     if short:
         shape = (*shape[:-1], known)
     try:
-        seen = _front.spread(array, shape) if not added else _front.spread(array, shape[1:])[None]
-        return _front.strided(seen, full, seen.strides) if short else seen
+        seen = _fastpath.broadcast_to(array, shape) if not added else _fastpath.broadcast_to(array, shape[1:])[None]
+        return _fastpath.as_strided(seen, full, seen.strides) if short else seen
     except ValueError:
         raise ValueError(f"{name} of shape {array.shape} does not broadcast to {full[added > 0:]}, the shape of the "
                          "scores (..., heads, queries, keys)") from None
@@ -658,9 +660,9 @@ def _as_reals(x, name, shape, arithmetic):
 
 
 def _as_ints(x, name, shape):
-    """int64 of this shape, in memory of its own; a Python int beyond +-FAR is clipped to it."""
+    """int64 of this shape, in memory of its own; a Python int beyond +-MAX_DISTANCE is clipped to it."""
     if type(x) is int:          # of any size; NumPy would make an object of a large one
-        return _repeated(x if -FAR <= x <= FAR else FAR if x > 0 else -FAR, shape, np.int64)
+        return _repeated(max(-MAX_DISTANCE, min(x, MAX_DISTANCE)), shape, np.int64)
     array = _arrays.as_array(x, name, instead_of_masked=f"{name}.data")
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be an int or an array of ints, got {array.dtype}")
@@ -672,12 +674,12 @@ def _as_ints(x, name, shape):
 def _as_offset(causal_offset, batch):
     """Clipped, so that the kernels can add and subtract."""
     offset = _as_ints(causal_offset, "causal_offset", batch)
-    return offset if type(causal_offset) is int else np.minimum(np.maximum(offset, -FAR), FAR)
+    return offset if type(causal_offset) is int else np.minimum(np.maximum(offset, -MAX_DISTANCE), MAX_DISTANCE)
 
 
 def _broadcast_copy(array, name, shape, dtype):
     try:
-        return np.array(_front.spread(array, shape), dtype, order="C")
+        return np.array(_fastpath.broadcast_to(array, shape), dtype, order="C")
     except ValueError:
         meant = "one for each head" if len(shape) == 1 and name in ("scale", "sinks") else (
             "the dimensions up to the heads" if name == "alibi_slopes" else "the dimensions before the heads")

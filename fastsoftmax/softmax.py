@@ -10,7 +10,7 @@ from typing import Any, Literal, SupportsIndex, TypeVar, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastsoftmax import _arrays, _cpu, _dispatch, _front, _threads, reference
+from fastsoftmax import _arrays, _cpu, _dispatch, _fastpath, _threads, reference
 
 # For type checkers a result is an array, though a 0-d one is a scalar; that of a reduction is Any, as in NumPy's stubs.
 Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
@@ -22,7 +22,7 @@ SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, ENTROPY = range(4)
 _REFERENCE = (reference.softmax, reference.log_softmax, reference.logsumexp, reference.softmax_entropy)
 
 
-def _stream_from():
+def nontemporal_threshold():
     """Bytes of results from which they are written past the caches: half of the last-level cache."""
     try:                        # not by sysconf: in a virtual machine that may be the cache of the whole processor
         with open("/sys/devices/system/cpu/cpu0/cache/index3/size") as file:
@@ -32,20 +32,20 @@ def _stream_from():
     return max(cache, 1 << 23) // 2
 
 
-_STREAM_FROM = _stream_from()
-FEW = 1 << 12               # elements that are copied in less time than it takes to describe how they lie
-_front.configure(_threads.threads_for, _STREAM_FROM)
+_nontemporal_bytes = nontemporal_threshold()
+SMALL_ELEMENTS = 1 << 12               # elements that are copied in less time than it takes to describe how they lie
+_fastpath.configure(_threads.threads_for, _nontemporal_bytes)
 
 
-def _undisturbed(function):
+def default_fp_env(function):
     """For what computes with NumPy, too: the caller's floating-point modes and flags are neither used nor changed."""
 
     @functools.wraps(function)
-    def undisturbed(*args):
+    def in_default_fp_env(*args):
         with _cpu.DefaultFPEnv():
             return function(*args)
 
-    return undisturbed
+    return in_default_fp_env
 
 
 def _signature_without_dim(function: Function) -> Function:
@@ -132,7 +132,7 @@ def softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, wh
     array([0.731, 0.269, 0.   ])
     """
     if where is dtype is dim is None and temperature is not None:
-        y = _front.contiguous(SOFTMAX, x, axis, temperature, out)
+        y = _fastpath.contiguous(SOFTMAX, x, axis, temperature, out)
         if y is not None:
             return y
     _refuse_dim(dim)
@@ -174,7 +174,7 @@ def log_softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0
     array([-2.06115362e-09, -2.00000000e+01])
     """
     if where is dtype is dim is None and temperature is not None:
-        y = _front.contiguous(LOG_SOFTMAX, x, axis, temperature, out)
+        y = _fastpath.contiguous(LOG_SOFTMAX, x, axis, temperature, out)
         if y is not None:
             return y
     _refuse_dim(dim)
@@ -245,7 +245,7 @@ def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepd
     1000.6931471805599
     """
     if b is where is dtype is out is dim is None and not return_sign and not keepdims:
-        y = _front.contiguous(LOGSUMEXP, a, axis, None, None)
+        y = _fastpath.contiguous(LOGSUMEXP, a, axis, None, None)
         if y is not None:
             return y
     _refuse_dim(dim)
@@ -286,7 +286,7 @@ def softmax_entropy(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike =
     array([0.6931, 0.0012])
     """
     if where is dim is None and temperature is not None:
-        y = _front.contiguous(ENTROPY, x, axis, temperature, None)
+        y = _fastpath.contiguous(ENTROPY, x, axis, temperature, None)
         if y is not None:
             return y
     _refuse_dim(dim)
@@ -374,7 +374,7 @@ def causal_mask_(scores: Scores, *, offset: SupportsIndex = 0, fill_value: float
     return scores
 
 
-@_undisturbed
+@default_fp_env
 def _elementwise(result, x, axis, temperature, where, dtype, out):
     """softmax and log_softmax, whatever their arguments."""
     x, axes, compute, final = _asked(x, axis, dtype)
@@ -383,7 +383,7 @@ def _elementwise(result, x, axis, temperature, where, dtype, out):
     if not (moderate and _arrays.tag(compute)):
         y = _REFERENCE[result](x, axes, temperature=temperature, where=where, dtype=compute)
         return _deliver(y, final, out)
-    y = _few(result, x, compute, axes, temperature, where)
+    y = _small_fast_path(result, x, compute, axes, temperature, where)
     if y is not None:
         return _deliver(y, final, out)
     y, x, temperature, where = _outputs(x, final, out, temperature, where)
@@ -392,7 +392,7 @@ def _elementwise(result, x, axis, temperature, where, dtype, out):
     return y[()] if out is None else y
 
 
-@_undisturbed
+@default_fp_env
 def _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out):
     x = _arrays.as_scores(a, "a")
     natural = np.dtype(np.float64) if x.dtype.kind == "O" else x.dtype
@@ -420,7 +420,7 @@ def _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out):
             sign = _deliver(sign, final, None)
         y = _deliver(y, log_final, out)
     else:
-        y = _few(LOGSUMEXP, x, compute, axes, 1.0, where)
+        y = _small_fast_path(LOGSUMEXP, x, compute, axes, 1.0, where)
         if y is None:
             y = np.full(wide_shape, -math.inf, final)
             if x.size:
@@ -432,14 +432,14 @@ def _logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out):
     return (y, sign) if return_sign else y
 
 
-@_undisturbed
+@default_fp_env
 def _entropy(x, axis, temperature, where):
     x, axes, compute, final = _asked(x, axis, None)
     temperature, moderate, where = _modifiers(x, axes, temperature, where)
     _refuse_empty(x, axes)
     if not (moderate and _arrays.tag(compute)):
         return _REFERENCE[ENTROPY](x, axes, temperature=temperature, where=where)[()]
-    y = _few(ENTROPY, x, compute, axes, temperature, where)
+    y = _small_fast_path(ENTROPY, x, compute, axes, temperature, where)
     if y is not None:
         return y
     y = np.empty([1 if i in axes else size for i, size in enumerate(x.shape)], final)
@@ -448,7 +448,7 @@ def _entropy(x, axis, temperature, where):
     return y.reshape([size for i, size in enumerate(x.shape) if i not in axes])[()]
 
 
-@_undisturbed
+@default_fp_env
 def _causal_softmax(scores, offset, temperature, dtype, out):
     x = _as_matrices(scores)
     offset = _as_offset(offset)
@@ -463,7 +463,7 @@ def _causal_softmax(scores, offset, temperature, dtype, out):
     return y
 
 
-@_undisturbed
+@default_fp_env
 def _causal_mask(scores, offset, fill_value):
     if isinstance(scores, np.ma.MaskedArray):
         raise TypeError("scores is a masked array; pass scores.data, which is then changed in place")
@@ -481,7 +481,7 @@ def _causal_mask(scores, offset, fill_value):
     if x.size == 0:
         return
     tag = _arrays.tag(x.dtype)
-    if tag is None or not _arrays.takes(x):
+    if tag is None or not _arrays.kernel_ready(x):
         with np.errstate(all="ignore"):
             reference.causal_mask_(x, offset=offset, fill_value=value)
         return
@@ -489,7 +489,7 @@ def _causal_mask(scores, offset, fill_value):
     elements = _arrays.elements(x)
     threads = _threads.threads_for(x.size // 2)
     for (view,) in _arrays.Layout.of_matrices(elements.shape, (elements.strides,)).views(elements):
-        kernel(view, offset, value, threads, x.nbytes >= _STREAM_FROM)
+        kernel(view, offset, value, threads, x.nbytes >= _nontemporal_bytes)
 
 
 def _asked(x, axis, dtype):
@@ -510,12 +510,12 @@ def _refuse_empty(x, axes):
                          f"{x.shape} is empty")
 
 
-def _few(result, x, compute, axes, temperature, where):
+def _small_fast_path(result, x, compute, axes, temperature, where):
     """The result for a few elements, brought into order for the short way in; None if it does not take them."""
-    if where is not None or x.size > FEW or len(axes) not in (1, x.ndim) or type(temperature) is not float:
+    if where is not None or x.size > SMALL_ELEMENTS or len(axes) not in (1, x.ndim) or type(temperature) is not float:
         return None
     x, peak = _in_order(x, compute, axes)
-    y = _front.contiguous(result, x, None if len(axes) == x.ndim else axes[0], temperature, None)
+    y = _fastpath.contiguous(result, x, None if len(axes) == x.ndim else axes[0], temperature, None)
     return y if peak is None or result != LOGSUMEXP or y is None else y + peak.reshape(np.shape(y)).astype(compute)
 
 
@@ -532,7 +532,8 @@ def _outputs(x, final, out, temperature, where):
     if out is None:
         return np.empty_like(x, dtype=final, subok=False), x, temperature, where
     _arrays.check_out(out, x.shape, final)
-    return out, _arrays.separate(x, out), _arrays.apart(temperature, out), _arrays.apart(where, out)
+    temperature, where = (_arrays.copy_if_overlapping(array, out) for array in (temperature, where))
+    return out, _arrays.separate(x, out), temperature, where
 
 
 def _deliver(y, final, out):
@@ -565,8 +566,8 @@ def _as_offset(offset):
 
 def _broadcast_temperature(temperature, shape):
     if isinstance(temperature, float):
-        return None if temperature == 1 else _front.spread(np.asarray(temperature), shape)
-    return _front.spread(temperature, shape)
+        return None if temperature == 1 else _fastpath.broadcast_to(np.asarray(temperature), shape)
+    return _fastpath.broadcast_to(temperature, shape)
 
 
 def _zeros_along(axes, strides):
@@ -576,19 +577,19 @@ def _zeros_along(axes, strides):
 def _compute(result, x, y, compute, axes, temperature, where):
     """y from x, all checked and not empty; y has x's number of dimensions, with length 1 where it is reduced."""
     temperature = _broadcast_temperature(temperature, x.shape)
-    if x.dtype == compute == y.dtype and _arrays.takes(x) and _arrays.takes(y):
+    if x.dtype == compute == y.dtype and _arrays.kernel_ready(x) and _arrays.kernel_ready(y):
         x_seen, y_seen = _arrays.elements(x), _arrays.elements(y)
         mask = None if where is None else where.view(np.uint8)
         none = (0,) * x.ndim
         layout = _arrays.Layout.along(x.shape, axes, (
             x.strides, y.strides if result < LOGSUMEXP else _zeros_along(axes, y.strides),
             none if temperature is None else temperature.strides, none if mask is None else mask.strides))
-        if layout is not None and (layout.calls == 1 or x.size >= layout.calls * _arrays.WORTH_A_CALL):
+        if layout is not None and (layout.calls == 1 or x.size >= layout.calls * _arrays.MIN_ELEMENTS_PER_CALL):
             kernel = _dispatch.kernels(_arrays.tag(compute)).softmax_rows
             threads = _threads.threads_for(x.size // layout.calls)
-            streamed = y.nbytes >= _STREAM_FROM and not np.may_share_memory(x, y)
+            nontemporal = y.nbytes >= _nontemporal_bytes and not np.may_share_memory(x, y)
             for x_rows, y_rows, t, mask_rows in layout.views(x_seen, y_seen, temperature, mask):
-                kernel(result, x_rows, y_rows, None if t is None else t[:, 0], mask_rows, None, threads, streamed)
+                kernel(result, x_rows, y_rows, None if t is None else t[:, 0], mask_rows, None, threads, nontemporal)
             return
     _compute_staged(result, x, y, compute, axes, temperature, where)
 
@@ -609,12 +610,12 @@ def _compute_staged(result, x, y, compute, axes, temperature, where):
         temperature = temperature.transpose(order)[(..., *(0,) * len(axes))]
     if where is not None:
         where = where.transpose(order)
-    if result >= LOGSUMEXP and n > _arrays.STAGE:
+    if result >= LOGSUMEXP and n > _arrays.STAGED_ELEMENTS:
         for index in np.ndindex(kept_shape):
             y[index] = _reduced_in_pieces(result, x[index], 1.0 if temperature is None else temperature[index],
                                           True if where is None else where[index])
         return
-    for piece in _arrays.pieces(kept_shape, max(1, _arrays.STAGE // n)):
+    for piece in _arrays.pieces(kept_shape, max(1, _arrays.STAGED_ELEMENTS // n)):
         along = tuple(range(len(kept), x.ndim))
         rows, peak = _in_order(x[piece], compute, along, None if where is None else where[piece], copy=True)
         shape = rows.shape[:len(kept)]
@@ -636,11 +637,11 @@ def _reduced_in_pieces(result, row, temperature, where):
     own maximum, its peak, and so are integers. logsumexp of floats needs no shift: rounding a piece's lse loses no more
     than rounding the row's.
     """
-    buffer = np.empty(_arrays.PIECE)
+    buffer = np.empty(_arrays.PIECE_ELEMENTS)
     peaks, lses, entropies = [], [], []
     any_visible = False
     integers = _arrays.is_wide_integer(row.dtype)
-    for piece in _arrays.pieces(row.shape, _arrays.PIECE):
+    for piece in _arrays.pieces(row.shape, _arrays.PIECE_ELEMENTS):
         part = row[piece]
         scores = buffer[:part.size]
         visible = True if where is True else where[piece].reshape(-1)
@@ -703,14 +704,14 @@ def _merged(lses, entropies):
 def _compute_causal(x, y, compute, offset, temperature):
     temperature = _broadcast_temperature(temperature, x.shape)
     kernel = _dispatch.kernels(_arrays.tag(compute)).softmax_rows
-    if x.dtype == compute == y.dtype and _arrays.takes(x) and _arrays.takes(y):
+    if x.dtype == compute == y.dtype and _arrays.kernel_ready(x) and _arrays.kernel_ready(y):
         x_seen, y_seen = _arrays.elements(x), _arrays.elements(y)
         layout = _arrays.Layout.of_matrices(x.shape, (
             x.strides, y.strides, (0,) * x.ndim if temperature is None else temperature.strides))
         threads = _threads.threads_for(x.size // layout.calls)
-        streamed = y.nbytes >= _STREAM_FROM and not np.may_share_memory(x, y)
+        nontemporal = y.nbytes >= _nontemporal_bytes and not np.may_share_memory(x, y)
         for x_rows, y_rows, t in layout.views(x_seen, y_seen, temperature):
-            kernel(SOFTMAX, x_rows, y_rows, None if t is None else t[:, 0], None, offset, threads, streamed)
+            kernel(SOFTMAX, x_rows, y_rows, None if t is None else t[:, 0], None, offset, threads, nontemporal)
         return
     for index in np.ndindex(x.shape[:-2]):      # a matrix at a time is staged: no more than the result takes
         visible = reference._causal(x.shape, offset) if _arrays.is_wide_integer(x.dtype) else None

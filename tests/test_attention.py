@@ -22,7 +22,7 @@ from helpers import (
 )
 
 import fastsoftmax
-from fastsoftmax import _dispatch, _front, attention, merge_attention_states, reference, scaled_dot_product_attention
+from fastsoftmax import _dispatch, _fastpath, attention, merge_attention_states, reference, scaled_dot_product_attention
 
 INF, NAN = np.inf, np.nan
 RESULTS = {"return_lse": True, "return_entropy": True}
@@ -691,7 +691,7 @@ def test_broadcast_inputs(kernel):
 @pytest.mark.parametrize("layout", ["every second", "byte-swapped"])
 def test_copies_of_broadcast_inputs_stay_broadcast(layout):
     key = np.broadcast_to(LAID[layout](np.ones((1, 1, 100, 64), np.float32)), (1000, 50, 100, 64))    # 1.2 GiB
-    _, taken, *_ = attention._made_to_fit(key, key, key, False)
+    _, taken, *_ = attention.prepare_qkv(key, key, key, False)
     assert taken.strides[:2] == (0, 0)
     mask = np.broadcast_to(np.zeros((1, 1, 1, 8), np.float64), (1, 1, 1 << 20, 8))
     assert attention._as_term(mask, "attn_mask", (2, 3, 1 << 20, 8), 0, np.dtype("f4"), None).strides[:3] == (0, 0, 0)
@@ -866,7 +866,7 @@ def test_numbers_kept_between_calls_are_not_the_callers(kernel):
         attention._repeated(1, (2,), np.int64)[0] = 5
 
 
-def test_spread_is_broadcast_to():
+def test_broadcast_to_is_that_of_numpy():
     rng = np.random.default_rng(0)
     for shape in ((2, 3, 4, 5), (1, 3, 1, 5), (4, 5), (5,), (1,), (), (0, 5), (2, 3, 4, 1)):
         x = np.asarray(rng.normal(size=shape))
@@ -877,9 +877,9 @@ def test_spread_is_broadcast_to():
                     expected = np.broadcast_to(one, wanted)
                 except ValueError:
                     with pytest.raises(ValueError):
-                        _front.spread(one, wanted)
+                        _fastpath.broadcast_to(one, wanted)
                     continue
-                got = _front.spread(one, wanted)
+                got = _fastpath.broadcast_to(one, wanted)
                 assert got.shape == wanted
                 assert got.dtype == one.dtype
                 np.testing.assert_array_equal(got.astype(float), expected.astype(float))

@@ -23,7 +23,7 @@ from numpy.lib.stride_tricks import as_strided
 import fastsoftmax
 from fastsoftmax import (
     _arrays,
-    _front,
+    _fastpath,
     causal_mask_,
     causal_softmax,
     logsumexp,
@@ -551,7 +551,7 @@ def test_calls_survive_a_small_stack():
 
 @pytest.mark.parametrize("dtype", ["f2", ">f4", "f8", "bool", ml_dtypes.bfloat16])
 def test_views_are_those_of_numpy(dtype):
-    """_front.strided is as_strided: the same memory, kept alive, and read-only where the array is."""
+    """_fastpath.as_strided is as_strided: the same memory, kept alive, and read-only where the array is."""
     base = np.arange(24).reshape(4, 6).astype(dtype)
     fixed = base.copy()
     fixed.flags.writeable = False
@@ -559,47 +559,47 @@ def test_views_are_those_of_numpy(dtype):
         rows, columns = x.strides
         for shape, strides in (((), ()), (x.shape, x.strides), ((2, 3, 2), (rows, 0, columns)), ((0, 5), (0, rows)),
                                (x.shape[::-1], (columns, rows))):
-            got, expected = _front.strided(x, shape, strides), as_strided(x, shape, strides)
+            got, expected = _fastpath.as_strided(x, shape, strides), as_strided(x, shape, strides)
             assert got.__array_interface__ == expected.__array_interface__
             assert got.dtype == x.dtype and type(got) is np.ndarray
             assert got.flags.writeable == x.flags.writeable and got.flags.aligned == expected.flags.aligned
             assert got.flags.c_contiguous == expected.flags.c_contiguous
-    lasting = _front.strided(np.full(100_000, 1, dtype), (2,), (8,))
+    lasting = _fastpath.as_strided(np.full(100_000, 1, dtype), (2,), (8,))
     others = [np.zeros(100_000, dtype) for _ in range(10)]
     assert lasting.astype(float).tolist() == [1, 1] and len(others) == 10
     for shape, strides in (((2,), ()), ((1,) * 65, (0,) * 65)):
         with pytest.raises(ValueError):
-            _front.strided(base, shape, strides)
+            _fastpath.as_strided(base, shape, strides)
 
 
 def test_the_short_way_in_needs_no_more_than_it_says():
-    """_front takes what it can and answers None for the rest, also if called with nonsense."""
+    """_fastpath takes what it can and answers None for the rest, also if called with nonsense."""
     for x in (None, 1.0, [1.0], np.zeros(3, int), np.zeros((3, 3))[:, ::2], np.zeros(0), np.float64(1), np.zeros(())):
-        assert _front.contiguous(0, x, None, 1.0, None) is None
+        assert _fastpath.contiguous(0, x, None, 1.0, None) is None
     x = np.zeros(3)
     for axis in (1, -2, 2**70, -(2**70), (0,), 0.0, True, "0"):
-        assert _front.contiguous(0, x, axis, 1.0, None) is None
+        assert _fastpath.contiguous(0, x, axis, 1.0, None) is None
     for temperature in (0, -1, math.nan, math.inf, 10**400, "1", np.ones(1), np.float64(2)):
-        assert _front.contiguous(0, x, None, temperature, None) is None
+        assert _fastpath.contiguous(0, x, None, temperature, None) is None
     for out in (1.0, np.zeros(4), np.zeros((3, 1)), np.zeros(3, np.float32), x[::-1], ctypes.c_double(0)):
-        assert _front.contiguous(0, x, None, 1.0, out) is None
+        assert _fastpath.contiguous(0, x, None, 1.0, out) is None
     x = np.zeros((2, 4, 3))
-    assert _front.attention_inputs(x, x, x, False) is not None
+    assert _fastpath.attention_inputs(x, x, x, False) is not None
     for other in (None, 1.0, x.tolist(), np.ma.array(x), np.zeros(()), x[0, 0], x[0], x[None, None], x[:, :0],
                   x[..., :2], x.swapaxes(1, 2), x[..., ::-1], x.astype(">f8"), x.astype("f4"), np.zeros((3, 4, 3))):
-        assert _front.attention_inputs(x, other, other, True) is None
-        assert _front.attention_inputs(other, x, x, True) is None
-    fit = _front.attention_inputs(x, x, x, False)
+        assert _fastpath.attention_inputs(x, other, other, True) is None
+        assert _fastpath.attention_inputs(other, x, x, True) is None
+    fit = _fastpath.attention_inputs(x, x, x, False)
     asked = fit[:3] + fit[-2:]
     fixed, named = np.zeros((2, 4, 3)), np.zeros((2, 4, 3)).view(type("Named", (np.ndarray,), {}))
     fixed.flags.writeable = False
-    assert _front.attention_result(np.zeros((2, 3, 4)).swapaxes(1, 2)[..., ::-1][..., ::-1], *asked) is None
+    assert _fastpath.attention_result(np.zeros((2, 3, 4)).swapaxes(1, 2)[..., ::-1][..., ::-1], *asked) is None
     for out in (None, 1.0, x, x[::-1], fixed, named, np.zeros((1, 2, 4, 3)), np.zeros((4, 3)), np.zeros((2, 4, 4)),
                 np.zeros((2, 4, 3), "f4"), np.zeros((2, 4, 3), ">f8"), np.zeros((2, 4, 6))[..., ::2],
                 np.ma.zeros((2, 4, 3)), np.zeros((2, 4, 3)).tolist()):
-        assert _front.attention_result(out, *asked) is None
+        assert _fastpath.attention_result(out, *asked) is None
     out = np.zeros((4, 2, 5))[::-1, :, 1:4].swapaxes(0, 1)
-    seen = _front.attention_result(out, *asked)
+    seen = _fastpath.attention_result(out, *asked)
     assert seen.shape == (1, 2, 4, 3) and seen[0].__array_interface__ == out.__array_interface__
 
 
@@ -617,8 +617,8 @@ def test_the_short_way_out_knows_memory_apart():
             first = int(rng.integers(-low, len(memory) - high))
             views.append(as_strided(memory[first:], (2, 3, 2), [4 * s for s in steps]))
         *inputs, out = views
-        fit = _front.attention_inputs(*inputs, False)
-        if _front.attention_result(out, *fit[:3], *fit[-2:]) is not None:
+        fit = _fastpath.attention_inputs(*inputs, False)
+        if _fastpath.attention_result(out, *fit[:3], *fit[-2:]) is not None:
             taken += 1
             assert not any(np.shares_memory(out, x) for x in inputs)
             assert not _arrays.elements_overlap(out)

@@ -28,7 +28,7 @@ from helpers import (
 import fastsoftmax
 from fastsoftmax import (
     _dispatch,
-    _front,
+    _fastpath,
     _threads,
     causal_mask_,
     causal_softmax,
@@ -1334,11 +1334,11 @@ def test_monotone_where_the_reduction_of_exp_breaks(isa, dtype, span, temperatur
 def streamed(monkeypatch):
     """Every result is written past the caches, as large ones are."""
     module = sys.modules["fastsoftmax.softmax"]
-    usual = module._STREAM_FROM
-    monkeypatch.setattr(module, "_STREAM_FROM", 1)
-    _front.configure(_threads.threads_for, 1)
+    usual = module._nontemporal_bytes
+    monkeypatch.setattr(module, "_nontemporal_bytes", 1)
+    _fastpath.configure(_threads.threads_for, 1)
     yield
-    _front.configure(_threads.threads_for, usual)
+    _fastpath.configure(_threads.threads_for, usual)
 
 
 def test_results_written_past_the_caches(kernel, request):

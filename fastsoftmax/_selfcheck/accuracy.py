@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 import fastsoftmax
-from fastsoftmax import _dispatch, _front, _threads, reference
+from fastsoftmax import _dispatch, _fastpath, _threads, reference
 
 # Bits of the significand, and the exponent of the smallest subnormal.
 PRECISION = {"f32": (24, -149), "f64": (53, -1074), "f16": (11, -24), "bf16": (8, -133)}
@@ -146,14 +146,14 @@ def checkable():
 def non_temporal_stores():
     """Results of any size are written past the caches; otherwise only those that no cache holds are."""
     module = sys.modules["fastsoftmax.softmax"]  # the name in the package is the function
-    before = module._STREAM_FROM
+    before = module._nontemporal_bytes
     try:
-        module._STREAM_FROM = 1
-        _front.configure(_threads.threads_for, 1)
+        module._nontemporal_bytes = 1
+        _fastpath.configure(_threads.threads_for, 1)
         yield
     finally:
-        module._STREAM_FROM = before
-        _front.configure(_threads.threads_for, before)
+        module._nontemporal_bytes = before
+        _fastpath.configure(_threads.threads_for, before)
 
 
 def check_kernels(pairs, tag, isa):

@@ -1,9 +1,9 @@
-"""The short ways in, for calls that take less time than Python needs to look at their arguments.
+"""The fast path, for calls that take less time than Python needs to look at their arguments.
 
 `contiguous` brings contiguous arrays of native floats to their kernel without another Python object;
-`attention_inputs` and `attention_result` look at attention's arrays. What does not fit is answered with None, and
-softmax.py or attention.py takes the long way, which checks, explains and raises. `strided` and `spread` make the views
-that all ways need, at a twentieth of the cost of NumPy's own, which are written in Python.
+`attention_inputs` and `attention_result` look at attention's arrays. Each returns None for a call that it does not
+cover, and softmax.py or attention.py then takes the slow path, which checks, explains and raises. `as_strided` and
+`broadcast_to` make the views that both paths need, at a twentieth of the cost of NumPy's own, which are in Python.
 """
 cimport numpy as cnp
 from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
@@ -19,19 +19,19 @@ cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewFromDescr(type subtype, cnp.dtype descr, int ndim, const cnp.npy_intp* shape,
                                      const cnp.npy_intp* strides, void* data, int flags, PyObject* like)
 
-# result, x, y, outer, n, inner, temperature, threads, streamed; see softmax.pxi
+# result, x, y, outer, n, inner, temperature, threads, nontemporal; see softmax.pxi
 ctypedef int (*Contiguous)(int, const void*, void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, double, int, bint) except -1
 
 cdef Contiguous f16_rows = NULL
 cdef Contiguous f32_rows = NULL
 cdef Contiguous f64_rows = NULL
-cdef Py_ssize_t stream_bytes = 0
+cdef Py_ssize_t nontemporal_bytes = 0
 cdef object threads_for = None
 
 cdef enum:
-    SERIAL = 1 << 14                # elements that one thread does, without asking
+    SERIAL_ELEMENTS = 1 << 14                # elements that one thread does, without asking
     LOGSUMEXP = 2                   # this result and those after it are one number a row
-    MOST_DIMENSIONS = 64            # NumPy's own limit
+    MAX_DIMENSIONS = 64            # NumPy's own limit
 
 
 def use(size_t f16, size_t f32, size_t f64):
@@ -40,13 +40,14 @@ def use(size_t f16, size_t f32, size_t f64):
     f16_rows, f32_rows, f64_rows = <Contiguous>f16, <Contiguous>f32, <Contiguous>f64
 
 
-def configure(how_many_threads, Py_ssize_t stream_from):
+def configure(how_many_threads, Py_ssize_t nontemporal_from):
     """threads_for(elements), and the size in bytes from which results are written past the caches."""
-    global threads_for, stream_bytes
-    threads_for, stream_bytes = how_many_threads, stream_from
+    global threads_for, nontemporal_bytes
+    threads_for, nontemporal_bytes = how_many_threads, nontemporal_from
 
 
-cdef inline bint apart(const char* x, const char* y, Py_ssize_t x_bytes, Py_ssize_t y_bytes) noexcept nogil:
+cdef inline bint same_or_no_overlap(const char* x, const char* y, Py_ssize_t x_bytes,
+                                    Py_ssize_t y_bytes) noexcept nogil:
     return x == y or x + x_bytes <= y or y + y_bytes <= x
 
 
@@ -60,23 +61,23 @@ cdef cnp.ndarray view(cnp.ndarray array, int ndim, const cnp.npy_intp* shape, co
     return seen
 
 
-def strided(cnp.ndarray array, tuple shape, tuple strides):
+def as_strided(cnp.ndarray array, tuple shape, tuple strides):
     """np.lib.stride_tricks.as_strided(array, shape, strides), which checks as little."""
-    cdef cnp.npy_intp[MOST_DIMENSIONS] sizes, steps
+    cdef cnp.npy_intp[MAX_DIMENSIONS] sizes, steps
     cdef Py_ssize_t i, ndim = len(shape)
-    if ndim != len(strides) or ndim > MOST_DIMENSIONS:
+    if ndim != len(strides) or ndim > MAX_DIMENSIONS:
         raise ValueError(f"{ndim} dimensions, {len(strides)} strides")
     for i in range(ndim):
         sizes[i], steps[i] = shape[i], strides[i]
     return view(array, <int>ndim, sizes, steps)
 
 
-def spread(cnp.ndarray array, tuple shape):
+def broadcast_to(cnp.ndarray array, tuple shape):
     """np.broadcast_to(array, shape), but writeable where the array is; a ValueError where it does not fit."""
-    cdef cnp.npy_intp[MOST_DIMENSIONS] sizes, steps
+    cdef cnp.npy_intp[MAX_DIMENSIONS] sizes, steps
     cdef Py_ssize_t i, k, ndim = len(shape), added = ndim - cnp.PyArray_NDIM(array)
     cdef bint same = added == 0
-    if added < 0 or ndim > MOST_DIMENSIONS:
+    if added < 0 or ndim > MAX_DIMENSIONS:
         raise ValueError("more dimensions than there is room for")
     for i in range(ndim):
         k = i - added
@@ -164,7 +165,7 @@ cdef bint may_overlap_itself(cnp.ndarray array) noexcept:
     return False
 
 
-cdef inline bint far_apart(cnp.ndarray x, const char* first, const char* end) noexcept:
+cdef inline bint no_overlap(cnp.ndarray x, const char* first, const char* end) noexcept:
     cdef const char *x_first
     cdef const char *x_end
     extent(x, &x_first, &x_end)
@@ -190,7 +191,7 @@ def attention_result(out, cnp.ndarray q, cnp.ndarray k, cnp.ndarray v, tuple sha
     if may_overlap_itself(y):
         return None
     extent(y, &first, &end)
-    return y if far_apart(q, first, end) and far_apart(k, first, end) and far_apart(v, first, end) else None
+    return y if no_overlap(q, first, end) and no_overlap(k, first, end) and no_overlap(v, first, end) else None
 
 
 def contiguous(int result, x, axis, temperature, out):
@@ -202,7 +203,7 @@ def contiguous(int result, x, axis, temperature, out):
     cdef Py_ssize_t outer = 1, n = 1, inner = 1, size
     cdef double t = 1.0
     cdef cnp.npy_intp* shape
-    cdef cnp.npy_intp[MOST_DIMENSIONS] reduced
+    cdef cnp.npy_intp[MAX_DIMENSIONS] reduced
 
     if not PyArray_CheckExact(x):
         return None
@@ -256,8 +257,8 @@ def contiguous(int result, x, axis, temperature, out):
         for i in range(ndim):
             if cnp.PyArray_DIM(y, i) != shape[i]:
                 return None
-        if not apart(<const char*>cnp.PyArray_DATA(array), <const char*>cnp.PyArray_DATA(y),
-                     cnp.PyArray_NBYTES(array), cnp.PyArray_NBYTES(y)):
+        if not same_or_no_overlap(<const char*>cnp.PyArray_DATA(array), <const char*>cnp.PyArray_DATA(y),
+                                  cnp.PyArray_NBYTES(array), cnp.PyArray_NBYTES(y)):
             return None
     elif result < LOGSUMEXP:
         y = cnp.PyArray_EMPTY(ndim, shape, kind, 0)
@@ -268,10 +269,10 @@ def contiguous(int result, x, axis, temperature, out):
             reduced[i] = shape[i if i < a else i + 1]
         y = cnp.PyArray_EMPTY(ndim - 1, reduced, kind, 0)
 
-    if size > SERIAL:
+    if size > SERIAL_ELEMENTS:
         threads = threads_for(size)
     rows(result, cnp.PyArray_DATA(array), cnp.PyArray_DATA(y), outer, n, inner, t, threads,
-         cnp.PyArray_NBYTES(y) >= stream_bytes and y is not x and cnp.PyArray_DATA(y) != cnp.PyArray_DATA(array))
+         cnp.PyArray_NBYTES(y) >= nontemporal_bytes and y is not x and cnp.PyArray_DATA(y) != cnp.PyArray_DATA(array))
     if cnp.PyArray_NDIM(y) == 0:
         return y[()]
     return y
