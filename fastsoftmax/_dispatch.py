@@ -15,7 +15,6 @@ except ImportError as error:
                       "`python -m pip install -e .` in the folder that holds setup.py") from error
 
 DTYPES = _cpu.dtypes
-RESULTS = {"softmax": 0, "log_softmax": 1, "logsumexp": 2, "softmax_entropy": 3}
 
 _modules = {}
 _isa = None
@@ -50,7 +49,7 @@ def use(name):
         raise ImportError(f"FASTSOFTMAX_ISA={name!r} {what}; supported here: {', '.join(supported())}")
     modules = {tag: importlib.import_module(f"fastsoftmax.kernels.{tag}_{name}") for tag in DTYPES}
     _modules, _isa = modules, name
-    _fastpath.use(*(modules[tag].contiguous_address for tag in ("f16", "f32", "f64")))
+    _fastpath.use(*(modules[tag].contiguous_address for tag in ("f16", "bf16", "f32", "f64")))
 
 
 @contextlib.contextmanager

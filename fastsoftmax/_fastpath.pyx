@@ -1,9 +1,9 @@
-"""The fast path, for calls that take less time than Python needs to look at their arguments.
+"""The fast path, for calls that take less time than Python needs to look at their arguments: a result or None.
 
-`contiguous` brings contiguous arrays of native floats to their kernel without another Python object;
-`attention_inputs` and `attention_result` look at attention's arrays. Each returns None for a call that it does not
-cover, and softmax.py or attention.py then takes the slow path, which checks, explains and raises. `as_strided` and
-`broadcast_to` make the views that both paths need, at a twentieth of the cost of NumPy's own, which are in Python.
+`rows` computes a function of the softmax family of a contiguous array of native floats, without another Python object.
+`attention_inputs` prepares query, key and value, and `attention_out` prepares `out`. Each returns None for a call that
+it does not cover; the slow path then checks the arguments, and raises. `as_strided` and `broadcast_to` make the views
+that both paths need, in a twentieth of the time that NumPy's own take, which are written in Python.
 """
 cimport numpy as cnp
 from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
@@ -12,6 +12,7 @@ from cpython.ref cimport Py_INCREF, PyObject
 cnp.import_array()
 
 cdef extern from "numpy/arrayobject.h":
+    int NPY_USERDEF                 # the first number of other packages' dtypes
     bint PyArray_CheckExact(object)
     bint PyArray_ISCARRAY(cnp.ndarray)
     bint PyArray_ISCARRAY_RO(cnp.ndarray)
@@ -19,37 +20,78 @@ cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewFromDescr(type subtype, cnp.dtype descr, int ndim, const cnp.npy_intp* shape,
                                      const cnp.npy_intp* strides, void* data, int flags, PyObject* like)
 
-# result, x, y, outer, n, inner, temperature, threads, nontemporal; see softmax.pxi
+# The functions of rows, as the kernels number them.
+cpdef enum:
+    SOFTMAX = 0
+    LOG_SOFTMAX = 1
+    LOGSUMEXP = 2                   # this one and those after it give one number for each row
+    SOFTMAX_ENTROPY = 3
+
+cdef enum:
+    SERIAL_ELEMENTS = 1 << 14       # up to this size one thread computes, without a call of threads_for
+    MAX_DIMENSIONS = 64             # NumPy's own limit
+
+# op, x, y, outer, n, inner, temperature, threads, non-temporal stores; see kernels/softmax.pxi
 ctypedef int (*Contiguous)(int, const void*, void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, double, int, bint) except -1
 
 cdef Contiguous f16_rows = NULL
+cdef Contiguous bf16_rows = NULL
 cdef Contiguous f32_rows = NULL
 cdef Contiguous f64_rows = NULL
 cdef Py_ssize_t nontemporal_bytes = 0
 cdef object threads_for = None
-
-cdef enum:
-    SERIAL_ELEMENTS = 1 << 14                # elements that one thread does, without asking
-    LOGSUMEXP = 2                   # this result and those after it are one number a row
-    MAX_DIMENSIONS = 64            # NumPy's own limit
+cdef int bfloat16_number = -1       # NumPy's number of the dtype, once it has been seen
 
 
-def use(size_t f16, size_t f32, size_t f64):
+def use(size_t f16, size_t bf16, size_t f32, size_t f64):
     """The kernels' addresses, for the instruction set in use."""
-    global f16_rows, f32_rows, f64_rows
-    f16_rows, f32_rows, f64_rows = <Contiguous>f16, <Contiguous>f32, <Contiguous>f64
+    global f16_rows, bf16_rows, f32_rows, f64_rows
+    f16_rows, bf16_rows, f32_rows, f64_rows = <Contiguous>f16, <Contiguous>bf16, <Contiguous>f32, <Contiguous>f64
 
 
 def configure(how_many_threads, Py_ssize_t nontemporal_from):
-    """threads_for(elements), and the size in bytes from which results are written past the caches."""
+    """threads_for(elements), and the size in bytes from which results are written with non-temporal stores."""
     global threads_for, nontemporal_bytes
     threads_for, nontemporal_bytes = how_many_threads, nontemporal_from
 
 
-cdef inline bint same_or_no_overlap(const char* x, const char* y, Py_ssize_t x_bytes,
-                                    Py_ssize_t y_bytes) noexcept nogil:
-    return x == y or x + x_bytes <= y or y + y_bytes <= x
+# ---- dtypes
 
+cdef bint is_bfloat16(cnp.dtype dtype) except -1:
+    """bfloat16 belongs to another package, ml_dtypes, and has whatever number NumPy gave it: its name identifies it."""
+    global bfloat16_number
+    if dtype.type_num == bfloat16_number:
+        return True
+    if dtype.type_num < NPY_USERDEF or (<object>dtype).itemsize != 2 or (<object>dtype).name != "bfloat16":
+        return False
+    bfloat16_number = dtype.type_num
+    return True
+
+
+cpdef str tag(cnp.dtype dtype):
+    """The tag of a dtype's kernels, in any byte order, or None if there are none."""
+    if dtype.type_num == cnp.NPY_FLOAT32:
+        return "f32"
+    if dtype.type_num == cnp.NPY_FLOAT64:
+        return "f64"
+    if dtype.type_num == cnp.NPY_FLOAT16:
+        return "f16"
+    return "bf16" if is_bfloat16(dtype) else None
+
+
+cdef Contiguous kernel_of(cnp.ndarray array) except? NULL:
+    """The kernel for the array's dtype, or NULL if there is none."""
+    cdef int number = cnp.PyArray_TYPE(array)
+    if number == cnp.NPY_FLOAT32:
+        return f32_rows
+    if number == cnp.NPY_FLOAT64:
+        return f64_rows
+    if number == cnp.NPY_FLOAT16:
+        return f16_rows
+    return bf16_rows if is_bfloat16(<cnp.dtype>cnp.PyArray_DESCR(array)) else NULL
+
+
+# ---- views
 
 cdef cnp.ndarray view(cnp.ndarray array, int ndim, const cnp.npy_intp* shape, const cnp.npy_intp* strides):
     """The memory from the array's first element on as another shape; the view keeps the array alive."""
@@ -62,36 +104,119 @@ cdef cnp.ndarray view(cnp.ndarray array, int ndim, const cnp.npy_intp* shape, co
 
 
 def as_strided(cnp.ndarray array, tuple shape, tuple strides):
-    """np.lib.stride_tricks.as_strided(array, shape, strides), which checks as little."""
+    """np.lib.stride_tricks.as_strided(array, shape, strides), which checks as little; None if there are not as many
+    strides as dimensions, or too many."""
     cdef cnp.npy_intp[MAX_DIMENSIONS] sizes, steps
     cdef Py_ssize_t i, ndim = len(shape)
     if ndim != len(strides) or ndim > MAX_DIMENSIONS:
-        raise ValueError(f"{ndim} dimensions, {len(strides)} strides")
+        return None
     for i in range(ndim):
         sizes[i], steps[i] = shape[i], strides[i]
     return view(array, <int>ndim, sizes, steps)
 
 
-def broadcast_to(cnp.ndarray array, tuple shape):
-    """np.broadcast_to(array, shape), but writeable where the array is; a ValueError where it does not fit."""
+cpdef cnp.ndarray broadcast_to(cnp.ndarray array, tuple shape):
+    """np.broadcast_to(array, shape), but writeable if the array is; None if it does not fit."""
     cdef cnp.npy_intp[MAX_DIMENSIONS] sizes, steps
     cdef Py_ssize_t i, k, ndim = len(shape), added = ndim - cnp.PyArray_NDIM(array)
     cdef bint same = added == 0
     if added < 0 or ndim > MAX_DIMENSIONS:
-        raise ValueError("more dimensions than there is room for")
+        return None
     for i in range(ndim):
         k = i - added
         sizes[i], steps[i] = shape[i], 0
         if k >= 0 and cnp.PyArray_DIM(array, k) != 1:
             steps[i] = cnp.PyArray_STRIDE(array, k)
             if cnp.PyArray_DIM(array, k) != sizes[i]:
-                raise ValueError(f"a dimension of {cnp.PyArray_DIM(array, k)}, not {sizes[i]}")
+                return None
         same = same and sizes[i] == cnp.PyArray_DIM(array, k)
     return array if same else view(array, <int>ndim, sizes, steps)
 
 
+# ---- overlap
+
+cdef void extent(cnp.ndarray array, const char** first, const char** end) noexcept:
+    """The memory between an array's first and last element, whatever the signs of its strides."""
+    cdef Py_ssize_t i, last
+    first[0] = <const char*>cnp.PyArray_DATA(array)
+    end[0] = first[0] + cnp.PyArray_ITEMSIZE(array)
+    for i in range(cnp.PyArray_NDIM(array)):
+        last = (cnp.PyArray_DIM(array, i) - 1) * cnp.PyArray_STRIDE(array, i)
+        if last < 0:
+            first[0] += last
+        else:
+            end[0] += last
+
+
+cdef bint no_overlap(cnp.ndarray x, cnp.ndarray y) noexcept:
+    """Whether the arrays' extents are disjoint."""
+    cdef const char *x_first
+    cdef const char *x_end
+    cdef const char *y_first
+    cdef const char *y_end
+    extent(x, &x_first, &x_end)
+    extent(y, &y_first, &y_end)
+    return x_end <= y_first or y_end <= x_first
+
+
+cdef bint elements_may_overlap(cnp.ndarray array) noexcept:
+    """False if each stride is beyond the extent of the smaller strides, so that no two elements share memory."""
+    cdef Py_ssize_t reached = cnp.PyArray_ITEMSIZE(array), stride, smallest = 0
+    cdef int ndim = cnp.PyArray_NDIM(array), _turn, i, next_
+    cdef unsigned long long done = 0
+    for _turn in range(ndim):
+        next_ = -1
+        for i in range(ndim):
+            stride = abs(cnp.PyArray_STRIDE(array, i))
+            if not (done >> i) & 1 and (next_ < 0 or stride < smallest):
+                next_, smallest = i, stride
+        done |= <unsigned long long>1 << next_
+        if cnp.PyArray_DIM(array, next_) > 1:
+            if smallest < reached:
+                return True
+            reached += smallest * (cnp.PyArray_DIM(array, next_) - 1)
+    return False
+
+
+# ---- attention
+
+cdef class AttentionInputs:
+    """Query, key and value as the kernels take them, and their geometry.
+
+    Attributes
+    ----------
+    q, k, v : ndarray, (*batch, heads, L, head_dim), (*batch, key heads, keys, head_dim), (*batch, key heads, keys, Ev)
+        Native and aligned; strides of whole elements, the elements of the last dimension adjacent.
+    tag : str or None
+        That of the kernels; None if the reference computes the result.
+    batch, out_shape : tuple of int
+        The dimensions before the heads, one at least; the shape of the result.
+    heads, keys, head_dim : int
+    added : int
+        How many leading dimensions of length 1 the caller's arrays do not have, and the results lose again.
+    """
+    cdef readonly cnp.ndarray q, k, v
+    cdef readonly str tag
+    cdef readonly tuple batch, out_shape
+    cdef readonly Py_ssize_t heads, keys, head_dim
+    cdef readonly int added
+
+    def __cinit__(self, cnp.ndarray q not None, cnp.ndarray k not None, cnp.ndarray v not None, int added):
+        cdef int ndim = cnp.PyArray_NDIM(q)
+        cdef const cnp.npy_intp* shape = cnp.PyArray_DIMS(q)
+        self.q, self.k, self.v, self.added = q, k, v, added
+        self.tag = tag(<cnp.dtype>cnp.PyArray_DESCR(k))
+        self.heads, self.keys, self.head_dim = shape[ndim - 3], cnp.PyArray_DIM(k, ndim - 2), shape[ndim - 1]
+        if ndim == 4:
+            self.batch = (shape[0],)
+            self.out_shape = (shape[0], shape[1], shape[2], cnp.PyArray_DIM(v, 3))
+        else:
+            self.batch = tuple([shape[i] for i in range(ndim - 3)])
+            self.out_shape = (*self.batch, shape[ndim - 3], shape[ndim - 2], cnp.PyArray_DIM(v, ndim - 1))
+
+
 cdef cnp.ndarray of_four_dimensions(x):
-    """x with dimensions of one before its own, or None where an attention kernel does not take it as it is."""
+    """x with leading dimensions of length 1, or None if an attention kernel does not take it as it is."""
     cdef cnp.ndarray array
     cdef cnp.npy_intp[4] shape = [1, 1, 1, 1]
     cdef cnp.npy_intp[4] strides = [0, 0, 0, 0]
@@ -112,15 +237,12 @@ cdef cnp.ndarray of_four_dimensions(x):
 
 
 def attention_inputs(query, key, value, bint enable_gqa):
-    """(q, k, v, (batch,), heads, keys, width, shape of the result, added), as attention._made_to_fit returns.
-
-    None if the arrays' strides or shapes are not those of most calls, or something is empty.
-    """
+    """AttentionInputs of arrays of one dtype and number of dimensions; None if they are others, or one is empty."""
     cdef cnp.ndarray q = of_four_dimensions(query), k = of_four_dimensions(key), v = of_four_dimensions(value)
     cdef const cnp.npy_intp *of_q
     cdef const cnp.npy_intp *of_k
     cdef const cnp.npy_intp *of_v
-    if q is None or k is None or v is None:
+    if q is None or k is None or v is None or kernel_of(q) == NULL:
         return None
     of_q, of_k, of_v = cnp.PyArray_DIMS(q), cnp.PyArray_DIMS(k), cnp.PyArray_DIMS(v)
     if (cnp.PyArray_NDIM(query) != cnp.PyArray_NDIM(key) or cnp.PyArray_NDIM(key) != cnp.PyArray_NDIM(value)
@@ -129,150 +251,107 @@ def attention_inputs(query, key, value, bint enable_gqa):
             or of_q[3] != of_k[3]
             or not (of_k[1] == of_q[1] or of_k[1] == 1 or (enable_gqa and of_q[1] % of_k[1] == 0))):
         return None
-    return (q, k, v, (of_q[0],), of_q[1], of_k[2], of_q[3], (of_q[0], of_q[1], of_q[2], of_v[3]),
-            4 - cnp.PyArray_NDIM(query))
+    return AttentionInputs(q, k, v, 4 - cnp.PyArray_NDIM(query))
 
 
-cdef void extent(cnp.ndarray array, const char** first, const char** end) noexcept:
-    """The memory between an array's first and last element, whatever the signs of its strides."""
-    cdef Py_ssize_t i, last
-    first[0] = <const char*>cnp.PyArray_DATA(array)
-    end[0] = first[0] + cnp.PyArray_ITEMSIZE(array)
-    for i in range(cnp.PyArray_NDIM(array)):
-        last = (cnp.PyArray_DIM(array, i) - 1) * cnp.PyArray_STRIDE(array, i)
-        if last < 0:
-            first[0] += last
-        else:
-            end[0] += last
+def attention_out(AttentionInputs inputs not None, out):
+    """The array of four dimensions that a kernel writes to: new for out=None, else a view of `out`.
 
-
-cdef bint may_overlap_itself(cnp.ndarray array) noexcept:
-    """Whether elements may share memory: False where each stride steps over all that smaller strides reach."""
-    cdef Py_ssize_t reached = cnp.PyArray_ITEMSIZE(array), stride, smallest
-    cdef int ndim = cnp.PyArray_NDIM(array), _turn, i, next_
-    cdef unsigned long long done = 0
-    for _turn in range(ndim):
-        next_ = -1
-        for i in range(ndim):
-            stride = abs(cnp.PyArray_STRIDE(array, i))
-            if not (done >> i) & 1 and (next_ < 0 or stride < smallest):
-                next_, smallest = i, stride
-        done |= <unsigned long long>1 << next_
-        if cnp.PyArray_DIM(array, next_) > 1:
-            if smallest < reached:
-                return True
-            reached += smallest * (cnp.PyArray_DIM(array, next_) - 1)
-    return False
-
-
-cdef inline bint no_overlap(cnp.ndarray x, const char* first, const char* end) noexcept:
-    cdef const char *x_first
-    cdef const char *x_end
-    extent(x, &x_first, &x_end)
-    return x_end <= first or end <= x_first
-
-
-def attention_result(out, cnp.ndarray q, cnp.ndarray k, cnp.ndarray v, tuple shape, int added):
-    """`out` in four dimensions for a kernel to write to; None where that takes more checks.
-
-    q, k, v, shape and added are what attention_inputs returned. An `out` that may overlap the inputs or itself, or does
-    not fit, is left to attention.py.
+    None if `out` may overlap the inputs or itself, or does not fit.
     """
-    cdef cnp.ndarray y = of_four_dimensions(out)
-    cdef const char *first
-    cdef const char *end
+    cdef cnp.ndarray y
+    cdef cnp.npy_intp[4] shape
     cdef int i
-    if (y is None or 4 - cnp.PyArray_NDIM(out) != added or cnp.PyArray_DESCR(y) != cnp.PyArray_DESCR(q)
+    if out is None:
+        for i in range(4):
+            shape[i] = inputs.out_shape[i]
+        return cnp.PyArray_EMPTY(4, shape, cnp.PyArray_TYPE(inputs.q), 0)
+    y = of_four_dimensions(out)
+    if (y is None or 4 - cnp.PyArray_NDIM(out) != inputs.added or cnp.PyArray_DESCR(y) != cnp.PyArray_DESCR(inputs.q)
             or not cnp.PyArray_ISWRITEABLE(out)):
         return None
     for i in range(4):
-        if cnp.PyArray_DIM(y, i) != <Py_ssize_t>shape[i]:
+        if cnp.PyArray_DIM(y, i) != <Py_ssize_t>inputs.out_shape[i]:
             return None
-    if may_overlap_itself(y):
+    if (elements_may_overlap(y) or not no_overlap(y, inputs.q) or not no_overlap(y, inputs.k)
+            or not no_overlap(y, inputs.v)):
         return None
-    extent(y, &first, &end)
-    return y if no_overlap(q, first, end) and no_overlap(k, first, end) and no_overlap(v, first, end) else None
+    return y
 
 
-def contiguous(int result, x, axis, temperature, out):
-    """The result for a C-contiguous array along one axis or all of it, or None if this is not such a call."""
+# ---- the softmax family
+
+def rows(int op, x, axis, temperature, where=None, dtype=None, out=None, dim=None):
+    """The result for a C-contiguous array along one axis or all of it; None for any other call."""
     cdef cnp.ndarray array, y
-    cdef Contiguous rows
-    cdef int kind, ndim, a, i, overflow = 0, threads = 1
-    cdef long number
+    cdef Contiguous kernel
+    cdef int number, ndim, reduced_axis, i, overflow = 0, threads = 1
+    cdef long given_axis
     cdef Py_ssize_t outer = 1, n = 1, inner = 1, size
-    cdef double t = 1.0
+    cdef double t
     cdef cnp.npy_intp* shape
     cdef cnp.npy_intp[MAX_DIMENSIONS] reduced
 
-    if not PyArray_CheckExact(x):
+    if where is not None or dtype is not None or dim is not None or not PyArray_CheckExact(x):
         return None
     array = <cnp.ndarray>x
-    kind = cnp.PyArray_TYPE(array)
-    if kind == cnp.NPY_FLOAT32:
-        rows = f32_rows
-    elif kind == cnp.NPY_FLOAT64:
-        rows = f64_rows
-    elif kind == cnp.NPY_FLOAT16:
-        rows = f16_rows
-    else:
+    number, ndim, size = cnp.PyArray_TYPE(array), cnp.PyArray_NDIM(array), cnp.PyArray_SIZE(array)
+    if ndim == 0 or size == 0 or not PyArray_ISCARRAY_RO(array):
         return None
-    ndim = cnp.PyArray_NDIM(array)
-    if ndim == 0 or not PyArray_ISCARRAY_RO(array):
-        return None
-    shape = cnp.PyArray_DIMS(array)
-    size = cnp.PyArray_SIZE(array)
-    if size == 0:
+    kernel = kernel_of(array)
+    if kernel == NULL:
         return None
 
+    shape = cnp.PyArray_DIMS(array)
     if axis is None:
         n = size
-        a = -1
+        reduced_axis = -1
     elif PyLong_CheckExact(axis):
-        number = PyLong_AsLongAndOverflow(axis, &overflow)
-        if overflow or number >= ndim or number < -ndim:
+        given_axis = PyLong_AsLongAndOverflow(axis, &overflow)
+        if overflow or given_axis >= ndim or given_axis < -ndim:
             return None
-        a = number + ndim if number < 0 else number
-        for i in range(a):
+        reduced_axis = given_axis + ndim if given_axis < 0 else given_axis
+        for i in range(reduced_axis):
             outer *= shape[i]
-        n = shape[a]
-        for i in range(a + 1, ndim):
+        n = shape[reduced_axis]
+        for i in range(reduced_axis + 1, ndim):
             inner *= shape[i]
     else:
         return None
 
-    if temperature is not None:
-        if type(temperature) is not float and type(temperature) is not int:
+    if type(temperature) is int:
+        if not 0 < temperature < 1 << 62:       # a larger int may not fit into a double
             return None
-        if not 1e-30 < temperature < 1e30:
-            return None
-        t = temperature
+    elif type(temperature) is not float:
+        return None
+    t = temperature
+    if not 1e-30 < t < 1e30:                    # false for NaN
+        return None
 
     if out is not None:
-        if result >= LOGSUMEXP or not PyArray_CheckExact(out):
+        if op >= LOGSUMEXP or not PyArray_CheckExact(out):
             return None
         y = <cnp.ndarray>out
-        if not PyArray_ISCARRAY(y) or cnp.PyArray_TYPE(y) != kind or cnp.PyArray_NDIM(y) != ndim:
+        if not PyArray_ISCARRAY(y) or cnp.PyArray_TYPE(y) != number or cnp.PyArray_NDIM(y) != ndim:
             return None
         for i in range(ndim):
             if cnp.PyArray_DIM(y, i) != shape[i]:
                 return None
-        if not same_or_no_overlap(<const char*>cnp.PyArray_DATA(array), <const char*>cnp.PyArray_DATA(y),
-                                  cnp.PyArray_NBYTES(array), cnp.PyArray_NBYTES(y)):
+        if cnp.PyArray_DATA(y) != cnp.PyArray_DATA(array) and not no_overlap(y, array):
             return None
-    elif result < LOGSUMEXP:
-        y = cnp.PyArray_EMPTY(ndim, shape, kind, 0)
+    elif op < LOGSUMEXP:
+        y = cnp.PyArray_EMPTY(ndim, shape, number, 0)
     elif axis is None:
-        y = cnp.PyArray_EMPTY(0, shape, kind, 0)
+        y = cnp.PyArray_EMPTY(0, shape, number, 0)
     else:
         for i in range(ndim - 1):
-            reduced[i] = shape[i if i < a else i + 1]
-        y = cnp.PyArray_EMPTY(ndim - 1, reduced, kind, 0)
+            reduced[i] = shape[i if i < reduced_axis else i + 1]
+        y = cnp.PyArray_EMPTY(ndim - 1, reduced, number, 0)
 
     if size > SERIAL_ELEMENTS:
         threads = threads_for(size)
-    rows(result, cnp.PyArray_DATA(array), cnp.PyArray_DATA(y), outer, n, inner, t, threads,
-         cnp.PyArray_NBYTES(y) >= nontemporal_bytes and y is not x and cnp.PyArray_DATA(y) != cnp.PyArray_DATA(array))
+    kernel(op, cnp.PyArray_DATA(array), cnp.PyArray_DATA(y), outer, n, inner, t, threads,
+           cnp.PyArray_NBYTES(y) >= nontemporal_bytes and cnp.PyArray_DATA(y) != cnp.PyArray_DATA(array))
     if cnp.PyArray_NDIM(y) == 0:
         return y[()]
     return y

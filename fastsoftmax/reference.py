@@ -2,7 +2,7 @@
 
 Read this file first. It serves three times: it is the oracle of the tests, the baseline of the benchmarks, and at run
 time the implementation for complex, for long double and for `logsumexp` with weights `b`. Arguments are taken as
-valid; `_arrays.py` does the checking for the public functions.
+valid; `_validate.py` checks them for the public functions.
 
 Method. A row is shifted by its maximum, its peak, before any exponential, so that nothing overflows and the sum is at
 least 1 [1]_. The log of that sum is ``log1p`` of the *other* terms, so that a sum just above 1 keeps its digits.

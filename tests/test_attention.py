@@ -22,7 +22,17 @@ from helpers import (
 )
 
 import fastsoftmax
-from fastsoftmax import _dispatch, _fastpath, attention, merge_attention_states, reference, scaled_dot_product_attention
+from fastsoftmax import (
+    _attention,
+    _dispatch,
+    _fastpath,
+    _layout,
+    _threads,
+    _validate,
+    merge_attention_states,
+    reference,
+    scaled_dot_product_attention,
+)
 
 INF, NAN = np.inf, np.nan
 RESULTS = {"return_lse": True, "return_entropy": True}
@@ -691,10 +701,13 @@ def test_broadcast_inputs(kernel):
 @pytest.mark.parametrize("layout", ["every second", "byte-swapped"])
 def test_copies_of_broadcast_inputs_stay_broadcast(layout):
     key = np.broadcast_to(LAID[layout](np.ones((1, 1, 100, 64), np.float32)), (1000, 50, 100, 64))    # 1.2 GiB
-    _, taken, *_ = attention.prepare_qkv(key, key, key, False)
-    assert taken.strides[:2] == (0, 0)
+    inputs = _attention.prepare_qkv(*_validate.query_key_value(key, key, key, False))
+    assert inputs.k.strides[:2] == (0, 0)
     mask = np.broadcast_to(np.zeros((1, 1, 1, 8), np.float64), (1, 1, 1 << 20, 8))
-    assert attention._as_term(mask, "attn_mask", (2, 3, 1 << 20, 8), 0, np.dtype("f4"), None).strides[:3] == (0, 0, 0)
+    query, key = np.broadcast_to(np.float32(0), (2, 3, 1 << 20, 4)), np.zeros((2, 3, 8, 4), np.float32)
+    inputs = _attention.prepare_qkv(*_validate.query_key_value(query, key, key, False))
+    options = _validate.attention_options(inputs, mask, False, None, None, 0, None, None, None, None, None, None)
+    assert _attention._prepare_bias(options.attn_mask, inputs).strides[:3] == (0, 0, 0)
 
 
 def test_an_entry_alone_and_in_a_batch(kernel):
@@ -733,7 +746,7 @@ def test_queries_do_not_feel_their_neighbours(kernel, shape, least):
 
 @pytest.mark.parametrize("shape", [(2, 4, 2, 64, 128, 64, 64), (1, 8, 2, 1, 5000, 64, 64), (1, 1, 1, 300, 300, 33, 65)])
 def test_threads_do_not_change_bits(kernel, monkeypatch, shape):
-    monkeypatch.setattr(attention._threads, "PARALLEL", 2)
+    monkeypatch.setattr(_threads, "PARALLEL", 2)
     arrays = inputs(kernel.tag, *shape)
     for kwargs in ({}, {"is_causal": True, "causal_offset": shape[4] - shape[3]}):
         results = []
@@ -774,8 +787,8 @@ def test_interleaved_memory_is_not_an_overlap(kernel, monkeypatch):
     packed[:, :, :3] = np.random.default_rng(0).normal(size=(2, 9, 3, 3, 8))
     query, key, value, out = (packed[:, :, i].swapaxes(1, 2) for i in range(4))
     expected = attend([x.copy() for x in (query, key, value)])
-    monkeypatch.setattr(attention.np, "empty", None)
-    monkeypatch.setattr(attention, "_copied", None)
+    monkeypatch.setattr(np, "empty", None)
+    monkeypatch.setattr(_attention, "_copied", None)
     assert attend((query, key, value), out=out) is out
     monkeypatch.undo()
     assert_same_bits(out, expected)
@@ -863,7 +876,7 @@ def test_numbers_kept_between_calls_are_not_the_callers(kernel):
         x[...] = 1
     assert_same_bits(attend(arrays, enable_gqa=True, is_causal=True, **before), first)
     with pytest.raises(ValueError, match="read-only"):
-        attention._repeated(1, (2,), np.int64)[0] = 5
+        _layout.cached_full(1, (2,), np.int64)[0] = 5
 
 
 def test_broadcast_to_is_that_of_numpy():
@@ -876,8 +889,7 @@ def test_broadcast_to_is_that_of_numpy():
                 try:
                     expected = np.broadcast_to(one, wanted)
                 except ValueError:
-                    with pytest.raises(ValueError):
-                        _fastpath.broadcast_to(one, wanted)
+                    assert _fastpath.broadcast_to(one, wanted) is None
                     continue
                 got = _fastpath.broadcast_to(one, wanted)
                 assert got.shape == wanted
@@ -974,7 +986,7 @@ def test_mixed_dtypes_in_any_layout(isa, tag):
 @pytest.mark.parametrize("tag", ["f16", "bf16"])
 def test_16_bit_keys_are_taken_as_they_are(monkeypatch, tag):
     query, (_, key, value) = inputs("f32")[0], inputs(tag)
-    monkeypatch.setattr(attention, "_copied", None)
+    monkeypatch.setattr(_attention, "_copied", None)
     got, lse = attend((query, key, value), enable_gqa=True, return_lse=True)
     out = np.empty(got.shape, np.float32)
     halves = [attend((query.astype(key.dtype), key[:, :, keys], value[:, :, keys]), enable_gqa=True, return_lse=True,

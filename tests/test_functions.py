@@ -1,4 +1,11 @@
-"""The table of functions is whole: what is not in it would miss the tests of memory, arrays, forks and environments."""
+"""The table of functions is whole: what is not in it would miss the tests of memory, arrays, forks and environments.
+
+And the public functions show signatures that a person can read.
+"""
+
+import pydoc
+import re
+import typing
 
 import functions
 import numpy as np
@@ -33,3 +40,14 @@ def test_samples_write_to_the_operands_that_they_say(label):
     assert all(y.size for y in got)
     for operand, now, before in seen:
         assert operand.is_written != np.array_equal(now, before)
+
+
+@pytest.mark.parametrize("name", [name for name in fastsoftmax.__all__ if callable(getattr(fastsoftmax, name))])
+def test_help_shows_the_annotations_as_they_are_written(name):
+    """`x: ArrayLike` and not its expansion; Python before 3.14 puts it in quotes."""
+    function = getattr(fastsoftmax, name)
+    text = pydoc.render_doc(function, renderer=pydoc.plaintext)
+    assert "_SupportsArray" not in text and "Union[" not in text
+    if name in functions.FUNCTIONS:
+        assert re.search(r"\b(x|a|scores|query|outputs): '?(ArrayLike|Scores|Iterable\[ArrayLike\])", text)
+        typing.get_type_hints(function)         # the names are there

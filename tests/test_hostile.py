@@ -15,21 +15,25 @@ import ml_dtypes
 import numpy as np
 import pytest
 from functions import FUNCTIONS, OF_SCORES, SAMPLES, arguments, of_scores, results, takes
-from helpers import assert_accurate
+from helpers import NUMPY, assert_accurate, assert_same_bits
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 
 import fastsoftmax
 from fastsoftmax import (
-    _arrays,
+    _attention,
     _fastpath,
+    _layout,
+    _validate,
     causal_mask_,
     causal_softmax,
+    log_softmax,
     logsumexp,
     reference,
     scaled_dot_product_attention,
     softmax,
+    softmax_entropy,
 )
 
 try:
@@ -568,43 +572,74 @@ def test_views_are_those_of_numpy(dtype):
     others = [np.zeros(100_000, dtype) for _ in range(10)]
     assert lasting.astype(float).tolist() == [1, 1] and len(others) == 10
     for shape, strides in (((2,), ()), ((1,) * 65, (0,) * 65)):
-        with pytest.raises(ValueError):
-            _fastpath.as_strided(base, shape, strides)
+        assert _fastpath.as_strided(base, shape, strides) is None
 
 
-def test_the_short_way_in_needs_no_more_than_it_says():
-    """_fastpath takes what it can and answers None for the rest, also if called with nonsense."""
+def test_the_fast_path_returns_none_for_calls_that_it_does_not_cover():
     for x in (None, 1.0, [1.0], np.zeros(3, int), np.zeros((3, 3))[:, ::2], np.zeros(0), np.float64(1), np.zeros(())):
-        assert _fastpath.contiguous(0, x, None, 1.0, None) is None
+        assert _fastpath.rows(_fastpath.SOFTMAX, x, None, 1.0) is None
     x = np.zeros(3)
     for axis in (1, -2, 2**70, -(2**70), (0,), 0.0, True, "0"):
-        assert _fastpath.contiguous(0, x, axis, 1.0, None) is None
-    for temperature in (0, -1, math.nan, math.inf, 10**400, "1", np.ones(1), np.float64(2)):
-        assert _fastpath.contiguous(0, x, None, temperature, None) is None
+        assert _fastpath.rows(_fastpath.SOFTMAX, x, axis, 1.0) is None
+    for temperature in (None, 0, -1, math.nan, math.inf, 10**400, "1", np.ones(1), np.float64(2)):
+        assert _fastpath.rows(_fastpath.SOFTMAX, x, None, temperature) is None
     for out in (1.0, np.zeros(4), np.zeros((3, 1)), np.zeros(3, np.float32), x[::-1], ctypes.c_double(0)):
-        assert _fastpath.contiguous(0, x, None, 1.0, out) is None
+        assert _fastpath.rows(_fastpath.SOFTMAX, x, None, 1.0, out=out) is None
     x = np.zeros((2, 4, 3))
     assert _fastpath.attention_inputs(x, x, x, False) is not None
     for other in (None, 1.0, x.tolist(), np.ma.array(x), np.zeros(()), x[0, 0], x[0], x[None, None], x[:, :0],
                   x[..., :2], x.swapaxes(1, 2), x[..., ::-1], x.astype(">f8"), x.astype("f4"), np.zeros((3, 4, 3))):
         assert _fastpath.attention_inputs(x, other, other, True) is None
         assert _fastpath.attention_inputs(other, x, x, True) is None
-    fit = _fastpath.attention_inputs(x, x, x, False)
-    asked = fit[:3] + fit[-2:]
+    inputs = _fastpath.attention_inputs(x, x, x, False)
     fixed, named = np.zeros((2, 4, 3)), np.zeros((2, 4, 3)).view(type("Named", (np.ndarray,), {}))
     fixed.flags.writeable = False
-    assert _fastpath.attention_result(np.zeros((2, 3, 4)).swapaxes(1, 2)[..., ::-1][..., ::-1], *asked) is None
-    for out in (None, 1.0, x, x[::-1], fixed, named, np.zeros((1, 2, 4, 3)), np.zeros((4, 3)), np.zeros((2, 4, 4)),
+    assert _fastpath.attention_out(inputs, np.zeros((2, 3, 4)).swapaxes(1, 2)[..., ::-1][..., ::-1]) is None
+    for out in (1.0, x, x[::-1], fixed, named, np.zeros((1, 2, 4, 3)), np.zeros((4, 3)), np.zeros((2, 4, 4)),
                 np.zeros((2, 4, 3), "f4"), np.zeros((2, 4, 3), ">f8"), np.zeros((2, 4, 6))[..., ::2],
                 np.ma.zeros((2, 4, 3)), np.zeros((2, 4, 3)).tolist()):
-        assert _fastpath.attention_result(out, *asked) is None
+        assert _fastpath.attention_out(inputs, out) is None
     out = np.zeros((4, 2, 5))[::-1, :, 1:4].swapaxes(0, 1)
-    seen = _fastpath.attention_result(out, *asked)
+    seen = _fastpath.attention_out(inputs, out)
     assert seen.shape == (1, 2, 4, 3) and seen[0].__array_interface__ == out.__array_interface__
 
 
-def test_the_short_way_out_knows_memory_apart():
-    """Whatever the strides' signs: an `out` that the short way takes shares no memory with any input."""
+@pytest.mark.parametrize("tag", NUMPY)
+def test_the_fast_path_takes_every_dtype_that_has_kernels(tag):
+    """With the bits of the slow path, in which `where` is set; not with another byte order, nor other small floats."""
+    x = np.random.default_rng(0).normal(0, 5, (3, 40)).astype(NUMPY[tag])
+    for op, f in enumerate((softmax, log_softmax, logsumexp, softmax_entropy)):
+        for axis in (0, -1, None):
+            got = _fastpath.rows(op, x, axis, 1.0)
+            assert_same_bits(got, f(x, axis, where=np.True_))
+            assert type(got) is type(f(x, axis, where=np.True_))
+    out = np.empty_like(x)
+    assert _fastpath.rows(_fastpath.SOFTMAX, x, -1, 0.5, out=out) is out
+    assert_same_bits(out, softmax(x, -1, temperature=0.5, where=np.True_))
+    for other in (x.astype(x.dtype.newbyteorder()), x.astype(ml_dtypes.float8_e5m2), x.astype(np.longdouble)):
+        assert _fastpath.rows(_fastpath.SOFTMAX, other, -1, 1.0) is None
+    assert _fastpath.tag(x.dtype) == _fastpath.tag(x.dtype.newbyteorder()) == tag
+    assert _fastpath.tag(np.dtype(ml_dtypes.float8_e5m2)) is None
+
+
+def test_both_paths_make_the_same_inputs_of_attention():
+    rng = np.random.default_rng(0)
+    for dtype in NUMPY.values():
+        for lead, key_lead in (((), ()), ((2,), (2,)), ((3, 4), (3, 2))):
+            query, key, value = (rng.normal(size=shape).astype(dtype) for shape in (
+                (*lead, 4, 3), (*key_lead, 5, 3), (*key_lead, 5, 2)))
+            fast = _fastpath.attention_inputs(query, key, value, True)
+            slow = _attention.prepare_qkv(*_validate.query_key_value(query, key, value, True))
+            for name in ("tag", "batch", "out_shape", "heads", "keys", "head_dim", "added"):
+                assert getattr(fast, name) == getattr(slow, name)
+            for name in ("q", "k", "v"):
+                assert getattr(fast, name).__array_interface__ == getattr(slow, name).__array_interface__
+            with pytest.raises(AttributeError):
+                fast.heads = 1
+
+
+def test_the_fast_path_takes_no_out_that_overlaps_an_input():
+    """Whatever the signs of the strides."""
     rng = np.random.default_rng(5)
     taken = 0
     for _ in range(3000):
@@ -617,13 +652,12 @@ def test_the_short_way_out_knows_memory_apart():
             first = int(rng.integers(-low, len(memory) - high))
             views.append(as_strided(memory[first:], (2, 3, 2), [4 * s for s in steps]))
         *inputs, out = views
-        fit = _fastpath.attention_inputs(*inputs, False)
-        if _fastpath.attention_result(out, *fit[:3], *fit[-2:]) is not None:
+        if _fastpath.attention_out(_fastpath.attention_inputs(*inputs, False), out) is not None:
             taken += 1
             assert not any(np.shares_memory(out, x) for x in inputs)
-            assert not _arrays.elements_overlap(out)
+            assert not _layout.elements_overlap(out)
         else:
-            # Strides of which a larger one does not step over all that the smaller reach are left to the long way.
+            # The slow path decides where a larger stride does not step over the extent of the smaller ones.
             reach = np.cumsum([1, *(stride * (size - 1) for stride, size in sorted(
                 (abs(stride) // 4, size) for stride, size in zip(out.strides, out.shape, strict=True)))])
             steps_over = np.all(np.sort(np.abs(out.strides)) // 4 >= reach[:-1])

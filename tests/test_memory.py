@@ -23,8 +23,9 @@ from helpers import NUMPY
 
 import fastsoftmax
 from fastsoftmax import (
-    _arrays,
     _dispatch,
+    _fastpath,
+    _layout,
     causal_softmax,
     logsumexp,
     scaled_dot_product_attention,
@@ -34,14 +35,14 @@ from fastsoftmax import (
 LONGEST = 300
 MOST_COLUMNS = 41
 ROWS = 3
-RESULTS = _dispatch.RESULTS.values()
-SCALARS = (_dispatch.RESULTS["logsumexp"], _dispatch.RESULTS["softmax_entropy"])
+SCALARS = (_fastpath.LOGSUMEXP, _fastpath.SOFTMAX_ENTROPY)
+OPS = (_fastpath.SOFTMAX, _fastpath.LOG_SOFTMAX, *SCALARS)
 
 
 def scores_like(tag, seed):
     """fill(shape): scores of a dtype as kernels see them, 16-bit ones by their bits."""
     def fill(shape):
-        return _arrays.elements(np.random.default_rng(seed).normal(0, 5, shape).astype(NUMPY[tag]))
+        return _layout.elements(np.random.default_rng(seed).normal(0, 5, shape).astype(NUMPY[tag]))
     return fill
 
 
@@ -76,31 +77,31 @@ def lengths(at_end):
     return range(1, LONGEST + 1, 1 if at_end else 3)
 
 
-def run(kernel, result, x, y, temperature=None, where=None, offset=None, threads=1, streamed=False):
+def run(kernel, op, x, y, temperature=None, where=None, offset=None, threads=1, nontemporal=False):
     """One call of a kernel on guarded arrays, (outer, n, inner); now and then compared with that on ordinary ones."""
     modules = _dispatch.kernels(kernel.tag)
-    modules.softmax_rows(result, x, y, temperature, None if where is None else where.view(np.uint8), offset, threads,
-                         streamed)
+    modules.softmax_rows(op, x, y, temperature, None if where is None else where.view(np.uint8), offset, threads,
+                         nontemporal)
     if x.shape[1] % 5:
         return
     expected = np.empty(y.shape, y.dtype)
-    modules.softmax_rows(result, x.copy(), expected, None if temperature is None else temperature.copy(),
+    modules.softmax_rows(op, x.copy(), expected, None if temperature is None else temperature.copy(),
                          None if where is None else where.copy().view(np.uint8), offset, 1, False)
     np.testing.assert_array_equal(y, expected)
 
 
-def by_address(kernel, result, x, y, temperature=1.0, threads=1, streamed=False):
+def by_address(kernel, op, x, y, temperature=1.0, threads=1, nontemporal=False):
     """The same by the short way in, for contiguous arrays."""
     function = ctypes.PYFUNCTYPE(
         ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_ssize_t,
         ctypes.c_ssize_t, ctypes.c_double, ctypes.c_int, ctypes.c_int)(_dispatch.kernels(kernel.tag).contiguous_address)
     outer, n, inner = x.shape
-    function(result, x.ctypes.data, y.ctypes.data, outer, n, inner, temperature, threads, streamed)
+    function(op, x.ctypes.data, y.ctypes.data, outer, n, inner, temperature, threads, nontemporal)
     if n % 5:
         return
     expected = np.empty(y.shape, y.dtype)
     t = None if temperature == 1 else np.full((outer, inner), temperature)
-    _dispatch.kernels(kernel.tag).softmax_rows(result, x.copy(), expected, t, None, None, 1, False)
+    _dispatch.kernels(kernel.tag).softmax_rows(op, x.copy(), expected, t, None, None, 1, False)
     np.testing.assert_array_equal(y, expected)
 
 
@@ -127,10 +128,10 @@ ENDS = pytest.mark.parametrize("at_end", [False, True], ids=["first in its page"
 @ENDS
 def test_contiguous_rows(kernel, arena, at_end):
     for n in lengths(at_end):
-        for result, shape in itertools.product(RESULTS, ((ROWS, n, 1), (2, n, columns(n)))):
+        for op, shape in itertools.product(OPS, ((ROWS, n, 1), (2, n, columns(n)))):
             x = arena.x_whole.contiguous(arena.dtype, shape, at_end)
-            y = arena.y_whole.contiguous(arena.dtype, (shape[0], 1 if result in SCALARS else n, shape[2]), at_end)
-            by_address(kernel, result, x, y, 1.0 if n % 2 else 0.7, streamed=n % 3 == 0 and result not in SCALARS)
+            y = arena.y_whole.contiguous(arena.dtype, (shape[0], 1 if op in SCALARS else n, shape[2]), at_end)
+            by_address(kernel, op, x, y, 1.0 if n % 2 else 0.7, nontemporal=n % 3 == 0 and op not in SCALARS)
 
 
 @needs_mprotect
@@ -140,11 +141,11 @@ def test_rows_with_a_guard_between_any_two(kernel, arena, at_end):
         x = arena.x_lines.array(arena.dtype, (ROWS, n), at_end)[:, :, None]
         where = arena.mask_lines.array(np.bool_, (ROWS, n), at_end)[:, :, None]
         temperature = arena.temperature.contiguous(np.float64, (ROWS, 1), at_end)
-        for result in RESULTS:
-            m = 1 if result in SCALARS else n
+        for op in OPS:
+            m = 1 if op in SCALARS else n
             y = arena.y_lines.array(arena.dtype, (ROWS, m), at_end)[:, :, None]
-            run(kernel, result, x, y)
-            run(kernel, result, x, y, temperature, where)
+            run(kernel, op, x, y)
+            run(kernel, op, x, y, temperature, where)
 
 
 @needs_mprotect
@@ -155,10 +156,10 @@ def test_columns_with_a_guard_after_each_line(kernel, arena, at_end):
         x = arena.x_lines.array(arena.dtype, (n, inner), at_end)[None]
         where = arena.mask_lines.array(np.bool_, (n, inner), at_end)[None]
         temperature = arena.temperature.contiguous(np.float64, (1, inner), at_end)
-        for result in RESULTS:
-            y = arena.y_lines.array(arena.dtype, (1 if result in SCALARS else n, inner), at_end)[None]
-            run(kernel, result, x, y)
-            run(kernel, result, x, y, temperature, where, streamed=result not in SCALARS)
+        for op in OPS:
+            y = arena.y_lines.array(arena.dtype, (1 if op in SCALARS else n, inner), at_end)[None]
+            run(kernel, op, x, y)
+            run(kernel, op, x, y, temperature, where, nontemporal=op not in SCALARS)
 
 
 @needs_mprotect
@@ -173,11 +174,11 @@ def test_causal_rows(kernel, arena, at_end):
         for offset in (keys - queries, -2):
             run(kernel, 0, x, y, temperature if keys % 2 else None, offset=offset)
         seen = np.tri(queries, keys, keys - queries, dtype=bool)
-        masked = np.where(seen, y[0].T, _arrays.elements(np.full(1, -np.inf, NUMPY[kernel.tag]))[0])
+        masked = np.where(seen, y[0].T, _layout.elements(np.full(1, -np.inf, NUMPY[kernel.tag]))[0])
         before = y.copy()
-        for streamed in (False, True):
+        for nontemporal in (False, True):
             y[...] = before
-            _dispatch.kernels(kernel.tag).causal_mask(y, keys - queries, -np.inf, 1, streamed)
+            _dispatch.kernels(kernel.tag).causal_mask(y, keys - queries, -np.inf, 1, nontemporal)
             np.testing.assert_array_equal(y[0].T, masked)
 
 
@@ -199,10 +200,10 @@ def test_hidden_scores_are_never_read(kernel, arena):
 
 @needs_mprotect
 @ENDS
-@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("nontemporal", [False, True])
 @pytest.mark.parametrize("shape", [(1, 4100, 1), (2, 4095, 3), (1, 33_005, 1), (2, 4100, 17), (1, (1 << 20) + 4, 1)])
-def test_long_rows(kernel, at_end, shape, streamed):
-    """Beyond a chunk, shared by threads, streamed, kept in place of the results, and too long to be kept elsewhere."""
+def test_long_rows(kernel, at_end, shape, nontemporal):
+    """Beyond a chunk, shared by threads, with non-temporal stores, kept in place of the results, too long to keep."""
     outer, n, inner = shape
     if n > 1 << 20 and kernel.isa == "generic":
         shape = outer, n >> 4, inner
@@ -210,9 +211,9 @@ def test_long_rows(kernel, at_end, shape, streamed):
     size = outer * n * inner * seen.itemsize
     x = Guarded(1, size, seen, scores_like(kernel.tag, 0), read_only=True).contiguous(seen, shape, at_end)
     out = Guarded(1, size)
-    for result in RESULTS:
-        y = out.contiguous(seen, (shape[0], 1 if result in SCALARS else shape[1], inner), at_end)
-        by_address(kernel, result, x, y, threads=2, streamed=streamed and result not in SCALARS)
+    for op in OPS:
+        y = out.contiguous(seen, (shape[0], 1 if op in SCALARS else shape[1], inner), at_end)
+        by_address(kernel, op, x, y, threads=2, nontemporal=nontemporal and op not in SCALARS)
 
 # ---------------------------------------------------------------- attention
 
@@ -231,7 +232,7 @@ def desk(tag):
         def fill(shape):
             x = np.random.default_rng(seed).normal(0, 1, shape)
             x = np.where(np.random.default_rng(seed).random(shape) < 0.1, -np.inf, x).astype(dtype)
-            return _arrays.elements(x) if dtype is NUMPY[tag] else x
+            return _layout.elements(x) if dtype is NUMPY[tag] else x
         return fill
 
     class Desk:

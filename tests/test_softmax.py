@@ -2,7 +2,6 @@
 
 import ctypes
 import platform
-import sys
 import tracemalloc
 import warnings
 
@@ -28,8 +27,7 @@ from helpers import (
 import fastsoftmax
 from fastsoftmax import (
     _dispatch,
-    _fastpath,
-    _threads,
+    _softmax,
     causal_mask_,
     causal_softmax,
     log_softmax,
@@ -1330,18 +1328,7 @@ def test_monotone_where_the_reduction_of_exp_breaks(isa, dtype, span, temperatur
                 assert (np.diff(function(x, temperature=temperature)) >= 0).all()
 
 
-@pytest.fixture
-def streamed(monkeypatch):
-    """Every result is written past the caches, as large ones are."""
-    module = sys.modules["fastsoftmax.softmax"]
-    usual = module._nontemporal_bytes
-    monkeypatch.setattr(module, "_nontemporal_bytes", 1)
-    _fastpath.configure(_threads.threads_for, 1)
-    yield
-    _fastpath.configure(_threads.threads_for, usual)
-
-
-def test_results_written_past_the_caches(kernel, request):
+def test_non_temporal_stores_write_the_same_bits(kernel):
     calls = {
         (3, 33, 129): lambda x, out: causal_softmax(x, offset=-5, out=out),
         (5, 300): lambda x, out: softmax(x, -1, out=out),
@@ -1353,10 +1340,10 @@ def test_results_written_past_the_caches(kernel, request):
     }
     scores = {shape: sample(kernel.dtype, shape, 10) for shape in calls}
     usual = {shape: call(scores[shape], np.empty_like(scores[shape])) for shape, call in calls.items()}
-    request.getfixturevalue("streamed")
-    for shape, call in calls.items():
-        for shift in (0, 1, 3):
-            room = np.full(scores[shape].size + 8, 7, kernel.dtype)
-            out = room[shift:shift + scores[shape].size].reshape(shape)
-            assert_same_bits(call(scores[shape], out), usual[shape])
-            assert (room[:shift] == 7).all() and (room[shift + out.size:] == 7).all()
+    with _softmax.nontemporal_from(1):
+        for shape, call in calls.items():
+            for shift in (0, 1, 3):
+                room = np.full(scores[shape].size + 8, 7, kernel.dtype)
+                out = room[shift:shift + scores[shape].size].reshape(shape)
+                assert_same_bits(call(scores[shape], out), usual[shape])
+                assert (room[:shift] == 7).all() and (room[shift + out.size:] == 7).all()

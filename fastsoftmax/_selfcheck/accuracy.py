@@ -9,13 +9,12 @@ import functools
 import importlib
 import importlib.util
 import itertools
-import sys
 from typing import NamedTuple
 
 import numpy as np
 
 import fastsoftmax
-from fastsoftmax import _dispatch, _fastpath, _threads, reference
+from fastsoftmax import _dispatch, _softmax, reference
 
 # Bits of the significand, and the exponent of the smallest subnormal.
 PRECISION = {"f32": (24, -149), "f64": (53, -1074), "f16": (11, -24), "bf16": (8, -133)}
@@ -142,26 +141,12 @@ def checkable():
             yield tag, dtype
 
 
-@contextlib.contextmanager
-def non_temporal_stores():
-    """Results of any size are written past the caches; otherwise only those that no cache holds are."""
-    module = sys.modules["fastsoftmax.softmax"]  # the name in the package is the function
-    before = module._nontemporal_bytes
-    try:
-        module._nontemporal_bytes = 1
-        _fastpath.configure(_threads.threads_for, 1)
-        yield
-    finally:
-        module._nontemporal_bytes = before
-        _fastpath.configure(_threads.threads_for, before)
-
-
 def check_kernels(pairs, tag, isa):
     """Check one dtype under one instruction set, print its line, return how many functions are out of bounds."""
     worst = dict.fromkeys(BOUNDS, 0.0)
     with _dispatch.using(isa):
-        for stores in (contextlib.nullcontext, non_temporal_stores):
-            with stores():
+        for stores in (contextlib.nullcontext(), _softmax.nontemporal_from(1)):  # then for results of every size
+            with stores:
                 for case, answer in pairs:
                     worst[case.function] = max(worst[case.function], check(case, answer, tag))
     rounded = tag in ("f16", "bf16")

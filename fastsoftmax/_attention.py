@@ -1,0 +1,277 @@
+"""Attention from checked arguments to kernel calls, for all dtypes and instruction sets.
+
+`without_options` is for calls that set no optional argument, since decoding makes very many of them. All others have
+their arguments checked by `_validate`, and made as the kernels take them here; the reference computes long double,
+extreme scales and extreme softcaps.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastsoftmax import _dispatch, _fastpath, _softmax, _threads, _validate, reference
+from fastsoftmax._dtypes import native, saturated, statistics_dtype
+from fastsoftmax._fastpath import as_strided, broadcast_to
+from fastsoftmax._fp_env import default_fp_env
+from fastsoftmax._layout import batches, cached_full, elements, kernel_ready, no_overlap
+from fastsoftmax._validate import MAX_DISTANCE
+
+MERGE_ELEMENTS = 1 << 16            # elements of outputs that are merged at a time, in the cache
+PRODUCTS_PER_ELEMENT = 1 << 6       # multiplications that take about as long as one element of softmax
+SOFTCAPS = 1e-30, 1e30              # between these the kernels' arithmetic holds
+
+
+class KernelCall(NamedTuple):
+    """The operands of a kernel's function `attention`, which describes their shapes. None, -1: not set."""
+
+    q: Any
+    k: Any
+    v: Any
+    y: Any
+    biases: tuple[Any, ...]
+    scale: Any
+    offset: Any
+    left: int
+    right: int
+    lengths: Any
+    softcap: float              # 0.0: not set
+    slopes: Any
+    sinks: Any
+    lse: Any
+    entropy: Any
+
+
+def without_options(inputs, is_causal, causal_offset, out):
+    """The result of a call that sets no optional argument, so that none is checked; None if causal_offset or out needs
+    a check."""
+    if type(causal_offset) is not int or not -MAX_DISTANCE <= causal_offset <= MAX_DISTANCE:
+        return None
+    y = _fastpath.attention_out(inputs, out)
+    if y is None:
+        return None
+    _call(inputs.tag, inputs.q, inputs.k, inputs.v, y, (), _default_scale(inputs.head_dim, inputs.heads),
+          cached_full(causal_offset, inputs.batch, np.int64), -1, 0 if is_causal else -1, None, 0.0, None, None, None,
+          None)
+    return out if out is not None else y[(0,) * inputs.added] if inputs.added else y
+
+
+@default_fp_env
+def attention(inputs, query, key, value, attn_mask, is_causal, scale, enable_gqa, bias, causal_offset, window, softcap,
+              alibi_slopes, sinks, key_lengths, return_lse, return_entropy, out):
+    """scaled_dot_product_attention; `inputs` are those of the fast path, or None."""
+    if inputs is None:
+        inputs = prepare_qkv(*_validate.query_key_value(query, key, value, enable_gqa))
+    options = _validate.attention_options(inputs, attn_mask, is_causal, scale, bias, causal_offset, window, softcap,
+                                          alibi_slopes, sinks, key_lengths, out)
+    bias, attn_mask = _prepare_bias(options.bias, inputs), _prepare_bias(options.attn_mask, inputs)
+    if _needs_reference(inputs, options):
+        y, lse, entropy = _from_reference(inputs, options, bias, attn_mask)
+    else:
+        y, lse, entropy = _from_kernel(inputs, options, bias, attn_mask, return_lse, return_entropy, out)
+    if inputs.added:
+        y, lse, entropy = [None if x is None else x[(0,) * inputs.added] for x in (y, lse, entropy)]
+    if out is not None:
+        if not np.may_share_memory(y, out):     # otherwise the kernel has written to out
+            np.copyto(out, y)
+        y = out
+    if return_lse:
+        return (y, lse, entropy) if return_entropy else (y, lse)
+    return (y, entropy) if return_entropy else y
+
+
+def prepare_qkv(query, key, value, batch, heads, key_heads):
+    """AttentionInputs of arrays that fit: copied if a kernel does not take them, and broadcast."""
+    added = 0 if batch else 2 if query.ndim == key.ndim == value.ndim == 2 else 1
+    batch = batch or (1,)
+    q, k, v = (
+        broadcast_to(x if kernel_ready(x, contiguous_rows=True) else _copied(x, native(x.dtype)),
+                     (*batch, n, *x.shape[-2:]))
+        for x, n in ((query, heads), (key, key_heads), (value, key_heads)))
+    return _fastpath.AttentionInputs(q, k, v, added)
+
+
+def _prepare_bias(x, inputs):
+    """A mask or bias as a kernel takes it; None stays.
+
+    Where it ends early, the view has all keys even so: no kernel reads beyond a length.
+    """
+    if x is None:
+        return None
+    dtype = x.dtype
+    if dtype.kind != "b":
+        dtype = inputs.k.dtype if native(dtype) == inputs.k.dtype else statistics_dtype(inputs.k.dtype)
+    if x.dtype != dtype or not kernel_ready(x):
+        x = _copied(x, dtype, broadcast_rows=True)
+    return x if x.shape[-1] == inputs.keys else as_strided(x, (*x.shape[:-1], inputs.keys), x.strides)
+
+
+def _copied(x, dtype, broadcast_rows=False):
+    """A copy in this dtype, in which dimensions of stride 0 keep that stride; the last one only with broadcast_rows."""
+    strides = x.strides if broadcast_rows else (*x.strides[:-1], None)
+    once = x[tuple([slice(0, 1) if stride == 0 else slice(None) for stride in strides])]
+    return broadcast_to(saturated(once, dtype), x.shape)
+
+
+def _needs_reference(inputs, options):
+    """Whether the kernels have no such dtype, or a product with the scale or softcap may be beyond their range."""
+    least, most = SOFTCAPS
+    if inputs.tag is None or not (options.softcap is None or least < options.softcap < most):
+        return True
+    if options.scale is None:
+        return False
+    return abs(options.scale).max(initial=0) > (1e30 if options.statistics_dtype.itemsize < 8 else 1e200)
+
+
+def _from_reference(inputs, options, bias, attn_mask):
+    """(y, lse, entropy)."""
+    q, k, v, statistics = inputs.q, inputs.k, inputs.v, options.statistics_dtype
+    if inputs.tag is not None:      # a product of float64 with an extreme scale may be beyond the range of float64
+        q = q.astype(np.longdouble if inputs.tag == "f64" and options.scale is not None else np.float64)
+    if options.key_lengths is not None:         # a mask may hold nothing beyond the longest length
+        longest = options.key_lengths.max(initial=0)
+        k, v = k[..., :longest, :], v[..., :longest, :]
+        bias, attn_mask = (None if x is None else x[..., :longest] for x in (bias, attn_mask))
+    y, lse, entropy = reference.scaled_dot_product_attention(
+        q, k, v, attn_mask, is_causal=options.is_causal, scale=options.scale, enable_gqa=True, bias=bias,
+        causal_offset=options.causal_offset, window=options.window, softcap=options.softcap,
+        alibi_slopes=options.alibi_slopes, sinks=options.sinks, key_lengths=options.key_lengths, return_lse=True,
+        return_entropy=True)
+    return reference._round(y, options.result_dtype), saturated(lse, statistics), saturated(entropy, statistics)
+
+
+def _from_kernel(inputs, options, bias, attn_mask, return_lse, return_entropy, out):
+    """(y, lse, entropy); y is a view of `out` if the kernel can write there. None: not returned."""
+    q, k, v, statistics = inputs.q, inputs.k, inputs.v, options.statistics_dtype
+    in_place = (out is not None and kernel_ready(out, contiguous_rows=True)
+                and no_overlap(out, q, k, v, bias, attn_mask))
+    y = np.asarray(out)[(None,) * inputs.added] if in_place else np.empty(inputs.out_shape, options.result_dtype)
+    lse = np.empty(inputs.out_shape[:-1], statistics) if return_lse else None
+    entropy = np.empty(inputs.out_shape[:-1], statistics) if return_entropy else None
+    left, right = [-1 if limit is None else min(limit, MAX_DISTANCE) for limit in options.window]
+    _compute(inputs.tag, (
+        q, k, v, y, tuple([x for x in (bias, attn_mask) if x is not None]),
+        _default_scale(inputs.head_dim, inputs.heads) if options.scale is None else options.scale,
+        options.causal_offset, left, 0 if options.is_causal else right, options.key_lengths, options.softcap or 0.0,
+        options.alibi_slopes, options.sinks, lse, entropy))
+    return y, lse, entropy
+
+
+@functools.lru_cache(maxsize=64)
+@default_fp_env
+def _default_scale(head_dim, heads):
+    return np.full(heads, 1 / math.sqrt(head_dim or 1))
+
+
+def _compute(tag, operands):
+    """Write y, lse and entropy, with as few calls of a kernel as a batch of several dimensions allows."""
+    q, k, v, y, *_ = operands
+    if y.ndim == 4 and q.size and k.size and v.size:
+        _call(tag, *operands)
+        return
+    call, batch = KernelCall(*operands), y.shape[:-3]
+    if 0 in y.shape[:-1] or (y.size == 0 and call.lse is call.entropy is None):
+        return
+    call = _not_empty(call)
+    if len(batch) == 1:
+        _call(tag, *call)
+        return
+    per_entry = [None if x is None else x.reshape(-1, *x.shape[len(batch):])
+                 for x in (call.offset, call.lengths, call.slopes, call.lse, call.entropy)]
+    done = 0
+    for q, k, v, y, *biases in batches(batch, [*call[:4], *call.biases]):
+        offset, lengths, slopes, lse, entropy = (None if x is None else x[done:done + len(q)] for x in per_entry)
+        _call(tag, *call._replace(q=q, k=k, v=v, y=y, biases=tuple(biases), offset=offset, lengths=lengths,
+                                  slopes=slopes, lse=lse, entropy=entropy))
+        done += len(q)
+
+
+def _not_empty(call):
+    """The same call with one hidden key instead of none, and with vectors of one zero instead of none."""
+    q, k, v, y, *_ = call
+    if k.shape[-2] == 0:
+        k, v = (np.zeros((*x.shape[:-2], 1, x.shape[-1]), x.dtype) for x in (k, v))
+        call = call._replace(biases=(), lengths=np.zeros(q.shape[:-3], np.int64))
+    if q.shape[-1] == 0:
+        q, k = (np.zeros((*x.shape[:-1], 1), x.dtype) for x in (q, k))
+    if v.shape[-1] == 0:
+        v, y = (np.zeros((*x.shape[:-1], 1), x.dtype) for x in (v, y))
+    return call._replace(q=q, k=k, v=v, y=y)
+
+
+def _call(tag, q, k, v, y, biases, scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy):
+    """Write y, lse and entropy with one call of a kernel."""
+    threads = _threads.threads_for((q.size + y.size) * k.shape[2] // PRODUCTS_PER_ELEMENT)
+    if k.itemsize == 2:
+        q, k, v, y = _halves(q), elements(k), elements(v), _halves(y)
+    if biases:
+        biases = tuple([elements(x) for x in biases])
+    _dispatch.kernels(tag).attention(
+        q, k, v, y, biases, scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy, threads)
+
+
+def _halves(x):
+    """A query or result as a kernel for 16-bit keys sees it: float32 as twice as many elements of 16 bits."""
+    if x.strides[-1] != x.itemsize:         # the stride of a single element is arbitrary, but a view needs it right
+        x = as_strided(x, x.shape, (*x.strides[:-1], x.itemsize))
+    return x.view(np.uint16)
+
+
+@default_fp_env
+def merge_attention_states(outputs, lses):
+    """merge_attention_states."""
+    parts, part_lses, dtype = _validate.attention_states(outputs, lses)
+    statistics = statistics_dtype(dtype)
+    wide = np.result_type(statistics, np.float64)               # rounded once, at the end
+    *lead, width = parts[0].shape
+    rows = math.prod(lead)
+    parts = [x.reshape(rows, width) for x in parts]
+    stacked = np.stack(part_lses, dtype=wide, casting="unsafe").reshape(-1, rows)
+    out = np.empty((rows, width), wide)
+    rows_at_once = max(min(MERGE_ELEMENTS // 8 // max(width, 1), rows), 1)
+    parts_at_once = max(MERGE_ELEMENTS // max(rows_at_once * width, 1), 1)
+    with np.errstate(all="ignore"):
+        peak = stacked.max(0)
+        # Not softmax: here the weight of a part that alone has seen keys is exactly 1.
+        weights = np.exp(stacked - np.where(np.isfinite(peak), peak, 0))
+        for row in range(0, rows, rows_at_once):
+            here = slice(row, row + rows_at_once)
+            out[here] = _pairwise_sum(_weighted_sum([x[here] for x in parts[first:first + parts_at_once]],
+                                                    weights[first:first + parts_at_once, here, None])
+                                      for first in range(0, len(parts), parts_at_once))
+        total = _sum_by_halves(weights.copy())[:, None]
+        np.divide(out, total, out=out, where=total != 0)
+        lse = saturated(np.asarray(_softmax.logsumexp(stacked, 0)), statistics)
+    return reference._round(out, dtype).reshape(*lead, width), lse.reshape(lead)
+
+
+def _weighted_sum(parts, weights):
+    """The sum of parts times their weights, in the dtype of the weights; a part of weight 0 is not read."""
+    terms = np.stack(parts, dtype=weights.dtype, casting="unsafe")
+    if not weights.all():
+        np.copyto(terms, 0, where=weights == 0)
+    return _sum_by_halves(np.multiply(terms, weights, out=terms))
+
+
+def _sum_by_halves(x):
+    """The sum along the first dimension, in place, by halves: its error grows with the logarithm of their number."""
+    while len(x) > 1:
+        half = len(x) // 2
+        x[:half] += x[len(x) - half:]
+        x = x[:len(x) - half]
+    return x[0]
+
+
+def _pairwise_sum(arrays):
+    """The sum of an iterable's arrays, two by two, those sums two by two, and so on, in memory of log2(n) arrays."""
+    held = []
+    for i, array in enumerate(arrays):
+        while i & 1:
+            array += held.pop()
+            i >>= 1
+        held.append(array)
+    total = held.pop()
+    while held:
+        total += held.pop()
+    return total
