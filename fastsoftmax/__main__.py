@@ -1,9 +1,9 @@
-"""``python -m fastsoftmax``: what is installed, whether it is right, what it is for, and how fast it is.
+"""``python -m fastsoftmax``: shows the configuration, checks the kernels, shows an example, and measures speed.
 
 1. The configuration: version, compiler, instruction sets, threads and why that many, OpenMP runtime.
 2. A self-check: every kernel of every (dtype, ISA) this CPU can run, against `fastsoftmax.reference` in a wider type.
-3. Softmax on real text: what the function is for, and what the temperature does.
-4. Speed against NumPy as one writes it, and against SciPy, PyTorch and ONNX Runtime where they are installed.
+3. Softmax on real text: the purpose of the function, and the effect of the temperature.
+4. Speed beside plain NumPy, and beside SciPy, PyTorch and ONNX Runtime if they are installed.
 
 Softmax comes first in each part, then attention.
 
@@ -16,11 +16,11 @@ from fastsoftmax._selfcheck import accuracy, configuration, demo, speed
 
 
 def main(arguments):
-    """Run all four parts; the exit status."""
+    """Run all four parts; return the exit status."""
     if arguments:
         print(__doc__)
         return 0 if arguments in (["-h"], ["--help"]) else 2
-    sys.stdout.reconfigure(errors="replace")  # the sampled text may hold characters that a terminal has not
+    sys.stdout.reconfigure(errors="replace")  # the terminal may lack characters of the sampled text
     configuration.show()
     failures = accuracy.check_all()
     demo.show()

@@ -16,19 +16,19 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     Parameters
     ----------
     mode : {"stdout", "dicts"}, default "stdout"
-        "stdout" prints; "dicts" returns a dictionary, as `numpy.show_config` does.
+        "stdout" prints the configuration; "dicts" returns a dictionary, as `numpy.show_config` does.
 
     Returns
     -------
     dict or None
         Keys: ``version``; ``compiler``; ``isa``, the instruction set in use; ``isa_available``, those this CPU
-        runs, from the plainest to the best; ``isa_built``, those of this build; ``threads``, how many a call from
-        this thread may use; ``threads_why``; ``openmp``, the version and path of the OpenMP runtime.
+        supports, from the plainest to the best; ``isa_built``, those of this build; ``threads``, the number that a call
+        from this thread may use; ``threads_why``, the reason; ``openmp``, the version and path of the OpenMP runtime.
 
     Raises
     ------
     ValueError
-        If mode is neither.
+        If mode is neither of them.
 
     Examples
     --------

@@ -26,12 +26,12 @@ def built():
 
 
 def supported():
-    """Those that this CPU runs."""
+    """The instruction sets of this build that this CPU supports."""
     return tuple(isa for isa in _cpu.isas_built if _cpu.supports(isa))
 
 
 def isa():
-    """The one in use."""
+    """The instruction set in use."""
     return _isa
 
 
@@ -44,9 +44,9 @@ def use(name):
     """Load the kernels of one instruction set: the only place where a kernel module is imported."""
     global _modules, _isa
     if name not in supported():
-        what = "is not supported by this CPU" if name in built() else (
+        reason = "is not supported by this CPU" if name in built() else (
             "is unknown or not part of this build" if name else "is empty")
-        raise ImportError(f"FASTSOFTMAX_ISA={name!r} {what}; supported here: {', '.join(supported())}")
+        raise ImportError(f"FASTSOFTMAX_ISA={name!r} {reason}; supported here: {', '.join(supported())}")
     modules = {tag: importlib.import_module(f"fastsoftmax.kernels.{tag}_{name}") for tag in DTYPES}
     _modules, _isa = modules, name
     _fastpath.use(*(modules[tag].contiguous_address for tag in ("f16", "bf16", "f32", "f64")))

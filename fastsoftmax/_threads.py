@@ -1,4 +1,4 @@
-"""How many threads: the process's number, a calling thread's own, and what a call is worth."""
+"""The number of threads: of the process, of the calling thread, and for a call of a given size."""
 
 import contextlib
 import math
@@ -9,7 +9,7 @@ from typing import Self, SupportsIndex
 
 from fastsoftmax import _openmp
 
-# Elements from which a second thread is worth its start; see docs/threads.md for the measurement.
+# Elements from which a second thread saves more time than its start costs; see docs/threads.md for the measurement.
 PARALLEL = 1 << 16
 
 
@@ -24,7 +24,7 @@ _local = _Local()
 
 
 def _container_limit(root="/"):
-    """CPUs that the cgroup's quota allows, rounded up; None without a quota. `root` is another one in tests."""
+    """CPUs that the cgroup's quota allows, rounded up; None without a quota. Tests pass another `root`."""
     try:
         paths = {}
         with open(os.path.join(root, "proc/self/cgroup")) as lines:
@@ -37,7 +37,7 @@ def _container_limit(root="/"):
     limits = []
     for folder, controller, read in (("sys/fs/cgroup", "", _quota_v2), ("sys/fs/cgroup/cpu", "cpu", _quota_v1)):
         path = paths.get(controller)
-        while path is not None:                     # a quota may stand at any level above
+        while path is not None:                     # a quota may be set at any level above
             quota = read(os.path.join(root, folder) + path)
             if quota is not None:
                 limits.append(quota)
@@ -79,7 +79,7 @@ def _from_environment(name):
 
 
 def _default():
-    """The number of threads to start with, and why that many."""
+    """The initial number of threads, and the reason for it."""
     for name in ("FASTSOFTMAX_NUM_THREADS", "OMP_NUM_THREADS"):
         number = _from_environment(name)
         if number is not None:
@@ -154,7 +154,7 @@ def set_num_threads(n: SupportsIndex) -> None:
 
 
 class num_threads(contextlib.ContextDecorator):
-    """Context manager: at most n threads for calls from this thread, while it lasts.
+    """Context manager: calls from this thread use at most n threads while the block runs.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ class num_threads(contextlib.ContextDecorator):
     """
 
     def __init__(self, n: SupportsIndex) -> None:
-        self._number = _checked(n)          # and nothing else: as a decorator, one object serves all threads
+        self._number = _checked(n)          # the only state, since a decorator is one object for all threads
 
     def __enter__(self) -> Self:
         _local.numbers.append(self._number)
@@ -187,14 +187,14 @@ class num_threads(contextlib.ContextDecorator):
 
 
 def why():
-    """Where the number of threads comes from."""
+    """The reason for the number of threads."""
     if _openmp.must_be_serial():
         return "1 here: forked from a process in which another library may have used the same OpenMP runtime"
     return "num_threads" if _local.numbers else _reason
 
 
 def threads_for(elements):
-    """How many threads a call on so many elements should use."""
+    """The number of threads that a call on so many elements should use."""
     if elements < PARALLEL or _openmp.must_be_serial():
         return 1
     return max(1, min(get_num_threads(), elements // (PARALLEL // 2)))

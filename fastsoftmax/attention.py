@@ -63,8 +63,8 @@ def scaled_dot_product_attention(
         out: Array | None = None) -> Any:
     """Averages of values, weighted by the softmax of scores: ``softmax(scale * query @ key.T) @ value``.
 
-    Takes the arguments of `torch.nn.functional.scaled_dot_product_attention`, and behind the star what models need
-    beside them. The L x S scores and weights are never stored.
+    Takes the arguments of `torch.nn.functional.scaled_dot_product_attention`; the keyword-only ones are options that
+    models need beside them. The L x S scores and weights are never stored.
 
     ::
 
@@ -84,24 +84,24 @@ def scaled_dot_product_attention(
         `fastsoftmax.reference`, which stores the scores. Two dimensions are one head, (L, E).
     key : array_like, (..., Hk, S, E)
         Of the dtype of query; or float16 or bfloat16 beside a float32 query, as a cache of half the size, which is
-        converted block by block. All dimensions before the heads broadcast; so do the heads, where one side has one.
-        Strides are taken as they are: ``x.swapaxes(-2, -3)`` of a (B, S, H, E) array costs no copy. Only elements of
-        the last dimension that do not lie side by side, and foreign byte order, are copied.
+        converted block by block. All dimensions before the heads broadcast, and so do the heads if one side has one.
+        Any strides: ``x.swapaxes(-2, -3)`` of a (B, S, H, E) array costs no copy. Only an array whose last dimension is
+        not contiguous, or whose byte order is not native, is copied.
     value : array_like, (..., Hk, S, Ev)
         Of the dtype of key.
     attn_mask : array_like of bool or floats, optional
         Broadcasts to (..., Hq, L, S). Booleans: True is visible. Floats are added to the scaled scores; -inf hides.
-        Where key_lengths hides what is behind its end, it may be shorter than S in the last dimension.
+        If key_lengths hides the keys after its end, it may be shorter than S in the last dimension.
     dropout_p : float, default 0.0
-        For torch's signature alone: must be 0.
+        Must be 0; only for compatibility with torch.
     is_causal : bool, default False
-        Hide the keys after the query's own position, see above. Works along with attn_mask: both must allow a key.
+        Hide the keys after the query's own position, see above. Combines with attn_mask: a key must be visible in both.
     scale : float or array_like, (Hq,), default ``1 / sqrt(E)``
         Factor of the scores, or one for each query head.
     enable_gqa : bool, default False
         Grouped heads: Hq may be a multiple of Hk; query head h reads key head ``h // (Hq // Hk)`` [5]_.
     bias : array_like of floats, optional
-        Added to the scaled scores, as a floating attn_mask, beside whatever attn_mask does. May end early likewise.
+        Added to the scaled scores, as a floating attn_mask is, and in addition to attn_mask. May be as short.
     causal_offset : int or array_like of ints, default 0
         The position of query 0 among the keys, for is_causal, window and alibi_slopes; an array broadcasts to the
         dimensions before the heads. In keys.
@@ -113,25 +113,26 @@ def scaled_dot_product_attention(
     alibi_slopes : array_like, (Hq,) or (..., Hq)
         Subtracts ``slope * abs(i + causal_offset - j)`` [7]_. Per key of distance.
     sinks : array_like, (Hq,)
-        A logit for each head that takes part in the normalisation and has no value [8]_.
+        A logit for each head that counts in the normalisation and has no value [8]_.
     key_lengths : array_like of ints, optional
-        Broadcasts to the dimensions before the heads: how many keys, the first ones, exist. From 0 to S.
+        Broadcasts to the dimensions before the heads: only so many keys, the first ones, exist. From 0 to S.
     return_lse : bool, default False
         Also return the logsumexp of each query's scores, natural logarithm.
     return_entropy : bool, default False
         Also return the Shannon entropy of each query's weights, in nats.
     out : ndarray, (..., Hq, L, Ev), optional
-        Where to put the result; of the dtype of query, or float32 for 16-bit queries, so that pieces merge without
-        being rounded twice; any strides. May overlap the inputs, which then takes memory for a second result.
+        The array to write the result to; of the dtype of query, or float32 for 16-bit queries, so that pieces can be
+        merged without rounding twice; any strides. May overlap the inputs, at the cost of memory for a second result.
 
     Returns
     -------
     ndarray, (..., Hq, L, Ev)
-        Of the dtype of query; `out`, if given. Zeros for a query that sees no key; NaN where it sees NaN.
+        Of the dtype of query; `out`, if given. Zeros for a query that sees no key; NaN for one that sees NaN.
     lse : ndarray, (..., Hq, L)
-        With return_lse. float64 for float64, else float32; -inf for a query that sees no key. A sink counts.
+        With return_lse. float64 for float64, else float32; -inf for a query that sees no key. Includes the sink.
     entropy : ndarray, (..., Hq, L)
-        With return_entropy, the last of the tuple. Likewise; 0 for a query that sees no key. A sink is an outcome.
+        With return_entropy, the last of the tuple. Of the dtype of lse; 0 for a query that sees no key. A sink is an
+        outcome.
 
     Raises
     ------
@@ -151,17 +152,17 @@ def scaled_dot_product_attention(
 
     Notes
     -----
-    Order: scale, softcap, add bias, attn_mask and ALiBi, then hide. What is hidden is as if absent, even NaN or
-    infinity in key or value. Method: blocks of keys with a running maximum and sum [1]_ [2]_, hidden blocks left out;
-    few queries on many keys are split among threads by keys and merged by their lse [3]_ [4]_. The same bits for any
-    number of threads. Memory beyond the result is that of a few blocks for each thread; but where a scale is beyond
-    1e30 (float64: 1e200), or a softcap outside 1e-30..1e30, the scores are stored.
+    Order: scale, softcap, add bias, attn_mask and ALiBi, then hide. A hidden key has no effect, even if key or value
+    holds NaN or infinity there. Method: blocks of keys with a running maximum and sum [1]_ [2]_; blocks that are hidden
+    are skipped; few queries on many keys are split among threads by keys and merged by their lse [3]_ [4]_. The same
+    bits for any number of threads. Beyond the result, each thread needs memory for a few blocks; but if a scale is
+    beyond 1e30 (float64: 1e200), or a softcap outside 1e-30..1e30, the scores are stored.
 
-    A finite number of a mask, bias, scale, sink or slope stays finite: beyond the range of the arithmetic, which is
-    float32 but for float64, it is the largest number that is not, and so are sums of them and a score. Limits: a
-    product of query and key beyond that range is infinite, and a score of -inf is hidden (for query 1e20 and keys
-    -1e20 and -2e20 in float32 the result is 0). Values within a factor S of the largest number may sum up to infinity,
-    though their average is finite (two equal keys with values of 3e38).
+    Finite numbers in a mask, bias, scale, sink or slope stay finite: those beyond the range of the arithmetic (float64
+    for float64, else float32) become its largest number, and so do their sums with a score. Limits: a product of query
+    and key beyond that range is infinite, and a score of -inf is hidden (for query 1e20 and keys -1e20 and -2e20 in
+    float32 the result is 0). Values within a factor S of the largest number may sum to infinity, though their average
+    is finite (two equal keys with values of 3e38).
 
     References
     ----------
@@ -190,7 +191,7 @@ def scaled_dot_product_attention(
     array([[20.   ],
            [22.033]])
 
-    Causal, with the last query on the last key; and how even each query's weights are:
+    Causal, with the last query on the last key, and the entropy of each query's weights:
 
     >>> out, entropy = scaled_dot_product_attention(
     ...     query, key, value, is_causal=True, causal_offset=1, return_entropy=True)
@@ -247,10 +248,10 @@ def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLik
     Notes
     -----
     Each output weighs ``exp(its lse - lse)``, where lse is the logsumexp of all [1]_ [2]_. A part with an lse of -inf
-    has seen no key and counts for nothing, whatever its output holds; if all parts are so, the result is 0 with an lse
-    of -inf. Arithmetic and sums are those of float64 or better, as many parts as there are, and rounded once: merge all
-    in one call. Where parts come one by one, keep the state in float64: float32 states are rounded at each step, which
-    over n steps costs about the square root of n roundings.
+    has seen no key and is ignored, whatever its output holds; if all parts are ignored, the result is 0 with an lse of
+    -inf. Sums are computed in float64 or better and rounded once, however many parts there are, so merge all parts in
+    one call. If they come one by one, keep the state in float64: float32 states are rounded at each step, which over n
+    steps costs about the square root of n roundings.
 
     References
     ----------

@@ -21,21 +21,21 @@ def softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, wh
     ----------
     x : array_like
         Scores, of any shape. float16, bfloat16, float32 and float64 keep their dtype (16-bit types are computed in
-        float32); integers and bool are promoted as `numpy.exp` promotes them, after integers were subtracted as
-        integers; complex and long double go through `fastsoftmax.reference`.
+        float32); integers and bool are promoted as `numpy.exp` promotes them, and integers are subtracted from each
+        other before they are converted; complex and long double go through `fastsoftmax.reference`.
     axis : int, tuple of ints or None, default None
         The axes along which the weights sum to one; None takes all elements. 0-d x takes 0 and -1.
     temperature : float or array_like, default 1.0
         Divides the scores: below 1 sharpens, above 1 flattens. Positive and finite. An array broadcasts against x
-        with length 1 along the axes: one temperature per row, per head ...
+        with length 1 along the axes: one temperature per row or per head, for instance.
     where : array_like of bool, optional
         Broadcasts to x. Where it is False, the weight is exactly 0, whatever x holds there, NaN included; a row
         without True gives zeros.
     dtype : dtype, optional
-        Floating dtype of the result, and of the computation where it is wider than that of x.
+        Floating dtype of the result, and of the computation if it is wider than that of x.
     out : ndarray, optional
-        Where to put the result: the shape of x, the result's dtype, any strides, a place for each element. May be x
-        itself.
+        The array to write the result to: the shape of x, the result's dtype, any strides, no two elements at the same
+        address. May be x itself.
 
     Returns
     -------
@@ -53,16 +53,16 @@ def softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, wh
 
     See Also
     --------
-    log_softmax : its logarithm, exact where weights vanish.
-    causal_softmax : for attention scores, never reading a masked one.
+    log_softmax : its logarithm, accurate also where weights underflow.
+    causal_softmax : for attention scores; it never reads a hidden one.
 
     Notes
     -----
     Error at most 2 ULP for float32 and float64, at any length, spread and temperature; one quantum where a weight is
     subnormal. 16-bit results are the rounded float32 ones.
     A row holding NaN or +inf, or nothing but -inf, gives NaN; a score of -inf among others gives exactly 0.
-    Method: the maximum's power of two is taken off the exponents instead of subtracting the maximum, whose rounding
-    would cost up to 64 ULP; sums carry their rounding errors along [1]_ [2]_.
+    Method: the power of two of the maximum's exponential is subtracted from the exponents. Subtracting the maximum
+    itself would cost up to 64 ULP of rounding. Sums include their rounding errors [1]_ [2]_.
 
     References
     ----------
@@ -110,8 +110,9 @@ def log_softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0
 
     Notes
     -----
-    Error at most 2 ULP, also for results close to 0: the largest score's is -log1p(sum of the others' weights), after
-    Blanchard, Higham and Higham (2021). Where x holds +inf, results are as SciPy's: -inf, and NaN at +inf itself.
+    Error at most 2 ULP, also for results close to 0: that of the largest score is -log1p(sum of the others' weights),
+    after Blanchard, Higham and Higham (2021). If a row holds +inf, its results are those of SciPy: -inf, and NaN at
+    +inf.
 
     Examples
     --------
@@ -161,9 +162,9 @@ def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepd
     where : array_like of bool, optional
         Broadcasts to a: elements to include.
     dtype : dtype, optional
-        Floating dtype of the result, and of the computation where it is wider than that of a.
+        Floating dtype of the result, and of the computation if it is wider than that of a.
     out : ndarray, optional
-        Where to put the (first) result.
+        The array to write the (first) result to.
 
     Returns
     -------
@@ -177,7 +178,7 @@ def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepd
 
     Notes
     -----
-    Error at most 1.5 ULP; where the result is near 0, in units of log(sum(exp(a - max(a)))). After Blanchard, Higham
+    Error at most 1.5 ULP; for results near 0, in units of log(sum(exp(a - max(a)))). After Blanchard, Higham
     and Higham (2021).
 
     Examples
@@ -207,8 +208,8 @@ def softmax_entropy(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike =
     Returns
     -------
     ndarray or scalar
-        The shape of x without the axes: from 0, where one weight is 1, to log(n), where all are equal. 0 for a row
-        without True in `where`.
+        The shape of x without the axes: from 0, if one weight is 1, to log(n), if all are equal. 0 for a row without
+        True in `where`.
 
     Raises
     ------
@@ -217,7 +218,7 @@ def softmax_entropy(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike =
 
     Notes
     -----
-    Computed as ``logsumexp(s) - sum(weight * s)`` with the scores s measured from the largest, so that both parts are
+    Computed as ``logsumexp(s) - sum(weight * s)``, s being the scores minus the largest, so that both terms are
     positive and nothing cancels.
 
     Examples
@@ -258,7 +259,7 @@ def causal_softmax(scores: ArrayLike, *, offset: SupportsIndex = 0, temperature:
     Returns
     -------
     ndarray, (..., L, S)
-        Exactly 0 at hidden keys, whatever stands there; zeros for a query that sees no key.
+        Exactly 0 at hidden keys, whatever their scores are; zeros for a query that sees no key.
 
     Raises
     ------
@@ -286,7 +287,7 @@ def causal_mask_(scores: Scores, *, offset: SupportsIndex = 0, fill_value: float
     offset : int, default 0
         ``S - L`` aligns the last query with the last key.
     fill_value : float, default -inf
-        What is written; -inf gives a weight of exactly 0 in a softmax.
+        The number to write; -inf gives a weight of exactly 0 in a softmax.
 
     Returns
     -------

@@ -150,7 +150,7 @@ FUNCTIONS = {
                 query=vectors(2, 4, 5, 19), key=vectors(2, 2, 37, 19), value=vectors(2, 2, 37, 21), enable_gqa=True,
                 is_causal=True, causal_offset=32, attn_mask=visible(2, 1, 5, 37), bias=scores(4, 5, 37),
                 alibi_slopes=positive(2, 4), sinks=positive(4), out=out(2, 4, 5, 21)),
-            "the short way": dict(
+            "the fast path": dict(
                 query=vectors(1, 6, 2, 19), key=vectors(1, 2, 37, 19), value=vectors(1, 2, 37, 33), enable_gqa=True),
             "masks that end early": dict(
                 query=vectors(2, 4, 25, 19), key=vectors(2, 2, 90, 19), value=vectors(2, 2, 90, 21), enable_gqa=True,

@@ -90,7 +90,7 @@ def of_scores(x, *needed, axis=None, **options):
 # Every function, by the table; then numbers and dtypes at which these modes are known to matter.
 CALLS = {
     **{name: samples_of(name) for name in functions.FUNCTIONS},
-    "short way": lambda: [y for t in ("f2", "f4", "f8") for y in of_scores(X[t], "axis")],
+    "fast path": lambda: [y for t in ("f2", "f4", "f8") for y in of_scores(X[t], "axis")],
     "rows": lambda: [y for t in ("f2", "f4", "f8") for y in of_scores(X[t], axis=-1)],
     "columns": lambda: [y for t in ("f2", "f4", "f8")
                         for y in of_scores(X[t], "axis", "temperature", axis=0, temperature=0.7)],

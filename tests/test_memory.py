@@ -91,7 +91,7 @@ def run(kernel, op, x, y, temperature=None, where=None, offset=None, threads=1, 
 
 
 def by_address(kernel, op, x, y, temperature=1.0, threads=1, nontemporal=False):
-    """The same by the short way in, for contiguous arrays."""
+    """The same by the address that the fast path calls, for contiguous arrays."""
     function = ctypes.PYFUNCTYPE(
         ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_ssize_t,
         ctypes.c_ssize_t, ctypes.c_double, ctypes.c_int, ctypes.c_int)(_dispatch.kernels(kernel.tag).contiguous_address)
@@ -399,7 +399,7 @@ needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="
 
 
 def calls_that_return():
-    """Small calls of every function, each with the objects that it is given: the short way in and the long one."""
+    """Small calls of every function, each with the objects that it is given: on the fast path and on the slow one."""
     arrays = functions.small_arrays()
     for function in functions.FUNCTIONS.values():
         for call in function.other_ways(arrays):

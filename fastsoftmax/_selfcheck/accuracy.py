@@ -23,7 +23,7 @@ BOUNDS = {  # ULP
     "softmax": 2, "log_softmax": 2, "causal_softmax": 2, "logsumexp": 1.5, "softmax_entropy": 4, "causal_mask_": 0,
 }
 ROUNDED = 0.51  # for the 16-bit types: half a unit, and a little for the float32 computation before it
-LENGTHS = (*range(1, 36), 63, 64, 65, 127, 200, 1021)  # every tail of every vector width
+LENGTHS = (*range(1, 36), 63, 64, 65, 127, 200, 1021)  # each tail of each vector width
 
 
 class Case(NamedTuple):
@@ -110,7 +110,7 @@ def oracle(case):
 
 
 def error(got, exact, magnitude, tag):
-    """The largest error in units in the last place of the type; infinite where nan or inf stand in the wrong place."""
+    """The largest error in units in the last place of the type; infinite if a NaN or infinity is in the wrong place."""
     digits, quantum = PRECISION[tag]
     got, finite = np.asarray(got).astype(exact.dtype), np.isfinite(exact)
     if got.shape != exact.shape or not np.array_equal(got[~finite], exact[~finite], equal_nan=True):
@@ -132,7 +132,7 @@ def check(case, answer, tag):
 
 
 def checkable():
-    """The (tag, dtype) pairs that can be checked here; for the others it says why not."""
+    """The (tag, dtype) pairs that can be checked here; prints the reason for each of the others."""
     for tag in _dispatch.DTYPES:
         dtype, reason = dtype_of(tag)
         if dtype is None:
@@ -154,7 +154,7 @@ def check_kernels(pairs, tag, isa):
 
 
 def print_errors(tag, isa, worst, bounds):
-    """The line of one dtype and instruction set; how many of its errors are out of bounds."""
+    """Print the line of one dtype and instruction set; return how many of its errors are out of bounds."""
     failed = {name for name, bound in bounds.items() if not worst[name] <= bound}
     numbers = {name: f"{ulp:.3f}" if ulp < 1000 else f"{ulp:.2g}" for name, ulp in worst.items()}
     cells = ["FAIL " * (name in failed) + number for name, number in numbers.items()]
@@ -192,13 +192,13 @@ def attention_cases(dtype):
 
 
 def queries_keys_values(rng, dtype, batch, heads, key_heads, queries, keys, head_dim):
-    """Normal deviates, as views with the heads in the last dimension but one, as a projection leaves them."""
+    """Normal deviates of shape (B, L, H, E), as a projection returns them, viewed as (B, H, L, E)."""
     sizes = ((queries, heads), (keys, key_heads), (keys, key_heads))
     return [rng.normal(size=(batch, *size, head_dim)).astype(dtype).swapaxes(1, 2) for size in sizes]
 
 
 def attention_cases_with_options(rng, dtype):
-    """Each option alone, then all at once; what `key_lengths` cuts off is NaN, and of one entry that is all."""
+    """Each option alone, then all at once. Keys beyond `key_lengths` are NaN; one batch entry has none but these."""
     visible = rng.random((3, 1, 37, 70)) < 0.5
     visible[1, 0, :5] = False
     floats = np.where(rng.random((37, 70)) < 0.9, rng.normal(size=(37, 70)), -np.inf).astype(dtype)

@@ -8,7 +8,7 @@ import fastsoftmax
 
 
 def show():
-    """The content of `fastsoftmax.show_config`, a line each."""
+    """Print the content of `fastsoftmax.show_config`, one line for each item."""
     config = fastsoftmax.show_config(mode="dicts")
     openmp = config["openmp"] or {}
     lines = {

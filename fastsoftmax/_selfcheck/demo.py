@@ -1,4 +1,4 @@
-"""Softmax on real text: what the function is for, and what the temperature does."""
+"""Softmax on real text: the purpose of the function, and the effect of the temperature."""
 
 import itertools
 from collections import Counter
@@ -45,12 +45,12 @@ def sample(weights, alphabet, contexts, start="th", length=70):
 
 
 def show():
-    """Softmax over the whole table at three temperatures, and what it does to a line of text."""
+    """Print the mean entropy of the whole table's weights, and a line of text, at three temperatures."""
     alphabet, contexts, table = trigram_logits()
     print(
         f"\nReal text: scores log(count + 0.01) for the next character, counted in Python's own help texts, for\n"
         f"{table.shape[0]} contexts of two characters x {table.shape[1]} characters. softmax makes of each row a "
-        "distribution to draw from:\na low temperature keeps to the likely, a high one wanders."
+        "distribution to draw from:\na low temperature draws likely characters, a high one also unlikely ones."
     )
     for temperature in TEMPERATURES:
         weights = fastsoftmax.softmax(table, axis=-1, temperature=temperature)

@@ -1,7 +1,7 @@
-"""How the libraries that many have installed are asked for the functions; `bench/peers` has more of them.
+"""Calls of the functions in the most common libraries; `bench/peers` has more libraries.
 
-Each has a function of (function's name, x, axis, threads), and one of (query, key, value, causal, threads). They return
-the call to measure, a function of nothing. A library that has no such function raises.
+Each library has a function of (function's name, x, axis, threads), and one of (query, key, value, causal, threads).
+They return the call to measure, a function without arguments, and raise if the library has no such function.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from fastsoftmax._selfcheck import numpy_baseline, onnx_model
 
 
 class Peer(NamedTuple):
-    """The module that is imported, and the two functions; None where there is no attention."""
+    """The module that is imported, and the two functions; None if there is no attention."""
 
     module: str
     softmax: Callable

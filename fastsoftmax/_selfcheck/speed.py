@@ -15,7 +15,7 @@ from fastsoftmax._selfcheck import turns
 from fastsoftmax._selfcheck.accuracy import queries_keys_values
 from fastsoftmax._selfcheck.peers import PEERS
 
-CASES = (  # what it stands for, function, shape, axis, dtype
+CASES = (  # name, function, shape, axis, dtype
     ("ten numbers", "softmax", (10,), -1, "float32"),
     ("GPT-2 vocabulary row", "softmax", (50257,), -1, "float32"),
     ("Llama-3 vocabulary row", "softmax", (128256,), -1, "float32"),
@@ -36,7 +36,7 @@ OURS, *OTHERS = PEERS
 
 
 def call_of(name, function, shape, axis, dtype, threads):
-    """The call to measure, a function of nothing: a library on random numbers."""
+    """The call to measure, a function without arguments: a library on random numbers."""
     rng, peer = np.random.default_rng(2), PEERS[name]
     if not function.endswith("attention"):
         return peer.softmax(function, rng.standard_normal(shape).astype(dtype), axis, threads)
@@ -61,9 +61,9 @@ def command(name, threads):
 
 def row(case, times):
     """One line of the table: our time, and how many times as long each other library takes."""
-    what, function, shape, axis, dtype = CASES[case]
+    label, function, shape, axis, dtype = CASES[case]
     along = "" if axis == -1 else f" axis {axis}"
-    line = f"{function:<17}{what:<23}{f'{shape}{along} {dtype}':<37}"
+    line = f"{function:<17}{label:<23}{f'{shape}{along} {dtype}':<37}"
     if OURS not in times:
         return line + "FAILED"
     line += f"{turns.duration(times[OURS]):>11}"
@@ -74,7 +74,7 @@ def row(case, times):
 
 
 def show():
-    """The table of times; return how often ours failed."""
+    """Print the table of times; return how often ours failed."""
     threads = fastsoftmax.get_num_threads()
     print(f"\nSpeed with {threads} threads at most: the time of our call, and how many times as long the others take")
     installed = [name for name, peer in PEERS.items() if importlib.util.find_spec(peer.module)]
@@ -96,7 +96,7 @@ def show():
 
 
 def print_versions(crew):
-    """Each library with its version, or the reason why it is not measured."""
+    """Print each library with its version, or the reason why it is not measured."""
     found = {worker.name: worker for worker in crew}
     for name in PEERS:
         state = "absent"

@@ -4,15 +4,15 @@ In one process the thread pools of two libraries would spin against each other. 
 only one computes at any time: A B A B. A turn counts as its median, and two libraries are compared by the median over
 the rounds of the ratio within a round, so that a slow spell of the machine falls on both.
 
-A worker first greets: ``{"version": ...}``, and what else its caller needs to know. Then it answers, a line a command,
+A worker first greets: ``{"version": ...}``, and other items for its caller. Then it answers each command with a line,
 
 ====================  ======================================================================================
 ``{"setup": case}``   prepares and calls once: a dict of what is known of the call
 ``{"run": seconds}``  computes for about that long: ``{"median": s, "best": s}``, seconds per call
 ====================  ======================================================================================
 
-Each answer, also the first, may be ``{"absent": why}``. The end of its input ends a worker. One that dies is absent
-from then on, with the last line that it wrote to stderr as the reason.
+Each answer, also the first, may be ``{"absent": reason}``. A worker ends when its input ends. One that dies is absent
+from then on; the reason is the last line that it wrote to stderr.
 
 Nothing else of fastsoftmax is imported here: `bench/` loads this file by its path, so that a process that measures
 another library does not hold fastsoftmax's threads.
