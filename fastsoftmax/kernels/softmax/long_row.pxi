@@ -1,7 +1,7 @@
 # One long row, shared by threads: the passes of dense_row, a chunk after the other.
 cdef struct LongRow:
     Py_ssize_t o, i, n
-    int sum_of, result                          # what is written: see conclude
+    int sum, stored                             # stored: how the results are written, see Normalizer
     real* maxima                                # a chunk
     Sums* sums                                  # a chunk
     Shift shift
@@ -14,9 +14,9 @@ cdef inline void long_row_chunk(int phase, const Rows* rows, const LongRow* row,
         row.maxima[chunk] = max_of_chunk(rows, row.o, row.i, start, count, workspace)
     elif phase == 2:
         clear(&row.sums[chunk])
-        sum_chunk(row.sum_of, rows, row.o, row.i, start, count, row.n, &row.shift, workspace, &row.sums[chunk])
+        sum_chunk(row.sum, rows, row.o, row.i, start, count, row.n, &row.shift, workspace, &row.sums[chunk])
     else:
-        write_chunk(row.result, rows, row.o, row.i, start, count, row.n, &row.shift, &row.normalizer, workspace)
+        write_chunk(row.stored, rows, row.o, row.i, start, count, row.n, &row.shift, &row.normalizer, workspace)
 
 # One pass over the chunks start .. stop - 1: a share for each thread, the same in every pass.
 cdef struct LongRowPass:
@@ -50,8 +50,8 @@ cdef int long_row_between(int phase, const Rows* rows, LongRow* row) noexcept no
         row_max = max(row_max, row.maxima[task])
     if phase == 1:
         row.shift = shift_of(rows, row.o, row.i, row_max)
-        row.sum_of = first_sum(rows)
-        row.result = rows.result
+        row.sum = first_sum(rows)
+        row.stored = rows.op
     elif phase == 2:
         clear(&sums)
         sums.short_row = row.sums[0].short_row  # a causal row may see very few
@@ -60,14 +60,14 @@ cdef int long_row_between(int phase, const Rows* rows, LongRow* row) noexcept no
                 sums.weights[v] = dd_add(sums.weights[v], row.sums[task].weights[v])
                 sums.moments[v] = dd_add(sums.moments[v], row.sums[task].moments[v])
                 sums.ties[v] = sums.ties[v] + row.sums[task].ties[v]
-        more = finalize(row.sum_of, rows, row.n, &row.shift, &sums, &row.normalizer)
-        if more and row.sum_of == SUM_EXCLUDING_MAX:
-            row.sum_of = LOGSUMEXP
+        more = finalize(row.sum, rows, row.n, &row.shift, &sums, &row.normalizer)
+        if more and row.sum == SUM_EXCLUDING_MAX:
+            row.sum = SUM_EXACT
             next_phase = 2
         elif write_if_scalar(rows, row.o, row.i, row_max, &row.normalizer):
             next_phase = 0
         elif more:
-            row.result = SOFTMAX_ONE
+            row.stored = STORE_WEIGHTS_OR_ONE
     else:
         next_phase = 0
     fp_leave(modes)

@@ -1,7 +1,7 @@
 # Rows that are one block need no chunks. If they have no more elements than there are partial sums, as the narrowest
 # have, they have one sum: see sum_of_short_row.
 
-cdef inline void narrow_turn(int result, bint scaled, bint centered, const Shift* s, real* x, vcount* ties,
+cdef inline void narrow_turn(int sum, bint scaled, bint centered, const Shift* s, real* x, vcount* ties,
                              vreal* total, vreal* lost, vreal* most, vdd_sum* moments) noexcept nogil:
     """The next four elements of a column."""
     cdef vreal[4] e, p, f
@@ -11,19 +11,19 @@ cdef inline void narrow_turn(int result, bint scaled, bint centered, const Shift
         e[k] = load(x + k * PARTIALS)
     exp4_scores(e, s, False, scaled, centered, p, f)
     for k in range(4):
-        if result == SOFTMAX:
+        if sum == SUM_WEIGHTS:
             e[k] = fma_(p[k], f[k], f[k])
             store(x + k * PARTIALS, e[k])
         else:
-            exclude_max(result, s, e[k], &f[k], ties)
-        if result == ENTROPY:
+            exclude_max(sum, s, e[k], &f[k], ties)
+        if sum == SUM_MOMENTS:
             moments.chain[k] = dd_add(moments.chain[k],
                                       dd_of_sum(fma_(p[k], f[k], f[k]) * score_below_max(s, e[k], scaled),
                                                 broadcast(0)))
-    if result == SOFTMAX:
+    if sum == SUM_WEIGHTS:
         most[0] = vmax(vmax(vmax(e[0], e[1]), vmax(e[2], e[3])), most[0])
-    add_weights(result, total, lost, &rest, p, f)
-    add_rest(result, total, lost, &rest)
+    add_weights(sum, total, lost, &rest, p, f)
+    add_rest(sum, total, lost, &rest)
 
 # The sums of PARTIAL_REGS registers' rows while they are made.
 cdef struct Narrow:
@@ -33,12 +33,12 @@ cdef struct Narrow:
     vcount[PARTIAL_REGS] ties
     vdd_sum[PARTIAL_REGS] moments
 
-cdef inline void narrow_sums(int result, bint scaled, bint centered, const Shift* s, Py_ssize_t n, real* x,
+cdef inline void narrow_sums(int sum, bint scaled, bint centered, const Shift* s, Py_ssize_t n, real* x,
                              Narrow* sums) noexcept nogil:
     cdef Py_ssize_t turn, k, c
     for c in range(PARTIAL_REGS):
         sums.moments[c] = dd_sum_start()
-        sums.total[c] = start_of(result)
+        sums.total[c] = start_of(sum)
         sums.lost[c] = broadcast(0)
         sums.most[c] = broadcast(0)
         sums.ties[c] = no_count()
@@ -47,39 +47,40 @@ cdef inline void narrow_sums(int result, bint scaled, bint centered, const Shift
     # the columns by turns, since each waits for its sums; one loop, since two together have too many registers
     for turn in range(ceil_div(n, 4) * PARTIAL_REGS):
         c = turn % PARTIAL_REGS
-        narrow_turn(result, scaled, centered, &s[c], x + turn // PARTIAL_REGS * (4 * PARTIALS) + c * LANES,
-                    &sums.ties[c], &sums.total[c], &sums.lost[c], &sums.most[c], &sums.moments[c])
+        narrow_turn(sum, scaled, centered, &s[c], x + turn // PARTIAL_REGS * (4 * PARTIALS) + c * LANES, &sums.ties[c],
+                    &sums.total[c], &sums.lost[c], &sums.most[c], &sums.moments[c])
 
-cdef inline void narrow_normalizers(int result, bint scaled, const Shift* s, Py_ssize_t n, const real* x,
+cdef inline void narrow_normalizers(int sum, bint scaled, const Shift* s, Py_ssize_t n, const real* x,
                                     const Narrow* sums, Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
-    """For SOFTMAX, `needs_refinement` also tells of results that may be subnormal, from the weights at x."""
+    """For SUM_WEIGHTS, `needs_refinement` also tells of results that may be subnormal, from the weights at x."""
     cdef ShortRow short_row
     cdef int c
     for c in range(PARTIAL_REGS):
-        short_row.total, short_row.lost = sums.total[c] - start_of(result), sums.lost[c]
-        normalizer[c] = normalizer_of_short_row(result, &s[c], scaled, n, short_row, dd_sum_end(sums.moments[c]),
+        short_row.total, short_row.lost = sums.total[c] - start_of(sum), sums.lost[c]
+        normalizer[c] = normalizer_of_short_row(sum, &s[c], scaled, n, short_row, dd_sum_end(sums.moments[c]),
                                                 real_count(sums.ties[c]), &needs_refinement[c])
-        if result == SOFTMAX:
+        if sum == SUM_WEIGHTS:
             needs_refinement[c] = nowhere()
             if sizeof(elem) == sizeof(real):    # rounded to an elem, neither matters
                 needs_refinement[c] = either(is_nearly_one(sums.most[c], &normalizer[c]),
                                              may_be_subnormal(n, x + c * LANES, &normalizer[c]))
 
-cdef inline Normalizer single_column(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, int c,
+cdef inline Normalizer single_column(int sum, bint scaled, const Shift* s, Py_ssize_t n, real* x, int c,
                                      const TileWorkspace* tile, vcount ties, vmask* needs_refinement) noexcept nogil:
-    cdef vdd_sum sum = dd_sum_start(), moments = dd_sum_start()
+    cdef vdd_sum weight_sum = dd_sum_start(), moments = dd_sum_start()
     cdef vreal[4] p, f
     cdef Py_ssize_t turn
     cdef int k
     for turn in range(PARTIALS // 4):
         for k in range(4):
             load_weights(tile, 4 * turn + k, c, n, p, f)
-            sum.chain[k] = dd_add(sum.chain[k], sum_of_group(p, f))
-            if result == ENTROPY:
+            weight_sum.chain[k] = dd_add(weight_sum.chain[k], sum_of_group(p, f))
+            if sum == SUM_MOMENTS:
                 moments.chain[k] = dd_add(moments.chain[k], moment_of(s, scaled, x, tile, 4 * turn + k, c, n))
-    return normalizer_of(result, s, scaled, n, dd_sum_end(sum), dd_sum_end(moments), real_count(ties), needs_refinement)
+    return normalizer_of(sum, s, scaled, n, dd_sum_end(weight_sum), dd_sum_end(moments), real_count(ties),
+                         needs_refinement)
 
-cdef inline void finalize_block(int result, bint scaled, const Shift* s, Py_ssize_t n, real* x, TileWorkspace* tile,
+cdef inline void finalize_block(int sum, bint scaled, const Shift* s, Py_ssize_t n, real* x, TileWorkspace* tile,
                                 Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
     cdef vcount[PARTIAL_REGS] ties
     cdef Narrow sums
@@ -87,44 +88,44 @@ cdef inline void finalize_block(int result, bint scaled, const Shift* s, Py_ssiz
     for c in range(PARTIAL_REGS):
         ties[c] = no_count()
     if n <= PARTIALS:
-        narrow_sums(result, scaled, True, s, n, x, &sums)
-        narrow_normalizers(result, scaled, s, n, x, &sums, normalizer, needs_refinement)
+        narrow_sums(sum, scaled, True, s, n, x, &sums)
+        narrow_normalizers(sum, scaled, s, n, x, &sums, normalizer, needs_refinement)
     else:
-        exp_block(result, scaled, s, n, x, tile, ties)
+        exp_block(sum, scaled, s, n, x, tile, ties)
         for c in range(PARTIAL_REGS):
-            normalizer[c] = single_column(result, scaled, &s[c], n, x, c, tile, ties[c], &needs_refinement[c])
+            normalizer[c] = single_column(sum, scaled, &s[c], n, x, c, tile, ties[c], &needs_refinement[c])
 
-cdef void finalize_single_block(int sum_of, bint scaled, const Shift* s, Py_ssize_t n, real* x, TileWorkspace* tile,
+cdef void finalize_single_block(int sum, bint scaled, const Shift* s, Py_ssize_t n, real* x, TileWorkspace* tile,
                                 Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
-    if sum_of == SOFTMAX:
+    if sum == SUM_WEIGHTS:
         if scaled:
-            finalize_block(SOFTMAX, True, s, n, x, tile, normalizer, needs_refinement)
+            finalize_block(SUM_WEIGHTS, True, s, n, x, tile, normalizer, needs_refinement)
         else:
-            finalize_block(SOFTMAX, False, s, n, x, tile, normalizer, needs_refinement)
-    elif sum_of == ENTROPY:
-        finalize_block(ENTROPY, True, s, n, x, tile, normalizer, needs_refinement)
-    elif sum_of == SUM_EXCLUDING_MAX:
+            finalize_block(SUM_WEIGHTS, False, s, n, x, tile, normalizer, needs_refinement)
+    elif sum == SUM_MOMENTS:
+        finalize_block(SUM_MOMENTS, True, s, n, x, tile, normalizer, needs_refinement)
+    elif sum == SUM_EXCLUDING_MAX:
         if scaled:
             finalize_block(SUM_EXCLUDING_MAX, True, s, n, x, tile, normalizer, needs_refinement)
         else:
             finalize_block(SUM_EXCLUDING_MAX, False, s, n, x, tile, normalizer, needs_refinement)
     elif scaled:
-        finalize_block(LOGSUMEXP, True, s, n, x, tile, normalizer, needs_refinement)
+        finalize_block(SUM_EXACT, True, s, n, x, tile, normalizer, needs_refinement)
     else:
-        finalize_block(LOGSUMEXP, False, s, n, x, tile, normalizer, needs_refinement)
+        finalize_block(SUM_EXACT, False, s, n, x, tile, normalizer, needs_refinement)
 
 # The narrowest rows, if they are contiguous, and neither masked nor scaled. Most of a tile's time would be spent in
 # waiting for its maxima and sums, so the next tile is filled in between.
 
 cdef inline bint is_narrow(const Rows* rows) noexcept nogil:
-    return (rows.n <= PARTIALS and rows.where == NULL and not rows.scaled and rows.result != ENTROPY and rows.x_n == 1
+    return (rows.n <= PARTIALS and rows.where == NULL and not rows.scaled and rows.op != ENTROPY and rows.x_n == 1
             and rows.y_n == 1)
 
 cdef inline bint is_whole(const Rows* rows, Py_ssize_t i, Py_ssize_t tile_rows) noexcept nogil:
     """Whether a tile can be read and written by whole registers."""
     return tile_rows == PARTIALS and (rows.n >= TRANSPOSE_ROWS or (rows_below(rows, i) and rows.y_inner == rows.n))
 
-cdef inline bint narrow_load(int result, const Rows* rows, Py_ssize_t o, Py_ssize_t i, real* tile,
+cdef inline bint narrow_load(int op, const Rows* rows, Py_ssize_t o, Py_ssize_t i, real* tile,
                              vreal* row_max) noexcept nogil:
     """False if the rows hold something special."""
     cdef const elem* x = rows.x + o * rows.x_outer + i * rows.x_inner
@@ -134,40 +135,40 @@ cdef inline bint narrow_load(int result, const Rows* rows, Py_ssize_t o, Py_ssiz
         row_max[c] = broadcast(-INFINITY)
         load_column(x + c * LANES * rows.x_inner, rows.x_inner, rows.n, tile + c * LANES, &row_max[c])
         finite = select_or_zero(lt(vabs(row_max[c]), broadcast(INFINITY)), finite)
-    return result == SOFTMAX or hmax(-finite) == -1
+    return op == SOFTMAX or hmax(-finite) == -1
 
-cdef inline void narrow_results(int result, const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Shift* s,
+cdef inline void narrow_results(int stored, const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Shift* s,
                                 const Normalizer* normalizer, const real* tile) noexcept nogil:
     cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner
     cdef elem[LANES] line
     cdef Py_ssize_t k
     cdef int c
     for c in range(PARTIAL_REGS):
-        if result == LOGSUMEXP:
+        if stored == STORE_SCALAR:
             store_elem(line, normalizer[c].hi + normalizer[c].lo)
             for k in range(LANES):
                 y[(c * LANES + k) * rows.y_inner] = line[k]
         else:
-            store_column(result, False, &s[c], &normalizer[c], tile + c * LANES, y + c * LANES * rows.y_inner,
+            store_column(stored, False, &s[c], &normalizer[c], tile + c * LANES, y + c * LANES * rows.y_inner,
                          rows.y_inner, rows.n, (PARTIALS - c * LANES) * rows.n)
 
 cdef void narrow_refined(const Rows* rows, Py_ssize_t o, Py_ssize_t i, const Shift* s, const vmask* needs_refinement,
                          Normalizer* normalizer, real* tile) noexcept nogil:
-    """Results of SOFTMAX that may be NEARLY_ONE, or subnormal."""
+    """Results of STORE_WEIGHTS that may be NEARLY_ONE, or subnormal."""
     find_ones(s, False, needs_refinement, normalizer)
     round_subnormal(rows.n, tile, normalizer)
-    narrow_results(SOFTMAX_ONE, rows, o, i, s, normalizer, tile)
+    narrow_results(STORE_WEIGHTS_OR_ONE, rows, o, i, s, normalizer, tile)
 
 cdef void narrow_exact(const Shift* s, Py_ssize_t n, real* tile, const vmask* needs_refinement,
                        Normalizer* normalizer) noexcept nogil:
     cdef Narrow sums
     cdef Normalizer[PARTIAL_REGS] exact
     cdef vmask[PARTIAL_REGS] unused
-    narrow_sums(LOGSUMEXP, False, True, s, n, tile, &sums)
-    narrow_normalizers(LOGSUMEXP, False, s, n, tile, &sums, exact, unused)
+    narrow_sums(SUM_EXACT, False, True, s, n, tile, &sums)
+    narrow_normalizers(SUM_EXACT, False, s, n, tile, &sums, exact, unused)
     select_refined(needs_refinement, exact, normalizer)
 
-cdef inline void narrow_tiles(int result, const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+cdef inline void narrow_tiles(int op, const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
                               const RowWorkspace* workspace) noexcept nogil:
     cdef real* tile = workspace.weights_buf
     cdef real* next_tile = workspace.tile.p
@@ -179,34 +180,33 @@ cdef inline void narrow_tiles(int result, const Rows* rows, Py_ssize_t first_til
     cdef Normalizer[PARTIAL_REGS] normalizer
     cdef vmask[PARTIAL_REGS] needs_refinement
     cdef bint is_loaded = False, loads
-    cdef int sum_of = SOFTMAX if result == SOFTMAX else SUM_EXCLUDING_MAX
+    cdef int sum = SUM_WEIGHTS if op == SOFTMAX else SUM_EXCLUDING_MAX
     cdef TilePosition position, next_position
     cdef Py_ssize_t t
     cdef int c
     for t in range(first_tile, end + 1):
         if is_loaded and any_center(s):
-            narrow_sums(sum_of, False, True, s, rows.n, tile, &sums)
+            narrow_sums(sum, False, True, s, rows.n, tile, &sums)
         elif is_loaded:
-            narrow_sums(sum_of, False, False, s, rows.n, tile, &sums)
+            narrow_sums(sum, False, False, s, rows.n, tile, &sums)
         loads = False
         if t < end:
             next_position = tile_position(rows, t)
-            loads = is_whole(rows, next_position.i, next_position.tile_rows) and narrow_load(result, rows,
-                                                                                             next_position.o,
+            loads = is_whole(rows, next_position.i, next_position.tile_rows) and narrow_load(op, rows, next_position.o,
                                                                                              next_position.i, next_tile,
                                                                                              row_max)
         if is_loaded:
-            narrow_normalizers(sum_of, False, s, rows.n, tile, &sums, normalizer, needs_refinement)
-            if sum_of == SUM_EXCLUDING_MAX and any_column(needs_refinement):
+            narrow_normalizers(sum, False, s, rows.n, tile, &sums, normalizer, needs_refinement)
+            if sum == SUM_EXCLUDING_MAX and any_column(needs_refinement):
                 narrow_exact(s, rows.n, tile, needs_refinement, normalizer)
         if loads:
             for c in range(PARTIAL_REGS):
                 next_s[c] = tile_shift(rows, next_position.o, next_position.i, PARTIALS, False, row_max[c])
         if is_loaded:
-            if result == SOFTMAX and sizeof(elem) == sizeof(real) and any_column(needs_refinement):
+            if op == SOFTMAX and sizeof(elem) == sizeof(real) and any_column(needs_refinement):
                 narrow_refined(rows, position.o, position.i, s, needs_refinement, normalizer, tile)
             else:
-                narrow_results(result, rows, position.o, position.i, s, normalizer, tile)
+                narrow_results(op, rows, position.o, position.i, s, normalizer, tile)
         if t < end and not loads:
             strided_tile(rows, next_position.o, next_position.i, next_position.tile_rows, workspace)
         is_loaded, position = loads, next_position

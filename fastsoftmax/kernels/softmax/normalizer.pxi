@@ -1,12 +1,12 @@
 # The results of a row are weights * (hi + lo), or scores - (hi + lo), with scores measured from s.origin.
 #
 # needs_refinement marks rows that need a second look: for SUM_EXCLUDING_MAX those whose sum is not exact enough, for
-# SOFTMAX those whose other weights may vanish beside the largest. The largest weight is rounded, and divided by a sum in
-# which it is not: one in seven such weights would come out as NEARLY_ONE, and is written as `one` instead.
+# SUM_WEIGHTS those whose other weights may vanish beside the largest. The largest weight is rounded, and divided by a
+# sum in which it is not: one in seven such weights would come out as NEARLY_ONE, and is written as `one` instead.
 cdef struct Normalizer:
     vreal hi
     vreal lo
-    vreal one               # for SOFTMAX_ONE: what is written for NEARLY_ONE
+    vreal one               # for STORE_WEIGHTS_OR_ONE: what is written for NEARLY_ONE
 
 cdef inline vmask nowhere() noexcept nogil:
     return lt(broadcast(0), broadcast(0))
@@ -48,14 +48,14 @@ cdef inline Normalizer logarithm_of(const Shift* s, bint scaled, vdd others) noe
     dd_split_sum(row_max, broadcast(0), dd_log1p(others), &normalizer.hi, &normalizer.lo)
     return normalizer
 
-cdef inline Normalizer normalizer_of_short_row(int result, const Shift* s, bint scaled, Py_ssize_t n,
+cdef inline Normalizer normalizer_of_short_row(int sum, const Shift* s, bint scaled, Py_ssize_t n,
                                                ShortRow short_row, vdd moments, vreal ties,
                                                vmask* needs_refinement) noexcept nogil:
-    """normalizer_of for rows of at most PARTIALS elements; `needs_refinement` of SOFTMAX is left to the caller."""
+    """normalizer_of for rows of at most PARTIALS elements; `needs_refinement` of SUM_WEIGHTS is left to the caller."""
     cdef Normalizer normalizer
     cdef vreal p, f
-    if result != SOFTMAX:
-        return normalizer_of(result, s, scaled, n, dd_of_sum(short_row.total, short_row.lost), moments, ties,
+    if sum != SUM_WEIGHTS:
+        return normalizer_of(sum, s, scaled, n, dd_of_sum(short_row.total, short_row.lost), moments, ties,
                              needs_refinement)
     needs_refinement[0] = nowhere()
     if n == 1:                                  # divided by itself as it was rounded, so that it is 1, or NaN
@@ -64,25 +64,25 @@ cdef inline Normalizer normalizer_of_short_row(int result, const Shift* s, bint 
     reciprocal(short_row.total, short_row.lost, &normalizer.hi, &normalizer.lo)
     return normalizer
 
-cdef inline Normalizer normalizer_of(int result, const Shift* s, bint scaled, Py_ssize_t n, vdd weights, vdd moments,
+cdef inline Normalizer normalizer_of(int sum, const Shift* s, bint scaled, Py_ssize_t n, vdd weights, vdd moments,
                                      vreal ties, vmask* needs_refinement) noexcept nogil:
     """`weights`, `moments` and `ties` are the whole row's, in every lane that has this row."""
     cdef Normalizer normalizer
     cdef vdd of_max, others
     cdef vreal zero = broadcast(0), hi, lo, p, f
     needs_refinement[0] = nowhere()
-    if result == SOFTMAX:
+    if sum == SUM_WEIGHTS:
         dd_split(dd_div(dd_of_sum(broadcast(1), zero), weights), &normalizer.hi, &normalizer.lo)
         needs_refinement[0] = may_be_nearly_one(&normalizer)
         return normalizer
     largest_weight(s, scaled, &p, &f)
     of_max = dd_of_sum(f, p * f)
     others = dd_add(dd_of_sum(ties, broadcast(-1)), dd_div(weights, of_max))
-    if result == ENTROPY:
+    if sum == SUM_MOMENTS:
         moments = dd_div(dd_div(moments, of_max), dd_add(dd_of_sum(broadcast(1), zero), others))
         dd_split_sum(zero, zero, dd_sub(dd_log1p(others), moments), &normalizer.hi, &normalizer.lo)
         return normalizer
-    if result == SUM_EXCLUDING_MAX:
+    if sum == SUM_EXCLUDING_MAX:
         dd_split(others, &hi, &lo)
         needs_refinement[0] = lt(hi, broadcast(<real>n / <real>(1 << LEAST)))
     return logarithm_of(s, scaled, others)
@@ -93,8 +93,9 @@ cdef inline bint any_subnormal(vreal least, const Normalizer* normalizer) noexce
         return False
     return any_lane(lt(mul_dd(least, normalizer.hi, normalizer.lo), broadcast(LEAST_NORMAL)))
 
-cdef inline void normalize_weights(int result, Normalizer normalizer, int count, real* x, vreal* weight) noexcept nogil:
-    """The results of `count` registers of weights for SOFTMAX and SOFTMAX_ONE; x may be changed."""
+cdef inline void normalize_weights(int stored, Normalizer normalizer, int count, real* x,
+                                   vreal* weight) noexcept nogil:
+    """The results of `count` registers of weights for STORE_WEIGHTS and STORE_WEIGHTS_OR_ONE; x may be changed."""
     cdef vreal least
     cdef int a
     for a in range(count):
@@ -106,17 +107,17 @@ cdef inline void normalize_weights(int result, Normalizer normalizer, int count,
         mul_dd_in_place(x, LANES, count, normalizer.hi, normalizer.lo)
         for a in range(count):
             weight[a] = load(x + a * LANES)
-    if result == SOFTMAX_ONE:
+    if stored == STORE_WEIGHTS_OR_ONE:
         for a in range(count):
             weight[a] = vselect(eq(weight[a], broadcast(NEARLY_ONE)), normalizer.one, weight[a])
 
-cdef inline vreal normal_result_of(int result, const Shift* s, const Normalizer* normalizer, bint scaled,
+cdef inline vreal normal_result_of(int stored, const Shift* s, const Normalizer* normalizer, bint scaled,
                                    vreal x) noexcept nogil:
-    """x: the weight for SOFTMAX and SOFTMAX_ONE, the element itself for LOG_SOFTMAX. Not for subnormal results."""
+    """x: the element itself for STORE_LOGS, or else its weight. Not for subnormal results."""
     cdef vreal below, factor, score, score_lo, difference, rest
-    if result == SOFTMAX:
+    if stored == STORE_WEIGHTS:
         return mul_dd(x, normalizer.hi, normalizer.lo)
-    if result == SOFTMAX_ONE:
+    if stored == STORE_WEIGHTS_OR_ONE:
         x = mul_dd(x, normalizer.hi, normalizer.lo)
         return vselect(eq(x, broadcast(NEARLY_ONE)), normalizer.one, x)
     if not scaled:
@@ -129,13 +130,14 @@ cdef inline vreal normal_result_of(int result, const Shift* s, const Normalizer*
     score = below * factor
     score_lo = two_prod_err(below, factor, score) + below * (s.factor_lo / s.shrink)
     difference = score - normalizer.hi
-    rest = vselect(from_zero(s), broadcast(0), two_sum_err(score, -normalizer.hi, difference)) + (score_lo
-                                                                                                 - normalizer.lo)
-    return difference + vselect(lt(vabs(rest), broadcast(INFINITY)), rest, broadcast(0))  # an infinite score has no rest
+    rest = (vselect(from_zero(s), broadcast(0), two_sum_err(score, -normalizer.hi, difference))
+            + (score_lo - normalizer.lo))
+    # an infinite score has no rest
+    return difference + vselect(lt(vabs(rest), broadcast(INFINITY)), rest, broadcast(0))
 
-cdef inline vreal result_of(int result, const Shift* s, const Normalizer* normalizer, bint scaled,
+cdef inline vreal result_of(int stored, const Shift* s, const Normalizer* normalizer, bint scaled,
                             vreal x) noexcept nogil:
-    if result != LOG_SOFTMAX and any_subnormal(x, normalizer):
+    if stored != STORE_LOGS and any_subnormal(x, normalizer):
         x = mul_dd_rounded_once(x, normalizer.hi, normalizer.lo)
-        return vselect(eq(x, broadcast(NEARLY_ONE)), normalizer.one, x) if result == SOFTMAX_ONE else x
-    return normal_result_of(result, s, normalizer, scaled, x)
+        return vselect(eq(x, broadcast(NEARLY_ONE)), normalizer.one, x) if stored == STORE_WEIGHTS_OR_ONE else x
+    return normal_result_of(stored, s, normalizer, scaled, x)

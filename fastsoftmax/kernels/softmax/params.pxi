@@ -17,18 +17,27 @@ cdef enum:
     NARROW_MAX = 3 * UNROLL  # elements: contiguous rows up to this go across, if there are enough of them
     CAUSAL_TILE_MAX = 3 * UNROLL  # elements: contiguous causal rows up to this go across
     KEEP = 1 << 20          # reals: up to this, a row's weights are kept; beyond, computed twice
-    # results of a row
+
+cdef enum Op:
     SOFTMAX = 0
     LOG_SOFTMAX = 1
     LOGSUMEXP = 2
     ENTROPY = 3
-    # and a sum that is not a result: for a logarithm, in fewer instructions, where it is exact enough
-    SUM_EXCLUDING_MAX = 4
-    # and how softmax is written where the largest result may have to become 1: see Outcome
-    SOFTMAX_ONE = 5
+
+cdef enum SumKind:
+    SUM_WEIGHTS = 0         # sum(weights), which are kept too
+    SUM_EXACT = 2           # sum(weights) without the largest, exact however small it is
+    SUM_MOMENTS = 3         # the same, and sum(weights * (scores - the largest score))
+    SUM_EXCLUDING_MAX = 4   # SUM_EXACT in fewer instructions, exact enough unless it is small
+
+cdef enum StoreKind:
+    STORE_WEIGHTS = 0       # weights times the normalizer
+    STORE_LOGS = 1          # scores minus the normalizer
+    STORE_SCALAR = 2        # the normalizer itself
+    STORE_WEIGHTS_OR_ONE = 5    # weights, where the largest may have to become 1: see Normalizer
 
 cdef struct Rows:
-    int result
+    int op
     bint scaled                                     # is there a temperature
     bint nontemporal                                # results go past the caches
     Py_ssize_t peel                                 # elements by which the first tile is narrower, to align the others
@@ -44,15 +53,19 @@ cdef struct Rows:
     const double* temperature                       # not read unless scaled
     Py_ssize_t temperature_outer, temperature_inner
 
+cdef inline int first_sum(const Rows* rows) noexcept nogil:
+    """The sum that the first pass computes; op and sum have the same number, but for logarithms."""
+    return rows.op if rows.op == SOFTMAX or rows.op == ENTROPY else SUM_EXCLUDING_MAX
+
 cdef inline Py_ssize_t row_length(const Rows* rows, Py_ssize_t i) noexcept nogil:
     if not rows.causal:
         return rows.n
     return min(max(i + rows.offset + 1, 0), rows.n)
 
-cdef Rows describe(int result, const elem[:, :, :] x, elem[:, :, :] y, const double[:, :] temperature,
+cdef Rows describe(int op, const elem[:, :, :] x, elem[:, :, :] y, const double[:, :] temperature,
                    const unsigned char[:, :, :] where, offset, bint nontemporal) except *:
     cdef Rows rows
-    rows.result = result
+    rows.op = op
     rows.scaled = temperature is not None
     rows.causal = offset is not None
     rows.offset = offset if rows.causal else 0

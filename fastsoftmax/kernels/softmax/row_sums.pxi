@@ -3,48 +3,48 @@
 # may be rounded when they are added up, in `rest`, which goes to the total once a RUN. The total starts at START, above
 # everything that is added to it, so that the error takes three operations (Dekker); `lost` holds the digits far below
 # START, rounded to a real. log_softmax needs log1p(sum excluding the maximum). SUM_EXCLUDING_MAX is a fast version of
-# this sum, accurate where it exceeds n * 2**-LEAST; below that the row is summed again by LOGSUMEXP: from zero, and
+# this sum, accurate where it exceeds n * 2**-LEAST; below that the row is summed again by SUM_EXACT: from zero, and
 # with the error of each addition by six operations (Knuth).
 cdef enum:
     START = 8               # times SCALE; above every f, and every rest
     LEAST = 18              # 2**-LEAST of the largest weight
 
-cdef inline vreal start_of(int result) noexcept nogil:
-    return broadcast(START * SCALE) if result == SOFTMAX or result == SUM_EXCLUDING_MAX else broadcast(0)
+cdef inline vreal start_of(int sum) noexcept nogil:
+    return broadcast(START * SCALE) if sum == SUM_WEIGHTS or sum == SUM_EXCLUDING_MAX else broadcast(0)
 
-cdef inline void add_exactly(int result, vreal* total, vreal* lost, vreal term) noexcept nogil:
+cdef inline void add_exactly(int sum, vreal* total, vreal* lost, vreal term) noexcept nogil:
     cdef vreal before = total[0]
     total[0] = before + term
-    if result == SOFTMAX or result == SUM_EXCLUDING_MAX:
+    if sum == SUM_WEIGHTS or sum == SUM_EXCLUDING_MAX:
         lost[0] = lost[0] + fast_two_sum_err(before, term, total[0])
     else:
         lost[0] = lost[0] + two_sum_err(before, term, total[0])
 
-cdef inline void add_rest(int result, vreal* total, vreal* lost, vreal* rest) noexcept nogil:
+cdef inline void add_rest(int sum, vreal* total, vreal* lost, vreal* rest) noexcept nogil:
     if RUN > UNROLL:
-        add_exactly(result, total, lost, rest[0])
+        add_exactly(sum, total, lost, rest[0])
         rest[0] = broadcast(0)
 
-cdef inline void add_weights(int result, vreal* total, vreal* lost, vreal* rest, const vreal* p,
+cdef inline void add_weights(int sum, vreal* total, vreal* lost, vreal* rest, const vreal* p,
                              const vreal* f) noexcept nogil:
     """Adds the four f to the total, and the sum of their p * f to the rest."""
     cdef vreal pf = fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0])))
     cdef int a
     for a in range(4):
-        add_exactly(result, total, lost, f[a])
+        add_exactly(sum, total, lost, f[a])
     if RUN == UNROLL:
-        add_exactly(result, total, lost, pf)
+        add_exactly(sum, total, lost, pf)
     else:
         rest[0] = rest[0] + pf
 
-cdef inline void exclude_max(int result, const Shift* s, vreal x, vreal* f, vcount* ties) noexcept nogil:
-    """Excludes the largest elements from a logarithm's sum, and counts them. LOGSUMEXP and ENTROPY exclude elements
+cdef inline void exclude_max(int sum, const Shift* s, vreal x, vreal* f, vcount* ties) noexcept nogil:
+    """Excludes the largest elements from a logarithm's sum, and counts them. SUM_EXACT and SUM_MOMENTS exclude elements
     without weight too; SUM_EXCLUDING_MAX need not, since they add nothing that matters."""
     cdef vmask tie = eq(x, s.row_max)
-    if result == SUM_EXCLUDING_MAX:
+    if sum == SUM_EXCLUDING_MAX:
         f[0] = zero_where(tie, f[0])
         ties[0] = count_where(tie, ties[0])
-    elif result != SOFTMAX:
+    elif sum != SUM_WEIGHTS:
         f[0] = select_or_zero(is_other(s, x), f[0])
         ties[0] = count_where(tie, ties[0])
 
@@ -57,21 +57,21 @@ cdef inline vdd sum_of_group(const vreal* p, const vreal* f) noexcept nogil:
 cdef struct ShortRow:
     vreal total, lost
 
-cdef inline ShortRow sum_of_short_row(int result, const real* p, const real* f, Py_ssize_t n) noexcept nogil:
+cdef inline ShortRow sum_of_short_row(int sum, const real* p, const real* f, Py_ssize_t n) noexcept nogil:
     """In every lane; as narrow_sums has it. Up to the next multiple of four, elements that weigh nothing follow."""
     cdef ShortRow short_row
     cdef vreal[4] p_, f_
     cdef vreal rest = broadcast(0)
     cdef Py_ssize_t turn
     cdef int k
-    short_row.total, short_row.lost = start_of(result), broadcast(0)
+    short_row.total, short_row.lost = start_of(sum), broadcast(0)
     for turn in range(ceil_div(n, 4)):
         for k in range(4):
             p_[k] = broadcast(p[4 * turn + k])
             f_[k] = broadcast(f[4 * turn + k])
-        add_weights(result, &short_row.total, &short_row.lost, &rest, p_, f_)
-        add_rest(result, &short_row.total, &short_row.lost, &rest)
-    short_row.total = short_row.total - start_of(result)
+        add_weights(sum, &short_row.total, &short_row.lost, &rest, p_, f_)
+        add_rest(sum, &short_row.total, &short_row.lost, &rest)
+    short_row.total = short_row.total - start_of(sum)
     return short_row
 
 # The sums of a row's elements.

@@ -12,9 +12,9 @@ cdef void strided_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
         for t in range(first_tile, end):
             position = tile_position(rows, t)
             strided_tile(rows, position.o, position.i, position.tile_rows, workspace)
-    elif rows.result == SOFTMAX:
+    elif rows.op == SOFTMAX:
         narrow_tiles(SOFTMAX, rows, first_tile, end, workspace)
-    elif rows.result == LOG_SOFTMAX:
+    elif rows.op == LOG_SOFTMAX:
         narrow_tiles(LOG_SOFTMAX, rows, first_tile, end, workspace)
     else:
         narrow_tiles(LOGSUMEXP, rows, first_tile, end, workspace)
@@ -74,17 +74,18 @@ cdef int compute(Rows* rows, int threads) except -1:
         memory = Workspaces(threads, rows.n if rows.n <= KEEP else CHUNK, False, False)
     tasks.workspaces = memory.workspaces
     tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)
-    return run_tasks(row_task, &tasks, ceil_div(row_count, tasks.size), max(1, SLICE // (tasks.size * row_size)), threads)
+    return run_tasks(row_task, &tasks, ceil_div(row_count, tasks.size), max(1, SLICE // (tasks.size * row_size)),
+                     threads)
 
-def softmax_rows(int result, const elem[:, :, :] x, elem[:, :, :] y, const double[:, :] temperature,
+def softmax_rows(int op, const elem[:, :, :] x, elem[:, :, :] y, const double[:, :] temperature,
                  const unsigned char[:, :, :] where, offset, int threads, bint nontemporal):
-    """Writes `result` of x (outer, n, inner) along n into y, of the same shape, or with n = 1 for reductions.
+    """Writes `op` of x (outer, n, inner) along n into y, of the same shape, or with n = 1 for reductions.
 
     temperature (outer, inner) and where (outer, n, inner) may be None; with a temperature, LOGSUMEXP is for rows
     whose largest score is 0; offset is None or that of a causal mask over
     (inner, n). No dimension is 0. y may be x, but not overlap it otherwise.
     """
-    cdef Rows rows = describe(result, x, y, temperature, where, offset, nontemporal)
+    cdef Rows rows = describe(op, x, y, temperature, where, offset, nontemporal)
     if rows.inner == 1 and not rows.causal:
         outer_to_inner(&rows)
     compute(&rows, threads)
@@ -111,19 +112,19 @@ cdef void compute_small(const Rows* rows) noexcept nogil:
     row_task(&tasks, 0, 0)
     fp_leave(modes)
 
-cdef int contiguous_rows(int result, const void* x, void* y, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
+cdef int contiguous_rows(int op, const void* x, void* y, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
                          double temperature, int threads, bint nontemporal) except -1:
     """x: (outer, n, inner), C-contiguous; y: the same, or (outer, inner) for reductions."""
     cdef Rows rows
     memset(&rows, 0, sizeof(Rows))
-    rows.result = result
+    rows.op = op
     rows.scaled = temperature != 1
     rows.temperature = &temperature
     rows.nontemporal = nontemporal and sizeof(elem) == sizeof(real)
     rows.outer, rows.n, rows.inner = outer, n, inner
     rows.x, rows.x_outer, rows.x_n, rows.x_inner = <const elem*>x, n * inner, inner, 1
     rows.y, rows.y_outer, rows.y_n, rows.y_inner = <elem*>y, n * inner, inner, 1
-    if result == LOGSUMEXP or result == ENTROPY:
+    if op == LOGSUMEXP or op == ENTROPY:
         rows.y_outer = inner
     if inner == 1:
         outer_to_inner(&rows)

@@ -2,7 +2,7 @@
 
 cdef inline bint is_special(const Rows* rows, real row_max, real hi) noexcept nogil:
     if not (-INFINITY < row_max < INFINITY):
-        return rows.result != SOFTMAX or rows.where != NULL
+        return rows.op != SOFTMAX or rows.where != NULL
     return rows.where != NULL and isnan(hi)
 
 cdef void special_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, real row_max) noexcept nogil:
@@ -19,16 +19,16 @@ cdef void special_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, real row_max
             any_visible = True
             if isnan(real_of(x + k * rows.x_n)):
                 any_nan = True
-    if rows.result == LOGSUMEXP:
+    if rows.op == LOGSUMEXP:
         y[0] = elem_of(NAN if any_nan else row_max)
-    elif rows.result == ENTROPY:
+    elif rows.op == ENTROPY:
         y[0] = elem_of(NAN if any_visible else 0)
     else:
         for k in range(rows.n):
             infinite = row_max == INFINITY and real_of(x + k * rows.x_n) < INFINITY
             if where != NULL and not where[k * rows.where_n]:
-                value = 0 if rows.result == SOFTMAX else -INFINITY
-            elif rows.result == LOG_SOFTMAX and infinite and not any_nan:
+                value = 0 if rows.op == SOFTMAX else -INFINITY
+            elif rows.op == LOG_SOFTMAX and infinite and not any_nan:
                 value = -INFINITY
             else:
                 value = NAN
@@ -40,7 +40,7 @@ cdef bint write_if_scalar(const Rows* rows, Py_ssize_t o, Py_ssize_t i, real row
     if is_special(rows, row_max, lane0(normalizer.hi)):
         special_row(rows, o, i, row_max)
         return True
-    if rows.result == LOGSUMEXP or rows.result == ENTROPY:
+    if rows.op == LOGSUMEXP or rows.op == ENTROPY:
         rows.y[o * rows.y_outer + i * rows.y_inner] = elem_of(lane0(normalizer.hi + normalizer.lo))
         return True
     return False

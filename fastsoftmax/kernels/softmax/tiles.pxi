@@ -118,14 +118,14 @@ cdef inline bint rows_below(const Rows* rows, Py_ssize_t i) noexcept nogil:
     """Whether a register may be read from any element of the tile that starts at i: no gap, and rows enough."""
     return rows.x_inner == rows.n and i + PARTIALS + TRANSPOSE_ROWS <= rows.inner
 
-cdef inline void normalize_square(int result, bint scaled, const Shift* s, const Normalizer* normalizer,
+cdef inline void normalize_square(int stored, bint scaled, const Shift* s, const Normalizer* normalizer,
                                   const real* tile, vreal* square) noexcept nogil:
     cdef Py_ssize_t r
     for r in range(TRANSPOSE_ROWS):
-        square[r] = normal_result_of(result, s, normalizer, scaled, load(tile + r * PARTIALS))
+        square[r] = normal_result_of(stored, s, normalizer, scaled, load(tile + r * PARTIALS))
     transpose_squares(square)
 
-cdef inline void store_column(int result, bint scaled, const Shift* shift, const Normalizer* normalizer_,
+cdef inline void store_column(int stored, bint scaled, const Shift* shift, const Normalizer* normalizer_,
                               const real* tile, elem* y, Py_ssize_t stride, Py_ssize_t count,
                               Py_ssize_t room) noexcept nogil:
     """The results. `room`: how many elements, from y on, may be written if rows are narrower than a square; then they
@@ -137,12 +137,12 @@ cdef inline void store_column(int result, bint scaled, const Shift* shift, const
     cdef Py_ssize_t start = 0, r
     if count >= TRANSPOSE_ROWS:
         while start < count:
-            normalize_square(result, scaled, &s, &normalizer, tile + start * PARTIALS, square)
+            normalize_square(stored, scaled, &s, &normalizer, tile + start * PARTIALS, square)
             for r in range(LANES):
                 store_square_row(y + start + r * stride, square, r)
             start = next_square(start, count)
     else:
-        normalize_square(result, scaled, &s, &normalizer, tile, square)
+        normalize_square(stored, scaled, &s, &normalizer, tile, square)
         for r in range(LANES):
             if r * count + TRANSPOSE_ROWS <= room:
                 store_square_row(y + r * count, square, r)
@@ -150,9 +150,9 @@ cdef inline void store_column(int result, bint scaled, const Shift* shift, const
                 store_square_row(line, square, r)
                 scatter(y + r * count, 1, line, count)
 
-cdef inline void store_tile(int result, bint scaled, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t tile_rows,
-                            Py_ssize_t j, Py_ssize_t count, const Shift* shift, const Normalizer* normalizer_,
-                            const real* tile) noexcept nogil:
+cdef inline void store_tile(int stored, bint scaled, const Rows* rows, Py_ssize_t o, Py_ssize_t i,
+                            Py_ssize_t tile_rows, Py_ssize_t j, Py_ssize_t count, const Shift* shift,
+                            const Normalizer* normalizer_, const real* tile) noexcept nogil:
     """The results, from the weights or elements in the tile."""
     cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner + j * rows.y_n
     cdef Py_ssize_t y_n = rows.y_n, y_inner = rows.y_inner
@@ -169,26 +169,26 @@ cdef inline void store_tile(int result, bint scaled, const Rows* rows, Py_ssize_
     if tile_rows == PARTIALS and y_inner == 1:
         for k in range(count):
             for c in range(PARTIAL_REGS):
-                one = normal_result_of(result, &s[c], &normalizer[c], scaled, load(tile + k * PARTIALS + c * LANES))
+                one = normal_result_of(stored, &s[c], &normalizer[c], scaled, load(tile + k * PARTIALS + c * LANES))
                 if nontemporal:
                     stream(<real*>(y + k * y_n + c * LANES), one)
                 else:
                     store_elem(y + k * y_n + c * LANES, one)
     elif tile_rows == PARTIALS and y_n == 1 and (count >= TRANSPOSE_ROWS or y_inner == count):
         for c in range(PARTIAL_REGS):
-            store_column(result, scaled, &s[c], &normalizer[c], tile + c * LANES, y + c * LANES * y_inner, y_inner,
+            store_column(stored, scaled, &s[c], &normalizer[c], tile + c * LANES, y + c * LANES * y_inner, y_inner,
                          count, (PARTIALS - c * LANES) * count)
     else:
         for k in range(count):
             for c in range(PARTIAL_REGS):
                 # each register apart: a load of two that were stored one by one would wait for both
-                store_elem(line, normal_result_of(result, &s[c], &normalizer[c], scaled,
+                store_elem(line, normal_result_of(stored, &s[c], &normalizer[c], scaled,
                                                   load(tile + k * PARTIALS + c * LANES)))
                 for a in range(min(tile_rows - c * LANES, <Py_ssize_t>LANES)):
                     y[k * y_n + (c * LANES + a) * y_inner] = line[a]
 
 cdef inline vmask may_be_subnormal(Py_ssize_t count, const real* tile, const Normalizer* normalizer) noexcept nogil:
-    """Where a column's smallest result may be, or is 0: of a weight that is rounded away, or hidden."""
+    """Where a column's smallest op may be, or is 0: of a weight that is rounded away, or hidden."""
     cdef vreal least = broadcast(INFINITY)
     cdef Py_ssize_t k
     if sizeof(elem) != sizeof(real):            # 16 bits do not hold what is lost of them
@@ -205,23 +205,24 @@ cdef void round_subnormal(Py_ssize_t count, real* tile, Normalizer* normalizer) 
             mul_dd_in_place(tile + c * LANES, PARTIALS, count, normalizer[c].hi, normalizer[c].lo)
             normalizer[c].hi, normalizer[c].lo = broadcast(1), broadcast(0)
 
-cdef void write_tile(int result, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t tile_rows, Py_ssize_t j,
-                     Py_ssize_t count, const Shift* s, const Normalizer* normalizer_, real* tile) noexcept nogil:
+cdef void write_tile(int stored, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t tile_rows,
+                     Py_ssize_t j, Py_ssize_t count, const Shift* s, const Normalizer* normalizer_,
+                     real* tile) noexcept nogil:
     # one call for each of the cases, so that the compiler makes each its own loop
     cdef Normalizer[PARTIAL_REGS] normalizer
     cdef int c
     for c in range(PARTIAL_REGS):
         normalizer[c] = normalizer_[c]
-    if result != LOG_SOFTMAX:
+    if stored != STORE_LOGS:
         round_subnormal(count, tile, normalizer)
-    if result == SOFTMAX:
-        store_tile(SOFTMAX, False, rows, o, i, tile_rows, j, count, s, normalizer, tile)
-    elif result == SOFTMAX_ONE:
-        store_tile(SOFTMAX_ONE, False, rows, o, i, tile_rows, j, count, s, normalizer, tile)
+    if stored == STORE_WEIGHTS:
+        store_tile(STORE_WEIGHTS, False, rows, o, i, tile_rows, j, count, s, normalizer, tile)
+    elif stored == STORE_WEIGHTS_OR_ONE:
+        store_tile(STORE_WEIGHTS_OR_ONE, False, rows, o, i, tile_rows, j, count, s, normalizer, tile)
     elif rows.scaled:
-        store_tile(LOG_SOFTMAX, True, rows, o, i, tile_rows, j, count, s, normalizer, tile)
+        store_tile(STORE_LOGS, True, rows, o, i, tile_rows, j, count, s, normalizer, tile)
     else:
-        store_tile(LOG_SOFTMAX, False, rows, o, i, tile_rows, j, count, s, normalizer, tile)
+        store_tile(STORE_LOGS, False, rows, o, i, tile_rows, j, count, s, normalizer, tile)
 
 # While a block is summed, the same block of the next tile and the memory of the results are prefetched. The hardware
 # prefetcher cannot do it, since each line of a tile is on a page of its own.
@@ -243,5 +244,5 @@ cdef void prefetch_block(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_
                        count)
     elif o + 1 < rows.outer:
         prefetch_lines(rows.x + (o + 1) * rows.x_outer + j * rows.x_n, rows.x_n, rows.x_inner, count)
-    if (rows.result == SOFTMAX or rows.result == LOG_SOFTMAX) and not rows.nontemporal:
+    if (rows.op == SOFTMAX or rows.op == LOG_SOFTMAX) and not rows.nontemporal:
         prefetch_lines(rows.y + o * rows.y_outer + i * rows.y_inner + j * rows.y_n, rows.y_n, rows.y_inner, count)
