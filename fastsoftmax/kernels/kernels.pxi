@@ -8,18 +8,29 @@ include "runtime/workspace.pxi"             # memory
 include "runtime/contention.pxi"            # when other programs have the cores
 include "runtime/parallel.pxi"              # the one loop over tasks
 
-include "softmax/params.pxi"                # the arguments of a call
+include "softmax/params.pxi"                # the arguments of a call; op, sum, store
 include "softmax/shift.pxi"                 # the constants of a row, and its weights
 include "softmax/row_sums.pxi"              # exact sums
-include "softmax/normalizer.pxi"            # from sums to results
-include "softmax/workspace.pxi"
+include "softmax/normalizer.pxi"            # from sums to a normalizer
+include "softmax/results.pxi"               # from weights and a normalizer to results
+include "softmax/workspace.pxi"             # the buffers of a thread
 include "softmax/elements.pxi"              # reading and writing elements of a row
 include "softmax/special.pxi"               # rows with infinities or NaN
-include "softmax/dense.pxi"                 # one row at a time, its elements in the lanes
+include "softmax/dense_max.pxi"             # one row at a time, its elements in the lanes: its passes
+include "softmax/dense_sum.pxi"
+include "softmax/dense_finalize.pxi"
+include "softmax/dense_store.pxi"
+include "softmax/dense.pxi"                 # the iteration
+include "softmax/contiguous.pxi"            # contiguous rows without a mask or a temperature
 include "softmax/tiles.pxi"                 # PARTIALS rows at a time, each in a lane
-include "softmax/strided.pxi"
-include "softmax/narrow.pxi"
-include "softmax/causal.pxi"
+include "softmax/tile_load.pxi"
+include "softmax/tile_store.pxi"
+include "softmax/strided_sum.pxi"           # tiles of any rows: their passes
+include "softmax/strided_finalize.pxi"
+include "softmax/single_block.pxi"          # tiles of rows of at most a block
+include "softmax/strided.pxi"               # the iteration
+include "softmax/narrow.pxi"                # tiles of narrow contiguous rows
+include "softmax/causal.pxi"                # tiles of causal rows
 include "softmax/long_row.pxi"              # one row shared by threads
 include "softmax/mask.pxi"                  # causal_mask_
 include "softmax/softmax.pxi"               # softmax, log_softmax, logsumexp, softmax_entropy, causal_softmax

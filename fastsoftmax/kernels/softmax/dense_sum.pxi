@@ -1,0 +1,124 @@
+# The second pass over a row: its weights, and their sum.
+
+# Addresses to prefetch: the next row's elements, and the memory of the results, which stores alone would bring near too
+# late. Not for rows beyond a chunk, whose next is far off.
+cdef struct Prefetch:
+    const elem* x
+    const elem* y
+
+cdef inline void prefetch_group(const elem* at) noexcept nogil:
+    cdef int a
+    for a in range(UNROLL * <int>sizeof(elem) // 64):
+        prefetch(<const char*>at + 64 * a)
+
+# A chunk's running sums, and what a row of few elements has instead.
+cdef struct Running:
+    vreal[PARTIAL_REGS] total, lost, rest
+    vcount[PARTIAL_REGS] ties
+
+cdef struct ShortRowWeights:
+    real[PARTIALS] p, f
+
+cdef inline void exp_and_sum_registers(int v, int sum, const Shift* s, bint scaled, bint centered,
+                                       const elem* group, Py_ssize_t count, Py_ssize_t before, Py_ssize_t n,
+                                       real* weights_buf, Running* running, ShortRowWeights* short_row,
+                                       Sums* sums) noexcept nogil:
+    """Registers v, v + PARTIAL_REGS, ... of a group of `count` elements, `before` of its row in front of it."""
+    cdef vreal[4] e, p, f
+    cdef vreal moment
+    cdef int a
+    for a in range(4):
+        e[a] = load_upto(group, (a * PARTIAL_REGS + v) * LANES, count, before)
+    exp4_scores(e, s, False, scaled, centered, p, f)
+    if sum != SUM_WEIGHTS:
+        for a in range(4):
+            exclude_max(sum, s, e[a], &f[a], &running.ties[v])
+    if sum == SUM_MOMENTS:
+        moment = broadcast(0)
+        for a in range(4):
+            moment = fma_(fma_(p[a], f[a], f[a]), score_below_max(s, e[a], scaled), moment)
+        sums.moments[v] = dd_add(sums.moments[v], dd_of_sum(moment, broadcast(0)))
+    if n <= PARTIALS:
+        store(short_row.p + v * LANES, p[0])
+        store(short_row.f + v * LANES, f[0])
+    elif n <= UNROLL:
+        sums.weights[v] = sum_of_group(p, f)
+    else:
+        add_weights(sum, &running.total[v], &running.lost[v], &running.rest[v], p, f)
+    if sum == SUM_WEIGHTS:
+        for a in range(4):
+            store(weights_buf + (a * PARTIAL_REGS + v) * LANES, fma_(p[a], f[a], f[a]))
+
+cdef inline void exp_and_sum_group(int sum, const Shift* s, bint scaled, bint centered, const elem* group,
+                                   Py_ssize_t count, Py_ssize_t before, Py_ssize_t n, real* weights_buf,
+                                   Running* running, ShortRowWeights* short_row, Sums* sums) noexcept nogil:
+    cdef int v
+    if sum == SUM_WEIGHTS and PARTIAL_REGS <= 2:  # written out, so that the running sums stay in registers
+        exp_and_sum_registers(0, sum, s, scaled, centered, group, count, before, n, weights_buf, running, short_row,
+                              sums)
+        if PARTIAL_REGS == 2:
+            exp_and_sum_registers(PARTIAL_REGS - 1, sum, s, scaled, centered, group, count, before, n, weights_buf,
+                                  running, short_row, sums)
+    else:
+        for v in range(opaque(PARTIAL_REGS)):
+            exp_and_sum_registers(v, sum, s, scaled, centered, group, count, before, n, weights_buf, running, short_row,
+                                  sums)
+
+cdef inline void exp_and_sum(int sum, const Shift* shift, bint scaled, bint centered, const elem* x,
+                             Py_ssize_t count, Py_ssize_t n, real* weights_buf, const Prefetch* ahead,
+                             Sums* sums) noexcept nogil:
+    """Adds a chunk of a row of n elements to `sums`; keeps the weights of SUM_WEIGHTS. ahead: may be NULL."""
+    cdef Running running
+    cdef ShortRowWeights short_row
+    cdef Shift s = shift[0]
+    cdef Py_ssize_t k = 0, whole = count // UNROLL * UNROLL if n > UNROLL else 0
+    cdef int v
+    for v in range(PARTIAL_REGS):
+        running.total[v] = start_of(sum)
+        running.lost[v] = broadcast(0)
+        running.rest[v] = broadcast(0)
+        running.ties[v] = no_count()
+    while k < whole:
+        if ahead != NULL:
+            prefetch_group(ahead.x + k)
+            prefetch_group(ahead.y + k)
+        # any n above UNROLL
+        exp_and_sum_group(sum, &s, scaled, centered, x + k, UNROLL, k, UNROLL + 1, weights_buf + k, &running,
+                          &short_row, sums)
+        k += UNROLL
+        if RUN > UNROLL and k % RUN == 0:
+            for v in range(PARTIAL_REGS):
+                add_rest(sum, &running.total[v], &running.lost[v], &running.rest[v])
+    if k < count:
+        exp_and_sum_group(sum, &s, scaled, centered, x + k, count - k, k, n, weights_buf + k, &running, &short_row,
+                          sums)
+    if n <= PARTIALS:
+        sums.short_row = sum_of_short_row(sum, short_row.p, short_row.f, count)
+    for v in range(PARTIAL_REGS):
+        sums.ties[v] = sums.ties[v] + real_count(running.ties[v])
+        if n > UNROLL:
+            add_rest(sum, &running.total[v], &running.lost[v], &running.rest[v])
+            sums.weights[v] = dd_add(sums.weights[v], dd_of_sum(running.total[v] - start_of(sum), running.lost[v]))
+
+cdef void exp_and_sum_chunk(int sum, bint scaled, const Shift* s, const elem* x, Py_ssize_t count, Py_ssize_t n,
+                            real* weights_buf, Sums* sums) noexcept nogil:
+    # one call for each of the cases, so that the compiler makes each its own loop
+    cdef bint centered = lane0(s.center) != 0
+    if sum == SUM_MOMENTS:
+        exp_and_sum(SUM_MOMENTS, s, True, True, x, count, n, weights_buf, NULL, sums)
+    elif sum == SUM_WEIGHTS and scaled:
+        exp_and_sum(SUM_WEIGHTS, s, True, True, x, count, n, weights_buf, NULL, sums)
+    elif sum == SUM_WEIGHTS and centered:
+        exp_and_sum(SUM_WEIGHTS, s, False, True, x, count, n, weights_buf, NULL, sums)
+    elif sum == SUM_WEIGHTS:
+        exp_and_sum(SUM_WEIGHTS, s, False, False, x, count, n, weights_buf, NULL, sums)
+    elif sum == SUM_EXCLUDING_MAX and scaled:
+        exp_and_sum(SUM_EXCLUDING_MAX, s, True, True, x, count, n, weights_buf, NULL, sums)
+    elif sum == SUM_EXCLUDING_MAX and centered:
+        exp_and_sum(SUM_EXCLUDING_MAX, s, False, True, x, count, n, weights_buf, NULL, sums)
+    elif sum == SUM_EXCLUDING_MAX:
+        exp_and_sum(SUM_EXCLUDING_MAX, s, False, False, x, count, n, weights_buf, NULL, sums)
+    elif scaled:
+        exp_and_sum(SUM_EXACT, s, True, True, x, count, n, weights_buf, NULL, sums)
+    else:
+        exp_and_sum(SUM_EXACT, s, False, True, x, count, n, weights_buf, NULL, sums)

@@ -1,0 +1,56 @@
+# The results of one register.
+
+cdef inline bint any_subnormal(vreal least, const Normalizer* normalizer) noexcept nogil:
+    """Whether a result may be: `least`, the smallest weights, or one of them. Hidden elements, which give 0, count."""
+    if sizeof(elem) != sizeof(real):            # 16 bits do not hold what is lost
+        return False
+    return any_lane(lt(mul_dd(least, normalizer.hi, normalizer.lo), broadcast(LEAST_NORMAL)))
+
+cdef inline void normalize_weights(int stored, Normalizer normalizer, int count, real* x,
+                                   vreal* weight) noexcept nogil:
+    """The results of `count` registers of weights for STORE_WEIGHTS and STORE_WEIGHTS_OR_ONE; x may be changed."""
+    cdef vreal least
+    cdef int a
+    for a in range(count):
+        weight[a] = mul_dd(load(x + a * LANES), normalizer.hi, normalizer.lo)
+    least = weight[0]
+    for a in range(1, count):
+        least = vmin(weight[a], least)
+    if sizeof(elem) == sizeof(real) and any_lane(lt(least, broadcast(LEAST_NORMAL))):
+        mul_dd_in_place(x, LANES, count, normalizer.hi, normalizer.lo)
+        for a in range(count):
+            weight[a] = load(x + a * LANES)
+    if stored == STORE_WEIGHTS_OR_ONE:
+        for a in range(count):
+            weight[a] = vselect(eq(weight[a], broadcast(NEARLY_ONE)), normalizer.one, weight[a])
+
+cdef inline vreal normal_result_of(int stored, const Shift* s, const Normalizer* normalizer, bint scaled,
+                                   vreal x) noexcept nogil:
+    """x: the element itself for STORE_LOGS, or else its weight. Not for subnormal results."""
+    cdef vreal below, factor, score, score_lo, difference, rest
+    if stored == STORE_WEIGHTS:
+        return mul_dd(x, normalizer.hi, normalizer.lo)
+    if stored == STORE_WEIGHTS_OR_ONE:
+        x = mul_dd(x, normalizer.hi, normalizer.lo)
+        return vselect(eq(x, broadcast(NEARLY_ONE)), normalizer.one, x)
+    if not scaled:
+        return (x - normalizer.hi) - normalizer.lo
+    # From top: (x - top) / temperature - (hi + lo). Neither term is positive, so nothing cancels. The sum is rounded
+    # once, so that larger scores never come out smaller. SHRINK keeps x - row_max, and the halves of two_prod_err,
+    # from overflow. From 0, where x / temperature is a real: the arithmetic of rows without a temperature.
+    below = fma_(x, s.shrink, -s.origin)
+    factor = s.factor / s.shrink
+    score = below * factor
+    score_lo = two_prod_err(below, factor, score) + below * (s.factor_lo / s.shrink)
+    difference = score - normalizer.hi
+    rest = (vselect(from_zero(s), broadcast(0), two_sum_err(score, -normalizer.hi, difference))
+            + (score_lo - normalizer.lo))
+    # an infinite score has no rest
+    return difference + vselect(lt(vabs(rest), broadcast(INFINITY)), rest, broadcast(0))
+
+cdef inline vreal result_of(int stored, const Shift* s, const Normalizer* normalizer, bint scaled,
+                            vreal x) noexcept nogil:
+    if stored != STORE_LOGS and any_subnormal(x, normalizer):
+        x = mul_dd_rounded_once(x, normalizer.hi, normalizer.lo)
+        return vselect(eq(x, broadcast(NEARLY_ONE)), normalizer.one, x) if stored == STORE_WEIGHTS_OR_ONE else x
+    return normal_result_of(stored, s, normalizer, scaled, x)

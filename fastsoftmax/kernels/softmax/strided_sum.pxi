@@ -1,0 +1,146 @@
+# Weights and sums. A full block goes at once, four elements of a partial sum together; the last block of a row, which
+# may be nearly empty, in two steps.
+
+cdef inline bint any_center(const Shift* s) noexcept nogil:
+    """Whether a column's center is not zero: see exp4_scores."""
+    cdef vreal largest_center = broadcast(0)
+    cdef int c
+    for c in range(PARTIAL_REGS):
+        largest_center = vmax(vabs(s[c].center), largest_center)
+    return hmax(largest_center) != 0
+
+cdef inline void full_block(int sum, bint scaled, bint centered, const Shift* shift, real* x, TileWorkspace* tile,
+                            vcount* ties) noexcept nogil:
+    cdef Shift[PARTIAL_REGS] s
+    cdef vreal[4] e, p, f
+    cdef vreal total, lost, rest, moment
+    cdef Py_ssize_t part, at
+    cdef int a, c
+    for c in range(PARTIAL_REGS):
+        s[c] = shift[c]
+    for part in range(PARTIALS):
+        for c in range(PARTIAL_REGS):
+            at = part * PARTIALS + c * LANES
+            for a in range(4):
+                e[a] = load(x + at + a * PARTIALS * PARTIALS)
+            exp4_scores(e, &s[c], False, scaled, centered, p, f)
+            if sum == SUM_WEIGHTS:
+                for a in range(4):
+                    store(x + at + a * PARTIALS * PARTIALS, fma_(p[a], f[a], f[a]))
+            else:
+                for a in range(4):
+                    exclude_max(sum, &s[c], e[a], &f[a], &ties[c])
+            if sum == SUM_MOMENTS:
+                moment = broadcast(0)
+                for a in range(4):
+                    moment = fma_(fma_(p[a], f[a], f[a]), score_below_max(&s[c], e[a], scaled), moment)
+                tile.moments[part * PARTIAL_REGS + c] = dd_add(tile.moments[part * PARTIAL_REGS + c],
+                                                               dd_of_sum(moment, broadcast(0)))
+            total = load(tile.total + at)
+            lost = load(tile.lost + at)
+            rest = load(tile.rest + at)
+            add_weights(sum, &total, &lost, &rest, p, f)
+            store(tile.total + at, total)
+            store(tile.lost + at, lost)
+            store(tile.rest + at, rest)
+
+cdef inline void exp_block(int sum, bint scaled, const Shift* shift, Py_ssize_t count, real* x, TileWorkspace* tile,
+                           vcount* ties) noexcept nogil:
+    """First step: p and f of the elements, and the weights in place of them if they are kept."""
+    cdef Shift[PARTIAL_REGS] s
+    cdef vreal[4] e, p, f
+    cdef Py_ssize_t step, k
+    cdef int a, c
+    for c in range(PARTIAL_REGS):
+        s[c] = shift[c]
+    for k in range(count * PARTIAL_REGS, ceil_div(count * PARTIAL_REGS, 4) * 4):  # there is room for whole steps
+        store(x + k * LANES, broadcast(-INFINITY))
+    for step in range(ceil_div(count * PARTIAL_REGS, 4)):
+        k = step * (4 * LANES)
+        for a in range(4):
+            e[a] = load(x + k + a * LANES)
+        exp4_scores(e, s, True, scaled, True, p, f)
+        for a in range(4):
+            if sum == SUM_WEIGHTS:
+                store(x + k + a * LANES, fma_(p[a], f[a], f[a]))
+            else:
+                exclude_max(sum, &s[a % PARTIAL_REGS], e[a], &f[a], &ties[a % PARTIAL_REGS])
+            store(tile.p + k + a * LANES, p[a])
+            store(tile.f + k + a * LANES, f[a])
+
+cdef inline void load_weights(const TileWorkspace* tile, Py_ssize_t part, int c, Py_ssize_t count, vreal* p,
+                              vreal* f) noexcept nogil:
+    """Of elements part, part + PARTIALS, ... of the block, which join one partial sum; zeros beyond its end."""
+    cdef Py_ssize_t at = part * PARTIALS + c * LANES
+    cdef int a
+    for a in range(4):
+        p[a] = broadcast(0)
+        f[a] = broadcast(0)
+        if part + a * PARTIALS < count:
+            p[a] = load(tile.p + at + a * PARTIALS * PARTIALS)
+            f[a] = load(tile.f + at + a * PARTIALS * PARTIALS)
+
+cdef inline vdd moment_of(const Shift* s, bint scaled, const real* x, const TileWorkspace* tile, Py_ssize_t part, int c,
+                          Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t at = part * PARTIALS + c * LANES
+    cdef vreal[4] p, f
+    cdef vreal moment = broadcast(0)
+    cdef int a
+    load_weights(tile, part, c, count, p, f)
+    for a in range(4):
+        if part + a * PARTIALS < count:
+            moment = fma_(fma_(p[a], f[a], f[a]), score_below_max(s, load(x + at + a * PARTIALS * PARTIALS), scaled),
+                          moment)
+    return dd_of_sum(moment, broadcast(0))
+
+cdef inline void sum_block(int sum, bint scaled, const Shift* s, Py_ssize_t count, const real* x,
+                           TileWorkspace* tile) noexcept nogil:
+    """Second step: element j of a row goes to partial sum j modulo PARTIALS."""
+    cdef vreal[4] p, f
+    cdef vreal total, lost, rest
+    cdef Py_ssize_t part, at
+    cdef int c
+    for part in range(min(count, <Py_ssize_t>PARTIALS)):
+        for c in range(PARTIAL_REGS):
+            at = part * PARTIALS + c * LANES
+            load_weights(tile, part, c, count, p, f)
+            if sum == SUM_MOMENTS:
+                tile.moments[part * PARTIAL_REGS + c] = dd_add(tile.moments[part * PARTIAL_REGS + c],
+                                                               moment_of(&s[c], scaled, x, tile, part, c, count))
+            total = load(tile.total + at)
+            lost = load(tile.lost + at)
+            rest = load(tile.rest + at)
+            add_weights(sum, &total, &lost, &rest, p, f)
+            store(tile.total + at, total)
+            store(tile.lost + at, lost)
+            store(tile.rest + at, rest)
+
+cdef inline void add_block(int sum, bint scaled, const Shift* s, Py_ssize_t count, real* x, TileWorkspace* tile,
+                           vcount* ties) noexcept nogil:
+    if count == BLOCK and not scaled and (sum == SUM_WEIGHTS or sum == SUM_EXCLUDING_MAX) and not any_center(s):
+        full_block(sum, False, False, s, x, tile, ties)
+    elif count == BLOCK:
+        full_block(sum, scaled, True, s, x, tile, ties)
+    else:
+        exp_block(sum, scaled, s, count, x, tile, ties)
+        sum_block(sum, scaled, s, count, x, tile)
+
+cdef void add_block_of(int sum, bint scaled, const Shift* s, Py_ssize_t count, real* x, TileWorkspace* tile,
+                       vcount* ties) noexcept nogil:
+    # one call for each of the cases, so that the compiler makes each its own loop
+    if sum == SUM_WEIGHTS:
+        if scaled:
+            add_block(SUM_WEIGHTS, True, s, count, x, tile, ties)
+        else:
+            add_block(SUM_WEIGHTS, False, s, count, x, tile, ties)
+    elif sum == SUM_MOMENTS:
+        add_block(SUM_MOMENTS, True, s, count, x, tile, ties)
+    elif sum == SUM_EXCLUDING_MAX:
+        if scaled:
+            add_block(SUM_EXCLUDING_MAX, True, s, count, x, tile, ties)
+        else:
+            add_block(SUM_EXCLUDING_MAX, False, s, count, x, tile, ties)
+    elif scaled:
+        add_block(SUM_EXACT, True, s, count, x, tile, ties)
+    else:
+        add_block(SUM_EXACT, False, s, count, x, tile, ties)
