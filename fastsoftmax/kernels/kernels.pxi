@@ -9,6 +9,7 @@ include "runtime/contention.pxi"            # when other programs have the cores
 include "runtime/parallel.pxi"              # the one loop over tasks
 
 include "softmax/params.pxi"                # the arguments of a call; op, sum, store
+include "softmax/rows.pxi"                  # the iterator of rows
 include "softmax/shift.pxi"                 # the constants of a row, and its weights
 include "softmax/row_sums.pxi"              # exact sums
 include "softmax/normalizer.pxi"            # from sums to a normalizer

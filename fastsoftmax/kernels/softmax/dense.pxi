@@ -1,28 +1,21 @@
 # One row at a time, its elements in the lanes.
 #
-# A row is taken in chunks: `gather_chunk` gives a chunk's elements one after another, from where they stand or, for
-# rows with gaps or a mask, from a buffer. Three passes: the largest element; the sum of the weights, which
-# are kept if they are the result; the results. One long row can be shared by threads, chunk by chunk.
+# A row is computed in chunks of CHUNK elements, in three passes: maximum, sum and store (see params.pxi). A pass reads
+# the elements of a chunk one after another, where they are, or through a buffer if the row has gaps or a mask.
 
-cdef inline Shift shift_of(const Rows* rows, Py_ssize_t o, Py_ssize_t i, real row_max) noexcept nogil:
+cdef inline Shift shift_of(const Rows* rows, const Row* row, real row_max) noexcept nogil:
     cdef Shift s
     cdef double temperature
     if rows.scaled:
-        temperature = rows.temperature[o * rows.temperature_outer + i * rows.temperature_inner]
+        temperature = rows.temperature[row.o * rows.temperature_outer + row.i * rows.temperature_inner]
         set_temperature(&s, broadcast(<real>temperature), broadcast(<real>(temperature - <real>temperature)))
     else:
         no_temperature(&s)
     set_row_max(&s, broadcast(row_max))
     return s
 
-# The three passes over one chunk.
-
-cdef inline real max_of_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start, Py_ssize_t count,
-                              const RowWorkspace* workspace) noexcept nogil:
-    return reduce_max(gather_chunk(rows, o, i, start, count, workspace.elements), count)
-
-# Where the weights of a row of several chunks are kept: of whole chunks in place of their results, if these are reals
-# one after another that stay in the caches.
+# The weights of a row of several chunks are kept in workspace.weights_buf. Those of whole chunks are kept in y instead,
+# if it has contiguous reals that are stored through the caches.
 
 cdef inline bint keeps_weights_in_place(const Rows* rows) noexcept nogil:
     return (rows.op == SOFTMAX and sizeof(elem) == sizeof(real) and rows.y_n == 1 and rows.where == NULL
@@ -31,94 +24,114 @@ cdef inline bint keeps_weights_in_place(const Rows* rows) noexcept nogil:
 cdef inline bint keeps_weights(const Rows* rows, Py_ssize_t n) noexcept nogil:
     return n <= KEEP or keeps_weights_in_place(rows)
 
-cdef inline real* chunk_weights_buf(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t n, Py_ssize_t start,
+cdef inline real* chunk_weights_buf(const Rows* rows, const Row* row, Py_ssize_t start,
                                     const RowWorkspace* workspace) noexcept nogil:
-    cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner
-    if keeps_weights_in_place(rows) and start + CHUNK <= n:
-        return <real*>(y + start)
-    return same_alignment(y, workspace.weights_buf) + (start if n <= KEEP else 0)
+    if keeps_weights_in_place(rows) and start + CHUNK <= row.n:
+        return <real*>(row.y + start)
+    return same_alignment(row.y, workspace.weights_buf) + (start if row.n <= KEEP else 0)
 
-cdef inline void sum_chunk(int sum, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start,
-                           Py_ssize_t count, Py_ssize_t n, const Shift* s, const RowWorkspace* workspace,
-                           Sums* sums) noexcept nogil:
-    exp_and_sum_chunk(sum, rows.scaled, s, gather_chunk(rows, o, i, start, count, workspace.elements), count, n,
-                      chunk_weights_buf(rows, o, i, n, start, workspace), sums)
+# The three passes over one chunk, elements start .. start + count - 1 of a row.
 
-cdef inline void write_chunk(int stored, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start,
-                             Py_ssize_t count, Py_ssize_t n, const Shift* s, const Normalizer* normalizer,
+cdef inline real max_of_chunk(const Rows* rows, const Row* row, Py_ssize_t start, Py_ssize_t count,
+                              const RowWorkspace* workspace) noexcept nogil:
+    return reduce_max(gather_chunk(rows, row, start, count, workspace.elements), count)
+
+cdef void sum_chunk(SumKind sum, const Rows* rows, const Row* row, Py_ssize_t start, Py_ssize_t count, const Shift* s,
+                    const RowWorkspace* workspace, Sums* sums) noexcept nogil:
+    exp_and_sum_chunk(sum, rows.scaled, s, gather_chunk(rows, row, start, count, workspace.elements), count, row.n,
+                      chunk_weights_buf(rows, row, start, workspace), NULL, sums)
+
+cdef inline void store_chunk(StoreKind stored, const Rows* rows, const Row* row, Py_ssize_t start, Py_ssize_t count,
+                             const Shift* s, const Normalizer* normalizer,
                              const RowWorkspace* workspace) noexcept nogil:
     cdef const elem* x = NULL
-    cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner + start * rows.y_n
-    cdef real* weights_buf = chunk_weights_buf(rows, o, i, n, start, workspace)
     cdef Sums unused
-    if rows.op != SOFTMAX or not keeps_weights(rows, n):
-        x = gather_chunk(rows, o, i, start, count, workspace.elements)
-    if rows.op == SOFTMAX and not keeps_weights(rows, n):
+    if stored == STORE_LOGS:
+        x = gather_chunk(rows, row, start, count, workspace.elements)
+    elif not keeps_weights(rows, row.n):
         clear(&unused)
-        exp_and_sum_chunk(SUM_WEIGHTS, rows.scaled, s, x, count, rows.n, weights_buf, &unused)
-    normalize_store_chunk(stored, rows.scaled, s, normalizer, weights_buf, x, y, rows.y_n, count, rows.nontemporal)
+        sum_chunk(SUM_WEIGHTS, rows, row, start, count, s, workspace, &unused)
+    normalize_store_chunk(stored, rows.scaled, s, normalizer, chunk_weights_buf(rows, row, start, workspace), x,
+                          row.y + start * rows.y_n, rows.y_n, count, rows.nontemporal)
 
-cdef real max_of_row(const Rows* rows, Py_ssize_t o, Py_ssize_t i, const RowWorkspace* workspace) noexcept nogil:
-    cdef Py_ssize_t n = row_length(rows, i), chunk, start
+# The passes over one row.
+
+cdef real max_of_row(const Rows* rows, const Row* row, const RowWorkspace* workspace) noexcept nogil:
+    cdef Py_ssize_t chunk, start
     cdef real row_max = -INFINITY
-    for chunk in range(ceil_div(n, CHUNK)):
+    for chunk in range(ceil_div(row.n, CHUNK)):
         start = chunk * CHUNK
-        row_max = max(row_max, max_of_chunk(rows, o, i, start, min(n - start, CHUNK), workspace))
+        row_max = max(row_max, max_of_chunk(rows, row, start, min(row.n - start, CHUNK), workspace))
     return row_max
 
-cdef void sum_row(int sum, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t n, const Shift* s,
-                  const RowWorkspace* workspace, Sums* sums) noexcept nogil:
+cdef void sum_row(SumKind sum, const Rows* rows, const Row* row, const Shift* s, const RowWorkspace* workspace,
+                  Sums* sums) noexcept nogil:
     cdef Py_ssize_t chunk, start
     clear(sums)
-    for chunk in range(ceil_div(n, CHUNK)):
+    for chunk in range(ceil_div(row.n, CHUNK)):
         start = chunk * CHUNK
-        sum_chunk(sum, rows, o, i, start, min(n - start, CHUNK), n, s, workspace, sums)
+        sum_chunk(sum, rows, row, start, min(row.n - start, CHUNK), s, workspace, sums)
 
-cdef real dense_row(const Rows* rows, Py_ssize_t r, real row_max, Py_ssize_t next_row,
+cdef void refine_sum(const Rows* rows, Row row, const Shift* s, const RowWorkspace* workspace,
+                     Normalizer* normalizer) noexcept nogil:
+    """Computes the normalizer again by SUM_EXACT, where SUM_EXCLUDING_MAX was not accurate. `row` is a copy, so that
+    the caller can keep its own in registers."""
+    cdef Sums sums
+    sum_row(SUM_EXACT, rows, &row, s, workspace, &sums)
+    finalize(SUM_EXACT, rows.scaled, row.n, s, &sums, normalizer)
+
+cdef inline StoreKind normalizer_of_row(const Rows* rows, const Row* row, const Shift* s,
+                                        const RowWorkspace* workspace, Normalizer* normalizer) noexcept nogil:
+    """Returns how to store the results."""
+    cdef SumKind sum = first_sum(rows.op)
+    cdef Sums sums
+    sum_row(sum, rows, row, s, workspace, &sums)
+    if not finalize(sum, rows.scaled, row.n, s, &sums, normalizer):
+        return first_store(rows.op)
+    if sum == SUM_WEIGHTS:
+        return STORE_WEIGHTS_OR_ONE
+    refine_sum(rows, row[0], s, workspace, normalizer)
+    return first_store(rows.op)
+
+cdef real dense_row(const Rows* rows, const Row* row, real row_max, const Row* following,
                     const RowWorkspace* workspace) noexcept nogil:
-    """Row r, whose largest element is `row_max`. Returns that of next_row: finding it here, before the results of row r
-    are written, gives the processor something to do while it waits for the row's sum, and brings the next row near."""
-    cdef Py_ssize_t o = r // rows.inner, i = r % rows.inner
-    cdef Py_ssize_t n = row_length(rows, i), chunk, start
-    cdef int sum, stored = rows.op
+    """Computes a row whose largest element is row_max. Returns the largest element of the following row (or NULL):
+    finding it before the results of this row are stored fills the wait for the sum, and loads the row into the cache.
+    """
+    cdef Py_ssize_t chunk, start
+    cdef StoreKind stored = STORE_SCALAR
     cdef real next_max = -INFINITY
     cdef Shift s
-    cdef Sums sums
     cdef Normalizer normalizer
-    if n < rows.n:
-        clear_elements(rows.y + o * rows.y_outer + i * rows.y_inner + n * rows.y_n, rows.y_n, rows.n - n,
-                       rows.nontemporal)
-    if n > 0:
-        s = shift_of(rows, o, i, row_max)
-        sum = first_sum(rows)
-        sum_row(sum, rows, o, i, n, &s, workspace, &sums)
-        if finalize(sum, rows, n, &s, &sums, &normalizer):
-            if sum == SUM_WEIGHTS:
-                stored = STORE_WEIGHTS_OR_ONE
-            else:
-                sum_row(SUM_EXACT, rows, o, i, n, &s, workspace, &sums)
-                finalize(SUM_EXACT, rows, n, &s, &sums, &normalizer)
-    if next_row != r:
-        next_max = max_of_row(rows, next_row // rows.inner, next_row % rows.inner, workspace)
-    if n == 0 or write_if_scalar(rows, o, i, row_max, &normalizer):
+    clear_hidden(rows, row)
+    if row.n > 0:
+        s = shift_of(rows, row, row_max)
+        stored = normalizer_of_row(rows, row, &s, workspace, &normalizer)
+    if following != NULL:
+        next_max = max_of_row(rows, following, workspace)
+    if row.n == 0 or store_if_scalar(rows, row, row_max, &normalizer):
         return next_max
-    for chunk in range(ceil_div(n, CHUNK)):
+    for chunk in range(ceil_div(row.n, CHUNK)):
         start = chunk * CHUNK
-        write_chunk(stored, rows, o, i, start, min(n - start, CHUNK), n, &s, &normalizer, workspace)
+        store_chunk(stored, rows, row, start, min(row.n - start, CHUNK), &s, &normalizer, workspace)
     return next_max
+
+cdef void single_row(const Rows* rows, Row row, real row_max, const RowWorkspace* workspace) noexcept nogil:
+    """dense_row without a following row. `row` is a copy, as in refine_sum."""
+    dense_row(rows, &row, row_max, NULL, workspace)
 
 cdef void dense_rows(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
                      const RowWorkspace* workspace) noexcept nogil:
+    cdef Row row, following
     cdef Py_ssize_t r
     cdef real row_max
-    if is_contiguous_unmasked(rows) and rows.op != ENTROPY:
-        if rows.op == SOFTMAX:
-            contiguous_unmasked_rows(SOFTMAX, rows, first_row, last_row, workspace)
-        elif rows.op == LOG_SOFTMAX:
-            contiguous_unmasked_rows(LOG_SOFTMAX, rows, first_row, last_row, workspace)
-        else:
-            contiguous_unmasked_rows(LOGSUMEXP, rows, first_row, last_row, workspace)
+    if is_contiguous_unmasked(rows):
+        contiguous_unmasked_rows(rows, first_row, last_row, workspace)
         return
-    row_max = max_of_row(rows, first_row // rows.inner, first_row % rows.inner, workspace)
-    for r in range(first_row, last_row + 1):
-        row_max = dense_row(rows, r, row_max, min(r + 1, last_row), workspace)
+    following = row_at(rows, first_row)
+    row_max = max_of_row(rows, &following, workspace)
+    for r in range(first_row, last_row):
+        row = following
+        next_row(rows, &following)
+        row_max = dense_row(rows, &row, row_max, &following, workspace)
+    dense_row(rows, &following, row_max, NULL, workspace)

@@ -1,7 +1,7 @@
-# The first pass over a row: its largest element.
+# Pass 1 of a dense row: its largest element.
 
 cdef inline real reduce_max(const elem* x, Py_ssize_t count) noexcept nogil:
-    """NaN is passed over: it is found by its weight."""
+    """The largest of x (count); -inf if there is none. NaN is ignored here: it makes the sum of the weights NaN."""
     cdef vreal[4] row_max
     cdef Py_ssize_t k = 0
     cdef int a

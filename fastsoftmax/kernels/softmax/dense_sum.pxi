@@ -1,34 +1,38 @@
-# The second pass over a row: its weights, and their sum.
+# Pass 2 of a dense row: exp of its elements, and the sums of its SumKind.
+#
+# Element k joins partial sum k % PARTIALS. The PARTIALS sums are PARTIAL_REGS registers, and a step is UNROLL elements:
+# exp4 of four registers for each of them. The error of the sums is that of row_sums.pxi.
 
-# Addresses to prefetch: the next row's elements, and the memory of the results, which stores alone would bring near too
-# late. Not for rows beyond a chunk, whose next is far off.
+# Addresses to prefetch: the elements of the next row, and the memory of the results, which would be a cache miss when
+# they are stored. Rows longer than a chunk have no Prefetch, since their next row is too far away.
 cdef struct Prefetch:
     const elem* x
     const elem* y
 
-cdef inline void prefetch_group(const elem* at) noexcept nogil:
+cdef inline void prefetch_step(const elem* at) noexcept nogil:
     cdef int a
     for a in range(UNROLL * <int>sizeof(elem) // 64):
         prefetch(<const char*>at + 64 * a)
 
-# A chunk's running sums, and what a row of few elements has instead.
+# The running sums of a chunk.
 cdef struct Running:
     vreal[PARTIAL_REGS] total, lost, rest
     vcount[PARTIAL_REGS] ties
 
+# The weights p * f + f of a row of at most PARTIALS elements.
 cdef struct ShortRowWeights:
     real[PARTIALS] p, f
 
-cdef inline void exp_and_sum_registers(int v, int sum, const Shift* s, bint scaled, bint centered,
-                                       const elem* group, Py_ssize_t count, Py_ssize_t before, Py_ssize_t n,
+cdef inline void exp_and_sum_registers(int v, SumKind sum, const Shift* s, bint scaled, bint centered,
+                                       const elem* step, Py_ssize_t count, Py_ssize_t before, Py_ssize_t n,
                                        real* weights_buf, Running* running, ShortRowWeights* short_row,
                                        Sums* sums) noexcept nogil:
-    """Registers v, v + PARTIAL_REGS, ... of a group of `count` elements, `before` of its row in front of it."""
+    """Registers v, v + PARTIAL_REGS, ... of the `count` elements at `step`; `before` elements of the row precede."""
     cdef vreal[4] e, p, f
     cdef vreal moment
     cdef int a
     for a in range(4):
-        e[a] = load_upto(group, (a * PARTIAL_REGS + v) * LANES, count, before)
+        e[a] = load_upto(step, (a * PARTIAL_REGS + v) * LANES, count, before)
     exp4_scores(e, s, False, scaled, centered, p, f)
     if sum != SUM_WEIGHTS:
         for a in range(4):
@@ -42,32 +46,33 @@ cdef inline void exp_and_sum_registers(int v, int sum, const Shift* s, bint scal
         store(short_row.p + v * LANES, p[0])
         store(short_row.f + v * LANES, f[0])
     elif n <= UNROLL:
-        sums.weights[v] = sum_of_group(p, f)
+        sums.weights[v] = sum_of_step(p, f)
     else:
         add_weights(sum, &running.total[v], &running.lost[v], &running.rest[v], p, f)
     if sum == SUM_WEIGHTS:
         for a in range(4):
             store(weights_buf + (a * PARTIAL_REGS + v) * LANES, fma_(p[a], f[a], f[a]))
 
-cdef inline void exp_and_sum_group(int sum, const Shift* s, bint scaled, bint centered, const elem* group,
-                                   Py_ssize_t count, Py_ssize_t before, Py_ssize_t n, real* weights_buf,
-                                   Running* running, ShortRowWeights* short_row, Sums* sums) noexcept nogil:
+cdef inline void exp_and_sum_step(SumKind sum, const Shift* s, bint scaled, bint centered, const elem* step,
+                                  Py_ssize_t count, Py_ssize_t before, Py_ssize_t n, real* weights_buf,
+                                  Running* running, ShortRowWeights* short_row, Sums* sums) noexcept nogil:
     cdef int v
     if sum == SUM_WEIGHTS and PARTIAL_REGS <= 2:  # written out, so that the running sums stay in registers
-        exp_and_sum_registers(0, sum, s, scaled, centered, group, count, before, n, weights_buf, running, short_row,
+        exp_and_sum_registers(0, sum, s, scaled, centered, step, count, before, n, weights_buf, running, short_row,
                               sums)
         if PARTIAL_REGS == 2:
-            exp_and_sum_registers(PARTIAL_REGS - 1, sum, s, scaled, centered, group, count, before, n, weights_buf,
+            exp_and_sum_registers(PARTIAL_REGS - 1, sum, s, scaled, centered, step, count, before, n, weights_buf,
                                   running, short_row, sums)
     else:
         for v in range(opaque(PARTIAL_REGS)):
-            exp_and_sum_registers(v, sum, s, scaled, centered, group, count, before, n, weights_buf, running, short_row,
+            exp_and_sum_registers(v, sum, s, scaled, centered, step, count, before, n, weights_buf, running, short_row,
                                   sums)
 
-cdef inline void exp_and_sum(int sum, const Shift* shift, bint scaled, bint centered, const elem* x,
+cdef inline void exp_and_sum(SumKind sum, const Shift* shift, bint scaled, bint centered, const elem* x,
                              Py_ssize_t count, Py_ssize_t n, real* weights_buf, const Prefetch* ahead,
                              Sums* sums) noexcept nogil:
-    """Adds a chunk of a row of n elements to `sums`; keeps the weights of SUM_WEIGHTS. ahead: may be NULL."""
+    """x (count): a chunk of a row of n elements. Adds to `sums`; SUM_WEIGHTS writes weights_buf (count). `ahead` may be
+    NULL."""
     cdef Running running
     cdef ShortRowWeights short_row
     cdef Shift s = shift[0]
@@ -80,18 +85,18 @@ cdef inline void exp_and_sum(int sum, const Shift* shift, bint scaled, bint cent
         running.ties[v] = no_count()
     while k < whole:
         if ahead != NULL:
-            prefetch_group(ahead.x + k)
-            prefetch_group(ahead.y + k)
-        # any n above UNROLL
-        exp_and_sum_group(sum, &s, scaled, centered, x + k, UNROLL, k, UNROLL + 1, weights_buf + k, &running,
-                          &short_row, sums)
+            prefetch_step(ahead.x + k)
+            prefetch_step(ahead.y + k)
+        # UNROLL + 1 stands for any n above UNROLL
+        exp_and_sum_step(sum, &s, scaled, centered, x + k, UNROLL, k, UNROLL + 1, weights_buf + k, &running,
+                         &short_row, sums)
         k += UNROLL
         if RUN > UNROLL and k % RUN == 0:
             for v in range(PARTIAL_REGS):
                 add_rest(sum, &running.total[v], &running.lost[v], &running.rest[v])
     if k < count:
-        exp_and_sum_group(sum, &s, scaled, centered, x + k, count - k, k, n, weights_buf + k, &running, &short_row,
-                          sums)
+        exp_and_sum_step(sum, &s, scaled, centered, x + k, count - k, k, n, weights_buf + k, &running, &short_row,
+                         sums)
     if n <= PARTIALS:
         sums.short_row = sum_of_short_row(sum, short_row.p, short_row.f, count)
     for v in range(PARTIAL_REGS):
@@ -100,25 +105,25 @@ cdef inline void exp_and_sum(int sum, const Shift* shift, bint scaled, bint cent
             add_rest(sum, &running.total[v], &running.lost[v], &running.rest[v])
             sums.weights[v] = dd_add(sums.weights[v], dd_of_sum(running.total[v] - start_of(sum), running.lost[v]))
 
-cdef void exp_and_sum_chunk(int sum, bint scaled, const Shift* s, const elem* x, Py_ssize_t count, Py_ssize_t n,
-                            real* weights_buf, Sums* sums) noexcept nogil:
-    # one call for each of the cases, so that the compiler makes each its own loop
+cdef inline void exp_and_sum_chunk(SumKind sum, bint scaled, const Shift* s, const elem* x, Py_ssize_t count,
+                                   Py_ssize_t n, real* weights_buf, const Prefetch* ahead, Sums* sums) noexcept nogil:
+    # one call for each case, so that the compiler makes each its own loop
     cdef bint centered = lane0(s.center) != 0
     if sum == SUM_MOMENTS:
-        exp_and_sum(SUM_MOMENTS, s, True, True, x, count, n, weights_buf, NULL, sums)
+        exp_and_sum(SUM_MOMENTS, s, True, True, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_WEIGHTS and scaled:
-        exp_and_sum(SUM_WEIGHTS, s, True, True, x, count, n, weights_buf, NULL, sums)
+        exp_and_sum(SUM_WEIGHTS, s, True, True, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_WEIGHTS and centered:
-        exp_and_sum(SUM_WEIGHTS, s, False, True, x, count, n, weights_buf, NULL, sums)
+        exp_and_sum(SUM_WEIGHTS, s, False, True, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_WEIGHTS:
-        exp_and_sum(SUM_WEIGHTS, s, False, False, x, count, n, weights_buf, NULL, sums)
+        exp_and_sum(SUM_WEIGHTS, s, False, False, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_EXCLUDING_MAX and scaled:
-        exp_and_sum(SUM_EXCLUDING_MAX, s, True, True, x, count, n, weights_buf, NULL, sums)
+        exp_and_sum(SUM_EXCLUDING_MAX, s, True, True, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_EXCLUDING_MAX and centered:
-        exp_and_sum(SUM_EXCLUDING_MAX, s, False, True, x, count, n, weights_buf, NULL, sums)
+        exp_and_sum(SUM_EXCLUDING_MAX, s, False, True, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_EXCLUDING_MAX:
-        exp_and_sum(SUM_EXCLUDING_MAX, s, False, False, x, count, n, weights_buf, NULL, sums)
+        exp_and_sum(SUM_EXCLUDING_MAX, s, False, False, x, count, n, weights_buf, ahead, sums)
     elif scaled:
-        exp_and_sum(SUM_EXACT, s, True, True, x, count, n, weights_buf, NULL, sums)
+        exp_and_sum(SUM_EXACT, s, True, True, x, count, n, weights_buf, ahead, sums)
     else:
-        exp_and_sum(SUM_EXACT, s, False, True, x, count, n, weights_buf, NULL, sums)
+        exp_and_sum(SUM_EXACT, s, False, True, x, count, n, weights_buf, ahead, sums)

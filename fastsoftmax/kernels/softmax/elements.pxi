@@ -1,24 +1,29 @@
-# Elements of one row: reading them in order, with gaps or a mask; filling and scattering.
+# The elements of one row: gathered from strides and masks, loaded at the end of a row, filled, cleared and scattered.
 
-cdef inline const elem* gather_chunk(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t start, Py_ssize_t count,
-                                     elem* buffer) noexcept nogil:
-    cdef const elem* x = rows.x + o * rows.x_outer + i * rows.x_inner + start * rows.x_n
-    cdef const unsigned char* where
+cdef inline const elem* gather_elements(const elem* x, Py_ssize_t stride, const unsigned char* where,
+                                        Py_ssize_t where_stride, Py_ssize_t count, elem* buffer) noexcept nogil:
+    """x (count), -inf where it is masked; in `buffer` (count), unless x is contiguous and has no mask."""
     cdef Py_ssize_t k
-    if rows.where == NULL:
-        if rows.x_n == 1:
-            return x
+    if where != NULL:
         for k in range(count):
-            buffer[k] = x[k * rows.x_n]
+            buffer[k] = x[k * stride] if where[k * where_stride] else ELEM_MINUS_INFINITY
         return buffer
-    where = rows.where + o * rows.where_outer + i * rows.where_inner + start * rows.where_n
+    if stride == 1:
+        return x
     for k in range(count):
-        buffer[k] = x[k * rows.x_n] if where[k * rows.where_n] else ELEM_MINUS_INFINITY
+        buffer[k] = x[k * stride]
     return buffer
 
+cdef inline const elem* gather_chunk(const Rows* rows, const Row* row, Py_ssize_t start, Py_ssize_t count,
+                                     elem* buffer) noexcept nogil:
+    """Elements start .. start + count - 1 of a row."""
+    cdef const unsigned char* where = row.where
+    if where != NULL:
+        where += start * rows.where_n
+    return gather_elements(row.x + start * rows.x_n, rows.x_n, where, rows.where_n, count, buffer)
+
 cdef inline vreal load_upto(const elem* x, Py_ssize_t k, Py_ssize_t count, Py_ssize_t before) noexcept nogil:
-    """Elements k to k + LANES of x, which has `count`, and `before` more in front of it; beyond them, what weighs
-    nothing."""
+    """Elements k .. k + LANES - 1 of x (count), which `before` elements precede; -inf beyond the end of x."""
     if k + LANES <= count:
         return load_elem(x + k)
     if k >= count:
@@ -27,28 +32,27 @@ cdef inline vreal load_upto(const elem* x, Py_ssize_t k, Py_ssize_t count, Py_ss
         return load_last(x + count, count - k)
     return load_first(x + k, count - k)
 
-# NumPy's arrays start anywhere in a cache line, and a register across two lines takes twice the time. So what may begin
-# where it likes begins at a whole register, and the weights are kept as far from one as the results will be.
+# An array may start anywhere in a cache line, and a register that crosses two lines takes twice the time. So the loops
+# over x and y start at a whole register, and weights_buf starts as far from one as y does.
 cdef enum:
-    ALIGNED = 8 * LANES     # elements from which that is worth a register more
+    ALIGNED = 8 * LANES     # elements: for shorter rows, alignment costs more than it saves
 
 cdef inline Py_ssize_t peel_to_register(const elem* x) noexcept nogil:
-    """How many elements stand before the next whole register."""
+    """The number of elements before the next whole register."""
     return (-(<Py_ssize_t>(<size_t>x // sizeof(elem)))) & (LANES - 1)
 
 cdef inline real* same_alignment(const elem* y, real* weights_buf) noexcept nogil:
-    """Where in `weights_buf`, which has room for a register more, the weights go whose results go to y."""
+    """The first place in weights_buf with the alignment of y. weights_buf has room for one register more."""
     return weights_buf + ((-(<Py_ssize_t>(<size_t>weights_buf // sizeof(real))) - peel_to_register(y)) & (LANES - 1))
 
-# Non-temporal stores write whole cache lines, PARTIALS reals each. A line that is written partly this way and partly
-# through the caches takes as long as ten.
+# Non-temporal stores write whole cache lines of PARTIALS reals. A line that is written partly by non-temporal stores
+# and partly by others takes as long as ten.
 
 cdef inline Py_ssize_t peel_to_cache_line(const elem* y) noexcept nogil:
-    """How many elements stand before the next cache line, where elements are reals."""
+    """The number of elements before the next cache line. Elements are reals."""
     return (-(<Py_ssize_t>(<size_t>y // sizeof(real)))) & (PARTIALS - 1)
 
 cdef inline void fill_elements(elem* y, elem value, Py_ssize_t count, bint nontemporal) noexcept nogil:
-    """streamed: where elements are reals."""
     cdef Py_ssize_t k = 0, head
     cdef int v
     if nontemporal and sizeof(elem) == sizeof(real) and count >= 2 * PARTIALS:
@@ -65,7 +69,7 @@ cdef inline void fill_elements(elem* y, elem value, Py_ssize_t count, bint nonte
         k += 1
 
 cdef void clear_elements(elem* y, Py_ssize_t stride, Py_ssize_t count, bint nontemporal) noexcept nogil:
-    """Zeros, whose bits are zero in every element type."""
+    """Writes zeros, whose bits are zero in every element type."""
     cdef Py_ssize_t k
     if nontemporal and stride == 1:
         fill_elements(y, <elem>0, count, True)
@@ -82,3 +86,8 @@ cdef inline void scatter(elem* y, Py_ssize_t stride, const elem* x, Py_ssize_t c
     else:
         for k in range(count):
             y[k * stride] = x[k]
+
+cdef inline void clear_hidden(const Rows* rows, const Row* row) noexcept nogil:
+    """The results of the elements that a causal mask hides."""
+    if row.n < rows.n:
+        clear_elements(row.y + row.n * rows.y_n, rows.y_n, rows.n - row.n, rows.nontemporal)

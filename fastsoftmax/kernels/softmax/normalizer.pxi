@@ -48,7 +48,7 @@ cdef inline Normalizer logarithm_of(const Shift* s, bint scaled, vdd others) noe
     dd_split_sum(row_max, broadcast(0), dd_log1p(others), &normalizer.hi, &normalizer.lo)
     return normalizer
 
-cdef inline Normalizer normalizer_of_short_row(int sum, const Shift* s, bint scaled, Py_ssize_t n,
+cdef inline Normalizer normalizer_of_short_row(SumKind sum, const Shift* s, bint scaled, Py_ssize_t n,
                                                ShortRow short_row, vdd moments, vreal ties,
                                                vmask* needs_refinement) noexcept nogil:
     """normalizer_of for rows of at most PARTIALS elements; `needs_refinement` of SUM_WEIGHTS is left to the caller."""
@@ -64,7 +64,7 @@ cdef inline Normalizer normalizer_of_short_row(int sum, const Shift* s, bint sca
     reciprocal(short_row.total, short_row.lost, &normalizer.hi, &normalizer.lo)
     return normalizer
 
-cdef inline Normalizer normalizer_of(int sum, const Shift* s, bint scaled, Py_ssize_t n, vdd weights, vdd moments,
+cdef inline Normalizer normalizer_of(SumKind sum, const Shift* s, bint scaled, Py_ssize_t n, vdd weights, vdd moments,
                                      vreal ties, vmask* needs_refinement) noexcept nogil:
     """`weights`, `moments` and `ties` are the whole row's, in every lane that has this row."""
     cdef Normalizer normalizer

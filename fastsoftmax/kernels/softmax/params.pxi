@@ -1,68 +1,84 @@
-# The parameters of a softmax kernel: arrays seen as (outer, n, inner), rows running along n.
+# The parameters of a softmax kernel: the op, and the arrays, seen as (outer, n, inner) with rows along n. There are
+# `outer` matrices of `inner` rows each.
 #
-# A kernel workspaces on its rows in one of two ways, chosen by shape:
-#   along   one row at a time, its elements in the lanes                      (along.pxi)
-#   across  PARTIALS rows at a time, each in a lane of its own                   (across.pxi)
-# Both add up a row in the same order, so that a row's result depends on its elements alone.
+# An op is a set of passes over rows:
 #
-# Everything here is checked by the caller; kernels cannot fail, and what they allocate is allocated
-# by the `def` at the end of softmax.pxi before the loops start.
+#   op            pass 1    pass 2: a sum                                  pass 3: a store
+#   SOFTMAX       maximum   SUM_WEIGHTS                                    STORE_WEIGHTS, rarely STORE_WEIGHTS_OR_ONE
+#   LOG_SOFTMAX   maximum   SUM_EXCLUDING_MAX; if it is small, SUM_EXACT   STORE_LOGS
+#   LOGSUMEXP     maximum   SUM_EXCLUDING_MAX; if it is small, SUM_EXACT   STORE_SCALAR
+#   ENTROPY       maximum   SUM_MOMENTS                                    STORE_SCALAR
+#
+# To add the gradient of softmax, w * (g - sum(w * g)) of weights w = x and gradients g: Rows, Row, row_of and next_row
+# get g beside x, and a file with the two passes (sum of x * g; store) and their loop over Row stands beside dense.pxi.
+# dense_rows calls it for the new op. It needs no maximum, so no pass above changes.
+#
+# Rows are computed in one of two ways, chosen by shape:
+#   dense     one row at a time, its elements in the lanes                      (dense.pxi, contiguous.pxi)
+#   strided   a tile of PARTIALS rows at a time, each row in a lane of its own  (strided.pxi, narrow.pxi)
+# Both add the elements of a row in the same order, so the result of a row depends on its elements alone.
+#
+# The caller has checked the arguments, and a kernel cannot fail. Buffers are allocated before the loops start.
 
 cdef enum:
-    TASK = 1 << 14          # elements: the least that a thread takes at a time, some microseconds of work
-    SLICE = PARTIALS << 18  # elements: what is computed between two looks for an interrupt
-    LONG_ROW = 1 << 15      # elements: rows from here on may be shared by threads
-    CHUNK = 4096            # elements: what is summed up before digits are moved to wide sums; in the L1 cache
-    BLOCK = UNROLL          # elements of each row of a tile
-    NARROW_MAX = 3 * UNROLL  # elements: contiguous rows up to this go across, if there are enough of them
-    CAUSAL_TILE_MAX = 3 * UNROLL  # elements: contiguous causal rows up to this go across
-    KEEP = 1 << 20          # reals: up to this, a row's weights are kept; beyond, computed twice
+    TASK = 1 << 14                  # elements: the least work of a thread, a few microseconds
+    SLICE = PARTIALS << 18          # elements computed between two checks for an interrupt
+    LONG_ROW = 1 << 15              # elements: longer rows may be shared by threads
+    CHUNK = 4096                    # elements: they fit in the L1 cache; their sum then joins a double-word sum
+    BLOCK = UNROLL                  # elements of each row of a tile that are computed together
+    NARROW_MAX = 3 * UNROLL         # elements: contiguous rows up to this use tiles, if there are enough rows
+    CAUSAL_TILE_MAX = 3 * UNROLL    # elements: contiguous causal rows up to this use tiles
+    KEEP = 1 << 20                  # reals: up to this, the weights of a row are kept; beyond, they are computed twice
 
-cdef enum Op:
+cdef enum Op:                       # the same numbers as in softmax.py
     SOFTMAX = 0
     LOG_SOFTMAX = 1
     LOGSUMEXP = 2
     ENTROPY = 3
 
 cdef enum SumKind:
-    SUM_WEIGHTS = 0         # sum(weights), which are kept too
-    SUM_EXACT = 2           # sum(weights) without the largest, exact however small it is
-    SUM_MOMENTS = 3         # the same, and sum(weights * (scores - the largest score))
-    SUM_EXCLUDING_MAX = 4   # SUM_EXACT in fewer instructions, exact enough unless it is small
+    SUM_WEIGHTS = 0                 # sum(weights); the pass also keeps the weights
+    SUM_EXACT = 2                   # sum(weights) without the largest, accurate however small it is
+    SUM_MOMENTS = 3                 # SUM_EXACT, and sum(weights * (scores - largest score))
+    SUM_EXCLUDING_MAX = 4           # SUM_EXACT in fewer instructions, accurate unless it is small: see row_sums.pxi
 
 cdef enum StoreKind:
-    STORE_WEIGHTS = 0       # weights times the normalizer
-    STORE_LOGS = 1          # scores minus the normalizer
-    STORE_SCALAR = 2        # the normalizer itself
-    STORE_WEIGHTS_OR_ONE = 5    # weights, where the largest may have to become 1: see Normalizer
+    STORE_WEIGHTS = 0               # weights times the normalizer
+    STORE_LOGS = 1                  # scores minus the normalizer
+    STORE_SCALAR = 2                # the normalizer itself, one number a row
+    STORE_WEIGHTS_OR_ONE = 5        # STORE_WEIGHTS, where the largest weight may have to be 1: see normalizer.pxi
+
+cdef inline bint is_reduction(Op op) noexcept nogil:
+    return op == LOGSUMEXP or op == ENTROPY
+
+cdef inline SumKind first_sum(Op op) noexcept nogil:
+    return SUM_WEIGHTS if op == SOFTMAX else SUM_MOMENTS if op == ENTROPY else SUM_EXCLUDING_MAX
+
+cdef inline StoreKind first_store(Op op) noexcept nogil:
+    return STORE_WEIGHTS if op == SOFTMAX else STORE_LOGS if op == LOG_SOFTMAX else STORE_SCALAR
+
+cdef inline bint is_fast_sum(SumKind sum) noexcept nogil:
+    """Whether the sum starts at START: see row_sums.pxi."""
+    return sum == SUM_WEIGHTS or sum == SUM_EXCLUDING_MAX
 
 cdef struct Rows:
-    int op
-    bint scaled                                     # is there a temperature
-    bint nontemporal                                # results go past the caches
-    Py_ssize_t peel                                 # elements by which the first tile is narrower, to align the others
-    bint causal                                     # row i sees the first i + offset + 1 elements
+    Op op
+    bint scaled                                     # whether there is a temperature
+    bint nontemporal                                # results bypass the caches
+    Py_ssize_t peel                                 # rows by which the first tile is narrower, to align the others
+    bint causal                                     # row i sees its first i + offset + 1 elements
     Py_ssize_t offset
     Py_ssize_t outer, n, inner
     const elem* x
     Py_ssize_t x_outer, x_n, x_inner                # strides in elements
     elem* y
     Py_ssize_t y_outer, y_n, y_inner
-    const unsigned char* where                      # NULL: everywhere
+    const unsigned char* where                      # NULL: no mask
     Py_ssize_t where_outer, where_n, where_inner
     const double* temperature                       # not read unless scaled
     Py_ssize_t temperature_outer, temperature_inner
 
-cdef inline int first_sum(const Rows* rows) noexcept nogil:
-    """The sum that the first pass computes; op and sum have the same number, but for logarithms."""
-    return rows.op if rows.op == SOFTMAX or rows.op == ENTROPY else SUM_EXCLUDING_MAX
-
-cdef inline Py_ssize_t row_length(const Rows* rows, Py_ssize_t i) noexcept nogil:
-    if not rows.causal:
-        return rows.n
-    return min(max(i + rows.offset + 1, 0), rows.n)
-
-cdef Rows describe(int op, const elem[:, :, :] x, elem[:, :, :] y, const double[:, :] temperature,
+cdef Rows describe(Op op, const elem[:, :, :] x, elem[:, :, :] y, const double[:, :] temperature,
                    const unsigned char[:, :, :] where, offset, bint nontemporal) except *:
     cdef Rows rows
     rows.op = op
@@ -94,7 +110,7 @@ cdef Rows describe(int op, const elem[:, :, :] x, elem[:, :, :] y, const double[
     return rows
 
 cdef void outer_to_inner(Rows* rows) noexcept nogil:
-    """Where there is one row a matrix, the matrices are as good as rows."""
+    """Makes the matrices of one row each the rows of one matrix."""
     rows.inner, rows.outer = rows.outer, 1
     rows.x_inner, rows.y_inner, rows.where_inner = rows.x_outer, rows.y_outer, rows.where_outer
     rows.temperature_inner = rows.temperature_outer

@@ -6,7 +6,7 @@ cdef inline bint any_subnormal(vreal least, const Normalizer* normalizer) noexce
         return False
     return any_lane(lt(mul_dd(least, normalizer.hi, normalizer.lo), broadcast(LEAST_NORMAL)))
 
-cdef inline void normalize_weights(int stored, Normalizer normalizer, int count, real* x,
+cdef inline void normalize_weights(StoreKind stored, Normalizer normalizer, int count, real* x,
                                    vreal* weight) noexcept nogil:
     """The results of `count` registers of weights for STORE_WEIGHTS and STORE_WEIGHTS_OR_ONE; x may be changed."""
     cdef vreal least
@@ -24,7 +24,7 @@ cdef inline void normalize_weights(int stored, Normalizer normalizer, int count,
         for a in range(count):
             weight[a] = vselect(eq(weight[a], broadcast(NEARLY_ONE)), normalizer.one, weight[a])
 
-cdef inline vreal normal_result_of(int stored, const Shift* s, const Normalizer* normalizer, bint scaled,
+cdef inline vreal normal_result_of(StoreKind stored, const Shift* s, const Normalizer* normalizer, bint scaled,
                                    vreal x) noexcept nogil:
     """x: the element itself for STORE_LOGS, or else its weight. Not for subnormal results."""
     cdef vreal below, factor, score, score_lo, difference, rest
@@ -48,7 +48,7 @@ cdef inline vreal normal_result_of(int stored, const Shift* s, const Normalizer*
     # an infinite score has no rest
     return difference + vselect(lt(vabs(rest), broadcast(INFINITY)), rest, broadcast(0))
 
-cdef inline vreal result_of(int stored, const Shift* s, const Normalizer* normalizer, bint scaled,
+cdef inline vreal result_of(StoreKind stored, const Shift* s, const Normalizer* normalizer, bint scaled,
                             vreal x) noexcept nogil:
     if stored != STORE_LOGS and any_subnormal(x, normalizer):
         x = mul_dd_rounded_once(x, normalizer.hi, normalizer.lo)

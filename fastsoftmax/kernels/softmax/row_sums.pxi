@@ -9,10 +9,10 @@ cdef enum:
     START = 8               # times SCALE; above every f, and every rest
     LEAST = 18              # 2**-LEAST of the largest weight
 
-cdef inline vreal start_of(int sum) noexcept nogil:
+cdef inline vreal start_of(SumKind sum) noexcept nogil:
     return broadcast(START * SCALE) if sum == SUM_WEIGHTS or sum == SUM_EXCLUDING_MAX else broadcast(0)
 
-cdef inline void add_exactly(int sum, vreal* total, vreal* lost, vreal term) noexcept nogil:
+cdef inline void add_exactly(SumKind sum, vreal* total, vreal* lost, vreal term) noexcept nogil:
     cdef vreal before = total[0]
     total[0] = before + term
     if sum == SUM_WEIGHTS or sum == SUM_EXCLUDING_MAX:
@@ -20,12 +20,12 @@ cdef inline void add_exactly(int sum, vreal* total, vreal* lost, vreal term) noe
     else:
         lost[0] = lost[0] + two_sum_err(before, term, total[0])
 
-cdef inline void add_rest(int sum, vreal* total, vreal* lost, vreal* rest) noexcept nogil:
+cdef inline void add_rest(SumKind sum, vreal* total, vreal* lost, vreal* rest) noexcept nogil:
     if RUN > UNROLL:
         add_exactly(sum, total, lost, rest[0])
         rest[0] = broadcast(0)
 
-cdef inline void add_weights(int sum, vreal* total, vreal* lost, vreal* rest, const vreal* p,
+cdef inline void add_weights(SumKind sum, vreal* total, vreal* lost, vreal* rest, const vreal* p,
                              const vreal* f) noexcept nogil:
     """Adds the four f to the total, and the sum of their p * f to the rest."""
     cdef vreal pf = fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0])))
@@ -37,7 +37,7 @@ cdef inline void add_weights(int sum, vreal* total, vreal* lost, vreal* rest, co
     else:
         rest[0] = rest[0] + pf
 
-cdef inline void exclude_max(int sum, const Shift* s, vreal x, vreal* f, vcount* ties) noexcept nogil:
+cdef inline void exclude_max(SumKind sum, const Shift* s, vreal x, vreal* f, vcount* ties) noexcept nogil:
     """Excludes the largest elements from a logarithm's sum, and counts them. SUM_EXACT and SUM_MOMENTS exclude elements
     without weight too; SUM_EXCLUDING_MAX need not, since they add nothing that matters."""
     cdef vmask tie = eq(x, s.row_max)
@@ -48,7 +48,7 @@ cdef inline void exclude_max(int sum, const Shift* s, vreal x, vreal* f, vcount*
         f[0] = select_or_zero(is_other(s, x), f[0])
         ties[0] = count_where(tie, ties[0])
 
-cdef inline vdd sum_of_group(const vreal* p, const vreal* f) noexcept nogil:
+cdef inline vdd sum_of_step(const vreal* p, const vreal* f) noexcept nogil:
     """The sum of a row that is one group."""
     cdef vreal pf = fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0])))
     return dd_add(dd_add(dd_of_sum(f[0], f[1]), dd_of_sum(f[2], f[3])), dd_of_sum(pf, broadcast(0)))
@@ -57,8 +57,8 @@ cdef inline vdd sum_of_group(const vreal* p, const vreal* f) noexcept nogil:
 cdef struct ShortRow:
     vreal total, lost
 
-cdef inline ShortRow sum_of_short_row(int sum, const real* p, const real* f, Py_ssize_t n) noexcept nogil:
-    """In every lane; as narrow_sums has it. Up to the next multiple of four, elements that weigh nothing follow."""
+cdef inline ShortRow sum_of_short_row(SumKind sum, const real* p, const real* f, Py_ssize_t n) noexcept nogil:
+    """In every lane; as short_sums has it. Up to the next multiple of four, elements that weigh nothing follow."""
     cdef ShortRow short_row
     cdef vreal[4] p_, f_
     cdef vreal rest = broadcast(0)

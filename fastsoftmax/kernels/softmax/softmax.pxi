@@ -1,24 +1,5 @@
 # The softmax family: who does which rows.
 
-cdef void strided_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
-                        const RowWorkspace* workspace) noexcept nogil:
-    cdef TilePosition position
-    cdef Py_ssize_t t
-    if rows.causal:
-        for t in range(first_tile, end):
-            position = tile_position(rows, t)
-            causal_tile(rows, &position, workspace)
-    elif not is_narrow(rows):
-        for t in range(first_tile, end):
-            position = tile_position(rows, t)
-            strided_tile(rows, position.o, position.i, position.tile_rows, workspace)
-    elif rows.op == SOFTMAX:
-        narrow_tiles(SOFTMAX, rows, first_tile, end, workspace)
-    elif rows.op == LOG_SOFTMAX:
-        narrow_tiles(LOG_SOFTMAX, rows, first_tile, end, workspace)
-    else:
-        narrow_tiles(LOGSUMEXP, rows, first_tile, end, workspace)
-
 # The tasks of a call: `size` rows, or tiles of rows, each.
 cdef struct RowTasks:
     const Rows* rows
@@ -69,7 +50,7 @@ cdef int compute(Rows* rows, int threads) except -1:
         row_size, row_count = rows.n, rows.outer * rows.inner
         if rows.n >= SLICE or (threads > 1 and rows.n >= LONG_ROW and row_count < 4 * threads):
             for r in range(row_count):
-                long_row(rows, r // rows.inner, r % rows.inner, threads)
+                long_row(rows, r, threads)
             return 0
         memory = Workspaces(threads, rows.n if rows.n <= KEEP else CHUNK, False, False)
     tasks.workspaces = memory.workspaces
@@ -85,7 +66,7 @@ def softmax_rows(int op, const elem[:, :, :] x, elem[:, :, :] y, const double[:,
     whose largest score is 0; offset is None or that of a causal mask over
     (inner, n). No dimension is 0. y may be x, but not overlap it otherwise.
     """
-    cdef Rows rows = describe(op, x, y, temperature, where, offset, nontemporal)
+    cdef Rows rows = describe(<Op>op, x, y, temperature, where, offset, nontemporal)
     if rows.inner == 1 and not rows.causal:
         outer_to_inner(&rows)
     compute(&rows, threads)
@@ -117,14 +98,14 @@ cdef int contiguous_rows(int op, const void* x, void* y, Py_ssize_t outer, Py_ss
     """x: (outer, n, inner), C-contiguous; y: the same, or (outer, inner) for reductions."""
     cdef Rows rows
     memset(&rows, 0, sizeof(Rows))
-    rows.op = op
+    rows.op = <Op>op
     rows.scaled = temperature != 1
     rows.temperature = &temperature
     rows.nontemporal = nontemporal and sizeof(elem) == sizeof(real)
     rows.outer, rows.n, rows.inner = outer, n, inner
     rows.x, rows.x_outer, rows.x_n, rows.x_inner = <const elem*>x, n * inner, inner, 1
     rows.y, rows.y_outer, rows.y_n, rows.y_inner = <elem*>y, n * inner, inner, 1
-    if op == LOGSUMEXP or op == ENTROPY:
+    if is_reduction(rows.op):
         rows.y_outer = inner
     if inner == 1:
         outer_to_inner(&rows)

@@ -1,24 +1,153 @@
-# A tile of any rows.
+# A tile of any rows: its passes, block by block. Reductions and stores are those of dense.pxi, for PARTIALS rows.
 
-cdef inline Shift tile_shift(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t tile_rows, bint scaled,
+cdef inline Shift tile_shift(const Rows* rows, const TilePosition* position, int c, bint scaled,
                              vreal row_max) noexcept nogil:
-    """That of one register's rows, from i on."""
+    """The constants of the rows of register c."""
     cdef Shift s
     cdef real[LANES] temperature, temperature_lo
-    cdef double t
-    cdef Py_ssize_t k
+    cdef Py_ssize_t k, first = c * LANES
+    cdef const double* t = rows.temperature
+    cdef double value
     if scaled:
+        t += position.first.o * rows.temperature_outer + (position.first.i + first) * rows.temperature_inner
         for k in range(LANES):
-            t = 1
-            if k < tile_rows:
-                t = rows.temperature[o * rows.temperature_outer + (i + k) * rows.temperature_inner]
-            temperature[k] = <real>t
-            temperature_lo[k] = <real>(t - temperature[k])
+            value = t[k * rows.temperature_inner] if first + k < position.tile_rows else 1
+            temperature[k] = <real>value
+            temperature_lo[k] = <real>(value - temperature[k])
         set_temperature(&s, load(temperature), load(temperature_lo))
     else:
         no_temperature(&s)
     set_row_max(&s, row_max)
     return s
+
+cdef inline bint any_column(const vmask* mask) noexcept nogil:
+    cdef int c
+    for c in range(PARTIAL_REGS):
+        if any_lane(mask[c]):
+            return True
+    return False
+
+cdef inline void select_refined(const vmask* needs_refinement, const Normalizer* exact,
+                                Normalizer* normalizer) noexcept nogil:
+    """Takes `exact` only where it is needed, since the result of a row may not depend on its neighbours."""
+    cdef int c
+    for c in range(PARTIAL_REGS):
+        normalizer[c].hi = vselect(needs_refinement[c], exact[c].hi, normalizer[c].hi)
+        normalizer[c].lo = vselect(needs_refinement[c], exact[c].lo, normalizer[c].lo)
+
+cdef inline bint find_ones(const Shift* s, bint scaled, const vmask* needs_refinement,
+                           Normalizer* normalizer) noexcept nogil:
+    """find_one for all registers."""
+    cdef bint found = False
+    cdef int c
+    if any_column(needs_refinement):
+        for c in range(PARTIAL_REGS):
+            normalizer[c].one = broadcast(NEARLY_ONE)
+            found |= find_one(&s[c], scaled, &normalizer[c])
+    return found
+
+# The elements, then the weights, of all blocks of a tile are kept if they fit; otherwise a block is read again.
+
+cdef inline bint keeps_tile(const Rows* rows) noexcept nogil:
+    return rows.n * PARTIALS <= KEEP
+
+cdef inline real* block_at(const Rows* rows, Py_ssize_t j, const RowWorkspace* workspace) noexcept nogil:
+    """The block that starts at element j."""
+    return workspace.weights_buf + j * PARTIALS if keeps_tile(rows) else workspace.weights_buf
+
+cdef inline void load_blocks(const Rows* rows, const TilePosition* position, const RowWorkspace* workspace,
+                             vreal* row_max) noexcept nogil:
+    """Pass 1."""
+    cdef Py_ssize_t j = 0, count
+    while j < rows.n:
+        count = min(rows.n - j, <Py_ssize_t>BLOCK)
+        if rows.causal:
+            load_visible_tile(rows, position, j, count, block_at(rows, j, workspace), row_max)
+        else:
+            load_tile(rows, position, j, count, block_at(rows, j, workspace), row_max)
+        j += BLOCK
+
+cdef void sum_blocks(SumKind sum, const Rows* rows, const TilePosition* position, const Shift* s,
+                     const RowWorkspace* workspace, Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
+    """Pass 2, for rows longer than a block."""
+    cdef vcount[PARTIAL_REGS] ties
+    cdef vreal[PARTIAL_REGS] unused
+    cdef Py_ssize_t j = 0, count
+    cdef real* x
+    cdef int c
+    for c in range(PARTIAL_REGS):
+        ties[c] = no_count()
+        unused[c] = s[c].row_max
+    clear_tile_sums(sum, workspace.tile)
+    while j < rows.n:
+        count = min(rows.n - j, <Py_ssize_t>BLOCK)
+        x = block_at(rows, j, workspace)
+        if keeps_tile(rows):
+            prefetch_block(rows, position, j, count)
+        else:
+            load_tile(rows, position, j, count, x, unused)
+        if j % CHUNK == 0:
+            start_chunk(sum, workspace.tile)
+        exp_and_sum_block(sum, rows.scaled, s, count, x, workspace.tile, ties)
+        j += BLOCK
+        if j % CHUNK == 0 or j >= rows.n:
+            end_chunk(sum, workspace.tile)
+        elif RUN > BLOCK and j % RUN == 0:
+            end_run(sum, workspace.tile)
+    for c in range(PARTIAL_REGS):
+        normalizer[c] = finalize_column(sum, rows.scaled, &s[c], rows.n, c, workspace.tile, ties[c],
+                                        &needs_refinement[c])
+
+cdef void sum_tile(SumKind sum, const Rows* rows, const TilePosition* position, const Shift* s,
+                   const RowWorkspace* workspace, Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
+    if rows.n <= BLOCK:
+        finalize_single_block(sum, rows.scaled, s, rows.n, workspace.weights_buf, workspace.tile, normalizer,
+                              needs_refinement)
+    else:
+        sum_blocks(sum, rows, position, s, workspace, normalizer, needs_refinement)
+
+cdef inline StoreKind normalizers_of_tile(const Rows* rows, const TilePosition* position, const Shift* s,
+                                          const RowWorkspace* workspace, Normalizer* normalizer) noexcept nogil:
+    """Returns how to store the results."""
+    cdef SumKind sum = first_sum(rows.op)
+    cdef Normalizer[PARTIAL_REGS] exact
+    cdef vmask[PARTIAL_REGS] needs_refinement, unused
+    sum_tile(sum, rows, position, s, workspace, normalizer, needs_refinement)
+    if sum == SUM_EXCLUDING_MAX and any_column(needs_refinement):
+        sum_tile(SUM_EXACT, rows, position, s, workspace, exact, unused)
+        select_refined(needs_refinement, exact, normalizer)
+    elif sum == SUM_WEIGHTS and find_ones(s, rows.scaled, needs_refinement, normalizer):
+        return STORE_WEIGHTS_OR_ONE
+    return first_store(rows.op)
+
+cdef inline void store_blocks(StoreKind stored, const Rows* rows, const TilePosition* position, const Shift* s,
+                              const Normalizer* normalizer, const RowWorkspace* workspace) noexcept nogil:
+    """Pass 3."""
+    cdef vcount[PARTIAL_REGS] ties
+    cdef vreal[PARTIAL_REGS] unused
+    cdef Py_ssize_t j = 0, count
+    cdef real* x
+    cdef int c
+    for c in range(PARTIAL_REGS):
+        ties[c] = no_count()
+        unused[c] = s[c].row_max
+    while j < rows.n:
+        count = min(rows.n - j, <Py_ssize_t>BLOCK)
+        x = block_at(rows, j, workspace)
+        if not keeps_tile(rows):
+            load_tile(rows, position, j, count, x, unused)
+            if stored != STORE_LOGS:            # the weights once more; the sums are not used
+                exp_and_sum_block(SUM_WEIGHTS, rows.scaled, s, count, x, workspace.tile, ties)
+        normalize_store_tile(stored, rows, position, j, count, s, normalizer, x)
+        j += BLOCK
+
+cdef void store_scalars(const Rows* rows, const TilePosition* position, const Normalizer* normalizer) noexcept nogil:
+    cdef elem[PARTIALS] line
+    cdef Py_ssize_t c
+    for c in range(PARTIAL_REGS):
+        store_elem(line + c * LANES, normalizer[c].hi + normalizer[c].lo)
+    for c in range(position.tile_rows):
+        position.first.y[c * rows.y_inner] = line[c]
 
 cdef bint any_special(const Rows* rows, Py_ssize_t tile_rows, const vreal* row_max,
                       const Normalizer* normalizer) noexcept nogil:
@@ -34,134 +163,43 @@ cdef bint any_special(const Rows* rows, Py_ssize_t tile_rows, const vreal* row_m
             return True
     return False
 
-cdef void write_scalars(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t tile_rows,
-                        const Normalizer* normalizer) noexcept nogil:
-    cdef elem[PARTIALS] line
+cdef void rows_of_tile(const Rows* rows, const TilePosition* position, const RowWorkspace* workspace) noexcept nogil:
+    """Computes the rows of a tile one by one, since one is special."""
+    cdef Row row
     cdef Py_ssize_t c
-    for c in range(PARTIAL_REGS):
-        store_elem(line + c * LANES, normalizer[c].hi + normalizer[c].lo)
-    for c in range(tile_rows):
-        rows.y[o * rows.y_outer + (i + c) * rows.y_inner] = line[c]
+    for c in range(position.tile_rows):
+        row = row_of(rows, position.first.o, position.first.i + c)
+        single_row(rows, row, max_of_row(rows, &row, workspace), workspace)
 
-cdef void strided_sums(int sum, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t tile_rows, const Shift* s,
-                       bint keep, real* weights_buf, TileWorkspace* tile, Normalizer* normalizer,
-                       vmask* needs_refinement) noexcept nogil:
-    """Rows longer than a block."""
-    cdef vcount[PARTIAL_REGS] ties
+cdef void strided_tile(const Rows* rows, const TilePosition* position, const RowWorkspace* workspace) noexcept nogil:
     cdef vreal[PARTIAL_REGS] row_max
-    cdef Py_ssize_t b, j, k, count
-    cdef real* x
-    cdef int c
-    for c in range(PARTIAL_REGS):
-        ties[c] = no_count()
-        row_max[c] = s[c].row_max
-    for k in range(PARTIALS * PARTIAL_REGS):
-        tile.weights[k] = dd_zero()
-    if sum == SUM_MOMENTS:
-        for k in range(PARTIALS * PARTIAL_REGS):
-            tile.moments[k] = dd_zero()
-    for b in range(ceil_div(rows.n, BLOCK)):
-        j = b * BLOCK
-        count = min(rows.n - j, <Py_ssize_t>BLOCK)
-        x = weights_buf + j * PARTIALS if keep else weights_buf
-        if not keep:
-            load_tile(rows, o, i, tile_rows, j, count, x, row_max)
-        else:
-            prefetch_block(rows, o, i, j, count)
-        if j % CHUNK == 0:
-            start_chunk(sum, tile)
-        add_block_of(sum, rows.scaled, s, count, x, tile, ties)
-        if (j + BLOCK) % CHUNK == 0 or j + BLOCK >= rows.n:
-            end_chunk(sum, tile)
-        elif RUN > BLOCK and (j + BLOCK) % RUN == 0:
-            end_run(sum, tile)
-    for c in range(PARTIAL_REGS):
-        normalizer[c] = finalize_column(sum, rows.scaled, &s[c], rows.n, c, tile, ties[c], &needs_refinement[c])
-
-cdef void tile_normalizers(int sum, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t tile_rows,
-                           const Shift* s, bint keep, const RowWorkspace* workspace, Normalizer* normalizer,
-                           vmask* needs_refinement) noexcept nogil:
-    if rows.n <= BLOCK:
-        finalize_single_block(sum, rows.scaled, s, rows.n, workspace.weights_buf, workspace.tile, normalizer,
-                              needs_refinement)
-    else:
-        strided_sums(sum, rows, o, i, tile_rows, s, keep, workspace.weights_buf, workspace.tile, normalizer,
-                     needs_refinement)
-
-cdef inline bint any_column(const vmask* mask) noexcept nogil:
-    cdef int c
-    for c in range(PARTIAL_REGS):
-        if any_lane(mask[c]):
-            return True
-    return False
-
-cdef inline void select_refined(const vmask* needs_refinement, const Normalizer* exact,
-                                Normalizer* normalizer) noexcept nogil:
-    """Only where they are needed: what comes out for a row may not depend on its neighbours."""
-    cdef int c
-    for c in range(PARTIAL_REGS):
-        normalizer[c].hi = vselect(needs_refinement[c], exact[c].hi, normalizer[c].hi)
-        normalizer[c].lo = vselect(needs_refinement[c], exact[c].lo, normalizer[c].lo)
-
-cdef inline bint find_ones(const Shift* s, bint scaled, const vmask* needs_refinement,
-                           Normalizer* normalizer) noexcept nogil:
-    """find_one, for all columns."""
-    cdef bint found = False
-    cdef int c
-    if any_column(needs_refinement):
-        for c in range(PARTIAL_REGS):
-            normalizer[c].one = broadcast(NEARLY_ONE)
-            found |= find_one(&s[c], scaled, &normalizer[c])
-    return found
-
-cdef void strided_tile(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t tile_rows,
-                       const RowWorkspace* workspace) noexcept nogil:
-    """The rows in columns i to i + width."""
-    cdef bint keep = rows.n * PARTIALS <= KEEP
-    cdef vreal[PARTIAL_REGS] row_max
-    cdef vcount[PARTIAL_REGS] ties
     cdef Shift[PARTIAL_REGS] s
-    cdef Normalizer[PARTIAL_REGS] normalizer, exact
-    cdef vmask[PARTIAL_REGS] needs_refinement, unused
-    cdef Py_ssize_t b, j, count
-    cdef real* x
-    cdef int c, sum, stored = rows.op
+    cdef Normalizer[PARTIAL_REGS] normalizer
+    cdef StoreKind stored
+    cdef int c
     for c in range(PARTIAL_REGS):
         row_max[c] = broadcast(-INFINITY)
-        ties[c] = no_count()
-    for b in range(ceil_div(rows.n, BLOCK)):
-        j = b * BLOCK
-        count = min(rows.n - j, <Py_ssize_t>BLOCK)
-        x = workspace.weights_buf + j * PARTIALS if keep else workspace.weights_buf
-        if rows.causal:
-            load_visible_tile(rows, o, i, tile_rows, j, count, x, row_max)
-        else:
-            load_tile(rows, o, i, tile_rows, j, count, x, row_max)
+    load_blocks(rows, position, workspace, row_max)
     for c in range(PARTIAL_REGS):
-        s[c] = tile_shift(rows, o, i + c * LANES, tile_rows - c * LANES, rows.scaled, row_max[c])
+        s[c] = tile_shift(rows, position, c, rows.scaled, row_max[c])
+    stored = normalizers_of_tile(rows, position, s, workspace, normalizer)
+    if any_special(rows, position.tile_rows, row_max, normalizer):
+        rows_of_tile(rows, position, workspace)
+    elif stored == STORE_SCALAR:
+        store_scalars(rows, position, normalizer)
+    else:
+        store_blocks(stored, rows, position, s, normalizer, workspace)
 
-    sum = first_sum(rows)
-    tile_normalizers(sum, rows, o, i, tile_rows, s, keep, workspace, normalizer, needs_refinement)
-    if sum == SUM_EXCLUDING_MAX and any_column(needs_refinement):
-        tile_normalizers(SUM_EXACT, rows, o, i, tile_rows, s, keep, workspace, exact, unused)
-        select_refined(needs_refinement, exact, normalizer)
-    elif sum == SUM_WEIGHTS and find_ones(s, rows.scaled, needs_refinement, normalizer):
-        stored = STORE_WEIGHTS_OR_ONE
-    if any_special(rows, tile_rows, row_max, normalizer):
-        for j in range(i, i + tile_rows):
-            dense_row(rows, o * rows.inner + j, max_of_row(rows, o, j, workspace), o * rows.inner + j, workspace)
+cdef void strided_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+                        const RowWorkspace* workspace) noexcept nogil:
+    cdef TilePosition position
+    cdef Py_ssize_t t
+    if is_narrow(rows):
+        narrow_tiles(rows, first_tile, end, workspace)
         return
-    if rows.op == LOGSUMEXP or rows.op == ENTROPY:
-        write_scalars(rows, o, i, tile_rows, normalizer)
-        return
-
-    for b in range(ceil_div(rows.n, BLOCK)):
-        j = b * BLOCK
-        count = min(rows.n - j, <Py_ssize_t>BLOCK)
-        x = workspace.weights_buf + j * PARTIALS if keep else workspace.weights_buf
-        if not keep:
-            load_tile(rows, o, i, tile_rows, j, count, x, row_max)
-            if rows.op == SOFTMAX:
-                # for the weights: the sums are known
-                add_block_of(SUM_WEIGHTS, rows.scaled, s, count, x, workspace.tile, ties)
-        write_tile(stored, rows, o, i, tile_rows, j, count, s, normalizer, x)
+    for t in range(first_tile, end):
+        position = tile_position(rows, t)
+        if rows.causal:
+            causal_tile(rows, &position, workspace)
+        else:
+            strided_tile(rows, &position, workspace)

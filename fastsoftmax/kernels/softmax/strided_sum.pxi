@@ -9,7 +9,7 @@ cdef inline bint any_center(const Shift* s) noexcept nogil:
         largest_center = vmax(vabs(s[c].center), largest_center)
     return hmax(largest_center) != 0
 
-cdef inline void full_block(int sum, bint scaled, bint centered, const Shift* shift, real* x, TileWorkspace* tile,
+cdef inline void full_block(SumKind sum, bint scaled, bint centered, const Shift* shift, real* x, TileWorkspace* tile,
                             vcount* ties) noexcept nogil:
     cdef Shift[PARTIAL_REGS] s
     cdef vreal[4] e, p, f
@@ -44,7 +44,7 @@ cdef inline void full_block(int sum, bint scaled, bint centered, const Shift* sh
             store(tile.lost + at, lost)
             store(tile.rest + at, rest)
 
-cdef inline void exp_block(int sum, bint scaled, const Shift* shift, Py_ssize_t count, real* x, TileWorkspace* tile,
+cdef inline void exp_block(SumKind sum, bint scaled, const Shift* shift, Py_ssize_t count, real* x, TileWorkspace* tile,
                            vcount* ties) noexcept nogil:
     """First step: p and f of the elements, and the weights in place of them if they are kept."""
     cdef Shift[PARTIAL_REGS] s
@@ -93,7 +93,7 @@ cdef inline vdd moment_of(const Shift* s, bint scaled, const real* x, const Tile
                           moment)
     return dd_of_sum(moment, broadcast(0))
 
-cdef inline void sum_block(int sum, bint scaled, const Shift* s, Py_ssize_t count, const real* x,
+cdef inline void sum_block(SumKind sum, bint scaled, const Shift* s, Py_ssize_t count, const real* x,
                            TileWorkspace* tile) noexcept nogil:
     """Second step: element j of a row goes to partial sum j modulo PARTIALS."""
     cdef vreal[4] p, f
@@ -115,9 +115,10 @@ cdef inline void sum_block(int sum, bint scaled, const Shift* s, Py_ssize_t coun
             store(tile.lost + at, lost)
             store(tile.rest + at, rest)
 
-cdef inline void add_block(int sum, bint scaled, const Shift* s, Py_ssize_t count, real* x, TileWorkspace* tile,
-                           vcount* ties) noexcept nogil:
-    if count == BLOCK and not scaled and (sum == SUM_WEIGHTS or sum == SUM_EXCLUDING_MAX) and not any_center(s):
+cdef inline void exp_and_sum_tile(SumKind sum, bint scaled, const Shift* s, Py_ssize_t count, real* x,
+                                  TileWorkspace* tile, vcount* ties) noexcept nogil:
+    """x (count, PARTIALS). Adds to the running sums in `tile`; SUM_WEIGHTS replaces the elements by their weights."""
+    if count == BLOCK and not scaled and is_fast_sum(sum) and not any_center(s):
         full_block(sum, False, False, s, x, tile, ties)
     elif count == BLOCK:
         full_block(sum, scaled, True, s, x, tile, ties)
@@ -125,22 +126,20 @@ cdef inline void add_block(int sum, bint scaled, const Shift* s, Py_ssize_t coun
         exp_block(sum, scaled, s, count, x, tile, ties)
         sum_block(sum, scaled, s, count, x, tile)
 
-cdef void add_block_of(int sum, bint scaled, const Shift* s, Py_ssize_t count, real* x, TileWorkspace* tile,
-                       vcount* ties) noexcept nogil:
-    # one call for each of the cases, so that the compiler makes each its own loop
-    if sum == SUM_WEIGHTS:
-        if scaled:
-            add_block(SUM_WEIGHTS, True, s, count, x, tile, ties)
-        else:
-            add_block(SUM_WEIGHTS, False, s, count, x, tile, ties)
+cdef void exp_and_sum_block(SumKind sum, bint scaled, const Shift* s, Py_ssize_t count, real* x, TileWorkspace* tile,
+                            vcount* ties) noexcept nogil:
+    # one call for each case, so that the compiler makes each its own loop
+    if sum == SUM_WEIGHTS and scaled:
+        exp_and_sum_tile(SUM_WEIGHTS, True, s, count, x, tile, ties)
+    elif sum == SUM_WEIGHTS:
+        exp_and_sum_tile(SUM_WEIGHTS, False, s, count, x, tile, ties)
     elif sum == SUM_MOMENTS:
-        add_block(SUM_MOMENTS, True, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_MOMENTS, True, s, count, x, tile, ties)
+    elif sum == SUM_EXCLUDING_MAX and scaled:
+        exp_and_sum_tile(SUM_EXCLUDING_MAX, True, s, count, x, tile, ties)
     elif sum == SUM_EXCLUDING_MAX:
-        if scaled:
-            add_block(SUM_EXCLUDING_MAX, True, s, count, x, tile, ties)
-        else:
-            add_block(SUM_EXCLUDING_MAX, False, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_EXCLUDING_MAX, False, s, count, x, tile, ties)
     elif scaled:
-        add_block(SUM_EXACT, True, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_EXACT, True, s, count, x, tile, ties)
     else:
-        add_block(SUM_EXACT, False, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_EXACT, False, s, count, x, tile, ties)

@@ -1,17 +1,17 @@
-# The results of a tile.
+# Pass 3 of a tile: its results, from the weights (STORE_WEIGHTS) or the elements (STORE_LOGS) in the tile.
 
-cdef inline void normalize_square(int stored, bint scaled, const Shift* s, const Normalizer* normalizer,
+cdef inline void normalize_square(StoreKind stored, bint scaled, const Shift* s, const Normalizer* normalizer,
                                   const real* tile, vreal* square) noexcept nogil:
     cdef Py_ssize_t r
     for r in range(TRANSPOSE_ROWS):
         square[r] = normal_result_of(stored, s, normalizer, scaled, load(tile + r * PARTIALS))
     transpose_squares(square)
 
-cdef inline void store_column(int stored, bint scaled, const Shift* shift, const Normalizer* normalizer_,
+cdef inline void store_column(StoreKind stored, bint scaled, const Shift* shift, const Normalizer* normalizer_,
                               const real* tile, elem* y, Py_ssize_t stride, Py_ssize_t count,
                               Py_ssize_t room) noexcept nogil:
-    """The results. `room`: how many elements, from y on, may be written if rows are narrower than a square; then they
-    have no gaps, and what goes beyond a row is overwritten by the next."""
+    """y (LANES, count), rows `stride` elements apart. Rows narrower than a square have no gaps: a store writes into the
+    next row, whose own store follows. `room`: the number of elements from y on that may be written so."""
     cdef Shift s = shift[0]
     cdef Normalizer normalizer = normalizer_[0]
     cdef vreal[TRANSPOSE_ROWS] square
@@ -32,18 +32,18 @@ cdef inline void store_column(int stored, bint scaled, const Shift* shift, const
                 store_square_row(line, square, r)
                 scatter(y + r * count, 1, line, count)
 
-cdef inline void store_tile(int stored, bint scaled, const Rows* rows, Py_ssize_t o, Py_ssize_t i,
-                            Py_ssize_t tile_rows, Py_ssize_t j, Py_ssize_t count, const Shift* shift,
-                            const Normalizer* normalizer_, const real* tile) noexcept nogil:
-    """The results, from the weights or elements in the tile."""
-    cdef elem* y = rows.y + o * rows.y_outer + i * rows.y_inner + j * rows.y_n
-    cdef Py_ssize_t y_n = rows.y_n, y_inner = rows.y_inner
+cdef inline void store_tile(StoreKind stored, bint scaled, const Rows* rows, const TilePosition* position,
+                            Py_ssize_t j, Py_ssize_t count, const Shift* shift, const Normalizer* normalizer_,
+                            const real* tile) noexcept nogil:
+    """Results j .. j + count - 1 of each row, from tile (count, PARTIALS)."""
+    cdef elem* y = position.first.y + j * rows.y_n
+    cdef Py_ssize_t y_n = rows.y_n, y_inner = rows.y_inner, tile_rows = position.tile_rows
     cdef Shift[PARTIAL_REGS] s
     cdef Normalizer[PARTIAL_REGS] normalizer
     cdef vreal one
     cdef elem[LANES] line
     cdef Py_ssize_t k, c, a
-    # a whole cache line at a time, or the caches had better gather it
+    # lines that are no whole cache lines are stored through the caches, which combine them
     cdef bint nontemporal = rows.nontemporal and (<size_t>y | <size_t>(y_n * <Py_ssize_t>sizeof(elem))) % 64 == 0
     for c in range(PARTIAL_REGS):
         s[c] = shift[c]
@@ -63,34 +63,35 @@ cdef inline void store_tile(int stored, bint scaled, const Rows* rows, Py_ssize_
     else:
         for k in range(count):
             for c in range(PARTIAL_REGS):
-                # each register apart: a load of two that were stored one by one would wait for both
-                store_elem(line, normal_result_of(stored, &s[c], &normalizer[c], scaled,
-                                                  load(tile + k * PARTIALS + c * LANES)))
+                # one buffer a register: a load across two buffers would wait for the stores to both
+                one = normal_result_of(stored, &s[c], &normalizer[c], scaled, load(tile + k * PARTIALS + c * LANES))
+                store_elem(line, one)
                 for a in range(min(tile_rows - c * LANES, <Py_ssize_t>LANES)):
                     y[k * y_n + (c * LANES + a) * y_inner] = line[a]
 
 cdef inline vmask may_be_subnormal(Py_ssize_t count, const real* tile, const Normalizer* normalizer) noexcept nogil:
-    """Where a column's smallest op may be, or is 0: of a weight that is rounded away, or hidden."""
+    """Where the smallest result of a row may be subnormal or 0 (masked, or rounded to 0)."""
     cdef vreal least = broadcast(INFINITY)
     cdef Py_ssize_t k
-    if sizeof(elem) != sizeof(real):            # 16 bits do not hold what is lost of them
+    if sizeof(elem) != sizeof(real):            # a 16-bit result does not show the double rounding
         return nowhere()
     for k in range(count):
         least = vmin(load(tile + k * PARTIALS), least)
     return lt(mul_dd(least, normalizer.hi, normalizer.lo), broadcast(LEAST_NORMAL))
 
 cdef void round_subnormal(Py_ssize_t count, real* tile, Normalizer* normalizer) noexcept nogil:
-    """Makes the weights results where some of a column's may be subnormal; the factor is 1 then."""
+    """Where results of a register's rows may be subnormal, replaces its weights by the results, rounded once, and its
+    normalizer by 1."""
     cdef int c
     for c in range(PARTIAL_REGS):
         if any_lane(may_be_subnormal(count, tile + c * LANES, &normalizer[c])):
             mul_dd_in_place(tile + c * LANES, PARTIALS, count, normalizer[c].hi, normalizer[c].lo)
             normalizer[c].hi, normalizer[c].lo = broadcast(1), broadcast(0)
 
-cdef void write_tile(int stored, const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t tile_rows,
-                     Py_ssize_t j, Py_ssize_t count, const Shift* s, const Normalizer* normalizer_,
-                     real* tile) noexcept nogil:
-    # one call for each of the cases, so that the compiler makes each its own loop
+cdef void normalize_store_tile(StoreKind stored, const Rows* rows, const TilePosition* position, Py_ssize_t j,
+                               Py_ssize_t count, const Shift* s, const Normalizer* normalizer_,
+                               real* tile) noexcept nogil:
+    # one call for each case, so that the compiler makes each its own loop
     cdef Normalizer[PARTIAL_REGS] normalizer
     cdef int c
     for c in range(PARTIAL_REGS):
@@ -98,10 +99,10 @@ cdef void write_tile(int stored, const Rows* rows, Py_ssize_t o, Py_ssize_t i, P
     if stored != STORE_LOGS:
         round_subnormal(count, tile, normalizer)
     if stored == STORE_WEIGHTS:
-        store_tile(STORE_WEIGHTS, False, rows, o, i, tile_rows, j, count, s, normalizer, tile)
+        store_tile(STORE_WEIGHTS, False, rows, position, j, count, s, normalizer, tile)
     elif stored == STORE_WEIGHTS_OR_ONE:
-        store_tile(STORE_WEIGHTS_OR_ONE, False, rows, o, i, tile_rows, j, count, s, normalizer, tile)
+        store_tile(STORE_WEIGHTS_OR_ONE, False, rows, position, j, count, s, normalizer, tile)
     elif rows.scaled:
-        store_tile(STORE_LOGS, True, rows, o, i, tile_rows, j, count, s, normalizer, tile)
+        store_tile(STORE_LOGS, True, rows, position, j, count, s, normalizer, tile)
     else:
-        store_tile(STORE_LOGS, False, rows, o, i, tile_rows, j, count, s, normalizer, tile)
+        store_tile(STORE_LOGS, False, rows, position, j, count, s, normalizer, tile)

@@ -1,31 +1,32 @@
 # PARTIALS rows at a time, each in a lane of its own: rows along another axis than the last, and narrow rows.
 #
-# A tile holds a BLOCK of elements of each of its rows, as reals, one line of PARTIALS reals for each n. `load_tile`
-# brings it from any strides, contiguous rows by transposing registers, and finds the largest elements on the way;
-# `store_tile` takes the results back. In between no operation crosses lanes. The rows' sums are added up in the order
-# of along.pxi, bit for bit.
+# A tile holds a BLOCK of elements of each of its rows as reals: tile (count, PARTIALS), the elements k of all rows side
+# by side. load_tile reads it from any strides (contiguous rows by transposing registers) and finds the maxima of the
+# rows; store_tile writes the results. No operation in between crosses lanes. The elements of a row are added in the
+# order of dense_sum.pxi, so the results have the same bits.
 
-# Where a tile stands: its rows are i to i + width of matrix o.
+# The rows of a tile: tile_rows rows of one matrix, at most PARTIALS.
 cdef struct TilePosition:
-    Py_ssize_t o, i, tile_rows
+    Row first
+    Py_ssize_t tile_rows
 
 cdef inline Py_ssize_t tiles_of(const Rows* rows) noexcept nogil:
+    """The number of tiles of a matrix."""
     return ceil_div(rows.inner + rows.peel, PARTIALS)
 
 cdef inline TilePosition tile_position(const Rows* rows, Py_ssize_t tile) noexcept nogil:
     cdef TilePosition position
-    cdef Py_ssize_t tiles = tiles_of(rows), t = tile % tiles
-    position.o = tile // tiles
-    position.i = max(t * PARTIALS - rows.peel, 0)
-    position.tile_rows = min((t + 1) * PARTIALS - rows.peel, rows.inner) - position.i
+    cdef Py_ssize_t tiles = tiles_of(rows), t = tile % tiles, i = max(t * PARTIALS - rows.peel, 0)
+    position.first = row_of(rows, tile // tiles, i)
+    position.tile_rows = min((t + 1) * PARTIALS - rows.peel, rows.inner) - i
     return position
 
-cdef inline bint rows_below(const Rows* rows, Py_ssize_t i) noexcept nogil:
-    """Whether a register may be read from any element of the tile that starts at i: no gap, and rows enough."""
-    return rows.x_inner == rows.n and i + PARTIALS + TRANSPOSE_ROWS <= rows.inner
+cdef inline bint rows_below(const Rows* rows, const TilePosition* position) noexcept nogil:
+    """Whether a register may be read from any element of the tile: rows have no gaps, and enough rows follow."""
+    return rows.x_inner == rows.n and position.first.i + PARTIALS + TRANSPOSE_ROWS <= rows.inner
 
 # While a block is summed, the same block of the next tile and the memory of the results are prefetched. The hardware
-# prefetcher cannot do it, since each line of a tile is on a page of its own.
+# prefetcher cannot do this, since each line of a tile is on its own page.
 
 cdef inline void prefetch_lines(const elem* at, Py_ssize_t n_stride, Py_ssize_t inner_stride,
                                 Py_ssize_t count) noexcept nogil:
@@ -38,11 +39,12 @@ cdef inline void prefetch_lines(const elem* at, Py_ssize_t n_stride, Py_ssize_t 
             for k in range(ceil_div(count, line)):
                 prefetch(at + c * inner_stride + k * line)
 
-cdef void prefetch_block(const Rows* rows, Py_ssize_t o, Py_ssize_t i, Py_ssize_t j, Py_ssize_t count) noexcept nogil:
-    if i + 2 * PARTIALS <= rows.inner:
-        prefetch_lines(rows.x + o * rows.x_outer + (i + PARTIALS) * rows.x_inner + j * rows.x_n, rows.x_n, rows.x_inner,
-                       count)
-    elif o + 1 < rows.outer:
-        prefetch_lines(rows.x + (o + 1) * rows.x_outer + j * rows.x_n, rows.x_n, rows.x_inner, count)
-    if (rows.op == SOFTMAX or rows.op == LOG_SOFTMAX) and not rows.nontemporal:
-        prefetch_lines(rows.y + o * rows.y_outer + i * rows.y_inner + j * rows.y_n, rows.y_n, rows.y_inner, count)
+cdef void prefetch_block(const Rows* rows, const TilePosition* position, Py_ssize_t j, Py_ssize_t count) noexcept nogil:
+    """Elements j .. j + count - 1 of the rows of the next tile, and the results of this one."""
+    cdef const Row* first = &position.first
+    if first.i + 2 * PARTIALS <= rows.inner:
+        prefetch_lines(first.x + PARTIALS * rows.x_inner + j * rows.x_n, rows.x_n, rows.x_inner, count)
+    elif first.o + 1 < rows.outer:
+        prefetch_lines(rows.x + (first.o + 1) * rows.x_outer + j * rows.x_n, rows.x_n, rows.x_inner, count)
+    if not is_reduction(rows.op) and not rows.nontemporal:
+        prefetch_lines(first.y + j * rows.y_n, rows.y_n, rows.y_inner, count)
