@@ -30,8 +30,7 @@ cdef inline void normalize_store_short(StoreKind stored, const Shift* s, const N
 
 cdef inline void normalize_stream(StoreKind stored, const Shift* s, const Normalizer* normalizer, bint scaled,
                                   real* weights_buf, const elem* x, elem* y, Py_ssize_t count) noexcept nogil:
-    """normalize_store with non-temporal stores of whole cache lines. What precedes and follows them is stored normally.
-    """
+    """normalize_store with non-temporal stores of whole cache lines, and normal stores before and after them."""
     cdef Py_ssize_t k = peel_to_cache_line(y)
     cdef vreal[4] results
     cdef int a

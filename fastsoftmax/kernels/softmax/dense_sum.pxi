@@ -19,7 +19,7 @@ cdef struct Running:
     vreal[PARTIAL_REGS] total, lost, rest
     vcount[PARTIAL_REGS] ties
 
-# The weights p * f + f of a row of at most PARTIALS elements.
+# The weights f + p * f of a row of at most PARTIALS elements.
 cdef struct ShortRowWeights:
     real[PARTIALS] p, f
 

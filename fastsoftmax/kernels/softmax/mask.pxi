@@ -1,11 +1,11 @@
-# Causal masking in place: scores (outer, S, L), where element j of row i is overwritten where j > i + offset.
+# Causal masking in place: scores (outer, S, L); element j of row i is overwritten if j > i + offset.
 
 cdef struct MaskTasks:
     elem* scores
     Py_ssize_t outer, keys, queries
     Py_ssize_t outer_stride, key_stride, query_stride       # in elements
     Py_ssize_t offset
-    Py_ssize_t size                                         # rows a task
+    Py_ssize_t size                                         # rows of a task
     elem value
     bint nontemporal
 

@@ -1,36 +1,38 @@
-# The results of a row are weights * (hi + lo), or scores - (hi + lo), with scores measured from s.origin.
+# From the sums of a row to its normalizer: the results are weights * (hi + lo), or scores - (hi + lo). hi + lo has
+# nearly twice the digits of a real.
 #
-# needs_refinement marks rows that need a second look: for SUM_EXCLUDING_MAX those whose sum is not exact enough, for
-# SUM_WEIGHTS those whose other weights may vanish beside the largest. The largest weight is rounded, and divided by a
-# sum in which it is not: one in seven such weights would come out as NEARLY_ONE, and is written as `one` instead.
+# needs_refinement marks rows whose normalizer is not final. For SUM_EXCLUDING_MAX: the sum is not accurate enough. For
+# SUM_WEIGHTS: the largest weight may outweigh all others together. It was rounded, but the sum it is divided by was
+# not, so that the largest result would be NEARLY_ONE instead of 1 in one of seven such rows. `one` replaces it.
+
 cdef struct Normalizer:
     vreal hi
     vreal lo
-    vreal one               # for STORE_WEIGHTS_OR_ONE: what is written for NEARLY_ONE
+    vreal one               # for STORE_WEIGHTS_OR_ONE: the result where NEARLY_ONE was computed
 
 cdef inline vmask nowhere() noexcept nogil:
     return lt(broadcast(0), broadcast(0))
 
 cdef inline vmask is_nearly_one(vreal weight, const Normalizer* normalizer) noexcept nogil:
-    """weight: the largest, rounded, as it is kept."""
+    """weight: the largest, rounded as in the buffer."""
     return eq(mul_dd(weight, normalizer.hi, normalizer.lo), broadcast(NEARLY_ONE))
 
 cdef inline vmask may_be_nearly_one(const Normalizer* normalizer) noexcept nogil:
-    """Where the sum is not beyond all that a weight can be. In long rows it is, most often."""
-    if sizeof(elem) != sizeof(real):            # rounded to an elem, it is 1
+    """Where the sum is small enough for the largest weight to be nearly all of it. In most long rows it is not."""
+    if sizeof(elem) != sizeof(real):            # rounded to 16 bits, NEARLY_ONE is 1
         return nowhere()
     return lt(broadcast(1 / (2 * SCALE)), normalizer.hi)
 
 cdef bint find_one(const Shift* s, bint scaled, Normalizer* normalizer) noexcept nogil:
-    """`one`: 1 where all other weights together are less than a quarter of an EPSILON of the largest, so that no other
-    result is NEARLY_ONE. False if that changes nothing."""
+    """Computes `one`: 1 where all other weights together are less than a quarter of EPSILON of the largest, so that no
+    other result is NEARLY_ONE. Returns False if no largest result is NEARLY_ONE."""
     cdef vreal p, f, share, more, rest, others
     cdef vmask nearly
     largest_weight(s, scaled, &p, &f)
     nearly = is_nearly_one(fma_(p, f, f), normalizer)
     if not any_lane(nearly):
         return False
-    share = f * normalizer.hi                   # 1 - (f + p * f) * (hi + lo), to twice a real's digits
+    share = f * normalizer.hi                   # others = 1 - (f + p * f) * (hi + lo), with twice a real's digits
     more = p * share
     rest = two_prod_err(f, normalizer.hi, share) + f * normalizer.lo
     others = ((broadcast(1) - share) - more) - (fma_(p, rest, rest) + two_prod_err(p, share, more))
@@ -38,10 +40,10 @@ cdef bint find_one(const Shift* s, bint scaled, Normalizer* normalizer) noexcept
     return True
 
 cdef inline Normalizer logarithm_of(const Shift* s, bint scaled, vdd others) noexcept nogil:
-    """others: the sum of all weights but one of the largest, in units of the largest.
+    """others: the sum of all weights except one of the largest, in units of the largest.
 
-    Where top / temperature is no real, the result is measured from the row's largest score, so that no digit is lost
-    beside it: see result_of.
+    If row_max / temperature is not exact, the logarithm is measured from the largest score, so that the digits of
+    log1p(others) are not lost beside it: see normal_result_of.
     """
     cdef Normalizer normalizer
     cdef vreal row_max = vselect(from_zero(s), s.row_max * s.factor, broadcast(0)) if scaled else s.row_max
@@ -51,14 +53,14 @@ cdef inline Normalizer logarithm_of(const Shift* s, bint scaled, vdd others) noe
 cdef inline Normalizer normalizer_of_short_row(SumKind sum, const Shift* s, bint scaled, Py_ssize_t n,
                                                ShortRow short_row, vdd moments, vreal ties,
                                                vmask* needs_refinement) noexcept nogil:
-    """normalizer_of for rows of at most PARTIALS elements; `needs_refinement` of SUM_WEIGHTS is left to the caller."""
+    """normalizer_of for rows of at most PARTIALS elements. The caller computes needs_refinement of SUM_WEIGHTS."""
     cdef Normalizer normalizer
     cdef vreal p, f
     if sum != SUM_WEIGHTS:
         return normalizer_of(sum, s, scaled, n, dd_of_sum(short_row.total, short_row.lost), moments, ties,
                              needs_refinement)
     needs_refinement[0] = nowhere()
-    if n == 1:                                  # divided by itself as it was rounded, so that it is 1, or NaN
+    if n == 1:                                  # the rounded weight divided by itself: 1, or NaN
         largest_weight(s, scaled, &p, &f)
         short_row.total, short_row.lost = fma_(p, f, f) + (short_row.total - short_row.total), broadcast(0)
     reciprocal(short_row.total, short_row.lost, &normalizer.hi, &normalizer.lo)
@@ -66,7 +68,7 @@ cdef inline Normalizer normalizer_of_short_row(SumKind sum, const Shift* s, bint
 
 cdef inline Normalizer normalizer_of(SumKind sum, const Shift* s, bint scaled, Py_ssize_t n, vdd weights, vdd moments,
                                      vreal ties, vmask* needs_refinement) noexcept nogil:
-    """`weights`, `moments` and `ties` are the whole row's, in every lane that has this row."""
+    """weights, moments, ties: of the whole row, in each lane of the row."""
     cdef Normalizer normalizer
     cdef vdd of_max, others
     cdef vreal zero = broadcast(0), hi, lo, p, f

@@ -1,14 +1,16 @@
-# The results of one register.
+# From weights or elements and the normalizer to results, for one register.
+#
+# A subnormal result is computed so that it is rounded once: see mul_dd_rounded_once in vec.h.
 
 cdef inline bint any_subnormal(vreal least, const Normalizer* normalizer) noexcept nogil:
-    """Whether a result may be: `least`, the smallest weights, or one of them. Hidden elements, which give 0, count."""
-    if sizeof(elem) != sizeof(real):            # 16 bits do not hold what is lost
+    """Whether a result may be subnormal, or 0 as those of masked elements are. least: the smallest weights."""
+    if sizeof(elem) != sizeof(real):            # a 16-bit result does not show the double rounding
         return False
     return any_lane(lt(mul_dd(least, normalizer.hi, normalizer.lo), broadcast(LEAST_NORMAL)))
 
 cdef inline void normalize_weights(StoreKind stored, Normalizer normalizer, int count, real* x,
                                    vreal* weight) noexcept nogil:
-    """The results of `count` registers of weights for STORE_WEIGHTS and STORE_WEIGHTS_OR_ONE; x may be changed."""
+    """The results of `count` registers of weights x, which may be changed."""
     cdef vreal least
     cdef int a
     for a in range(count):
@@ -26,7 +28,7 @@ cdef inline void normalize_weights(StoreKind stored, Normalizer normalizer, int 
 
 cdef inline vreal normal_result_of(StoreKind stored, const Shift* s, const Normalizer* normalizer, bint scaled,
                                    vreal x) noexcept nogil:
-    """x: the element itself for STORE_LOGS, or else its weight. Not for subnormal results."""
+    """x: the elements for STORE_LOGS, otherwise the weights. Results must not be subnormal."""
     cdef vreal below, factor, score, score_lo, difference, rest
     if stored == STORE_WEIGHTS:
         return mul_dd(x, normalizer.hi, normalizer.lo)
@@ -35,9 +37,9 @@ cdef inline vreal normal_result_of(StoreKind stored, const Shift* s, const Norma
         return vselect(eq(x, broadcast(NEARLY_ONE)), normalizer.one, x)
     if not scaled:
         return (x - normalizer.hi) - normalizer.lo
-    # From top: (x - top) / temperature - (hi + lo). Neither term is positive, so nothing cancels. The sum is rounded
-    # once, so that larger scores never come out smaller. SHRINK keeps x - row_max, and the halves of two_prod_err,
-    # from overflow. From 0, where x / temperature is a real: the arithmetic of rows without a temperature.
+    # From row_max: (x - row_max) / temperature - (hi + lo). Neither term is positive, so nothing cancels. The sum is
+    # rounded once, so that a larger score never has a smaller result. SHRINK prevents overflow of x - row_max and of
+    # the halves in two_prod_err. From 0, if x / temperature is exact: the arithmetic of rows without a temperature.
     below = fma_(x, s.shrink, -s.origin)
     factor = s.factor / s.shrink
     score = below * factor
@@ -45,7 +47,7 @@ cdef inline vreal normal_result_of(StoreKind stored, const Shift* s, const Norma
     difference = score - normalizer.hi
     rest = (vselect(from_zero(s), broadcast(0), two_sum_err(score, -normalizer.hi, difference))
             + (score_lo - normalizer.lo))
-    # an infinite score has no rest
+    # the rest of an infinite score is NaN
     return difference + vselect(lt(vabs(rest), broadcast(INFINITY)), rest, broadcast(0))
 
 cdef inline vreal result_of(StoreKind stored, const Shift* s, const Normalizer* normalizer, bint scaled,

@@ -1,20 +1,23 @@
-# The constants of one row, or of LANES rows. Weights are exp(scores - top), scores = x / temperature, times
-# a factor between 2**-1/2 and 2**1/2, BASE (exp.h) and SCALE, which cancel in every result.
+# The constants of one row, or of the LANES rows of a register, and the weights of the elements.
 #
-# Why not simply exp(x - top): x - top is rounded, and that error, half an ULP of a number up to 104,
-# is 64 ULP of the weight. So a small maximum is not subtracted from x: exp(x) is computed, and the power of
-# two nearest to exp(top) taken off its exponent. A large maximum, |top| >= LARGE, is subtracted: there x and top
-# are within a factor of two of each other wherever the weight is not zero, and such differences are exact (Sterbenz).
+# scores = x / temperature, and weights = exp(scores - largest score), times a factor that cancels in every result: a
+# number between 2**-1/2 and 2**1/2, BASE and SCALE. exp4.h has the method of exp, its valid range and its error: at
+# most 2**-27 relative for float, 2**-55 for double.
+#
+# The plain x - row_max would be rounded. Its error, half an ULP of a number up to 104, would be 64 ULP of the weight.
+# So a small maximum is not subtracted from x: the weight is exp(x), and the power of two nearest to exp(row_max) is
+# subtracted from its exponent. A large maximum, |row_max| >= LARGE, is subtracted: wherever the weight is not zero, x
+# and row_max are within a factor of two of each other, and such a difference is exact (Sterbenz).
 cdef struct Shift:
     vreal row_max           # the largest x
-    vreal center            # subtracted from x: zero or top
+    vreal center            # subtracted from x: 0 or row_max
     vreal limit             # x - center below which a weight is zero
-    vreal magic             # rounds to integer and puts the exponent right: see exp4
+    vreal magic             # rounds to an integer and sets the exponent: see exp4.h
     vreal temperature
     vreal factor            # 1 / temperature, as the sum of two reals
     vreal factor_lo
-    vreal shrink            # see result_of: 1, where logarithms are measured from 0; or SHRINK, from top
-    vreal origin            # 0 or top, times shrink
+    vreal shrink            # see normal_result_of: 1, if logarithms are measured from 0; SHRINK, if from row_max
+    vreal origin            # 0 or row_max, times shrink
 
 cdef inline void set_temperature(Shift* s, vreal temperature, vreal temperature_lo) noexcept nogil:
     """factor + factor_lo = 1 / temperature to twice a real's digits."""
@@ -41,7 +44,7 @@ cdef inline void set_row_max(Shift* s, vreal row_max) noexcept nogil:
     s.limit = highest + broadcast(VANISHES) * s.temperature
     exponent = fma_(highest * s.factor, broadcast(LOG2E), broadcast(ROUNDER)) - broadcast(ROUNDER)
     s.magic = broadcast(ROUNDER + STEPS * (EXPONENT_BIAS + SCALE_BITS)) - exponent * broadcast(STEPS)
-    # x / temperature is a real where the temperature is a power of two, unless that is too large
+    # x / temperature is exact if the temperature is a power of two and the quotient does not overflow
     exact = both(is_power_of_two(s.factor), eq(s.factor_lo, broadcast(0)))
     moderate = lt(vmax(vabs(row_max), vabs(row_max * s.factor)), broadcast(HUGE_SCORE))
     s.shrink = vselect(both(exact, moderate), broadcast(1), broadcast(SHRINK))
@@ -57,9 +60,9 @@ cdef inline void scores_of(const Shift* s, vreal x, bint scaled, vreal* score, v
 
 cdef inline void exp4_scores(const vreal* x, const Shift* s, bint by_column, bint scaled, bint centered, vreal* p,
                              vreal* f) noexcept nogil:
-    """The weights f + p * f of four registers of x. Along a row there is one Shift; by_column, one a column.
+    """The weights f + p * f of four registers of x. They share s[0]; by_column, register a has s[a % PARTIAL_REGS].
 
-    centered: whether a center may be other than zero; where all are zero, subtracting them is a twelfth of the work.
+    centered: whether a center may differ from 0. If none does, not subtracting it saves a twelfth of the work.
     """
     cdef vreal[4] d, d_lo, magic
     cdef int a, c
@@ -76,11 +79,11 @@ cdef inline void exp4_scores(const vreal* x, const Shift* s, bint by_column, bin
         exp4(d, NULL, magic, p, f)
 
 cdef inline vmask is_other(const Shift* s, vreal x) noexcept nogil:
-    """Where x is below the row's maximum, but not so far that its weight is zero."""
+    """Where x is below the maximum, but its weight is not zero."""
     return both(lt(x, s.row_max), lt(s.limit, x - s.center))
 
 cdef inline void largest_weight(const Shift* s, bint scaled, vreal* p, vreal* f) noexcept nogil:
-    """It is f + p * f."""
+    """The weight f + p * f of row_max."""
     cdef vreal[4] x, p_, f_
     cdef int a
     for a in range(4):

@@ -1,11 +1,12 @@
-# The softmax family: who does which rows.
+# softmax, log_softmax, logsumexp, softmax_entropy and causal_softmax: the two entry points, and the division of rows
+# into tasks.
 
-# The tasks of a call: `size` rows, or tiles of rows, each.
+# The tasks of a call, of `size` rows or tiles each.
 cdef struct RowTasks:
     const Rows* rows
     bint in_tiles
     Py_ssize_t size
-    const RowWorkspace* workspaces              # one a thread
+    const RowWorkspace* workspaces              # one for each thread
 
 cdef Py_ssize_t row_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
     cdef const RowTasks* tasks = <const RowTasks*>context
@@ -25,34 +26,43 @@ cdef inline bint uses_tiles(const Rows* rows) noexcept nogil:
     return 2 * rows.inner >= PARTIALS and (rows.n <= NARROW_MAX or (rows.x_inner == 1 and rows.x_n != 1))
 
 cdef inline Py_ssize_t task_size(Py_ssize_t size, int threads) noexcept nogil:
-    """A task's first row is a cache miss, so tasks are as large as their even distribution allows."""
+    """Elements of a task. The first row of a task is a cache miss, so tasks are as large as an even load allows."""
     if threads == 1:
         return SLICE
     return min(max(size // (16 * threads), <Py_ssize_t>TASK), <Py_ssize_t>(4 * TASK))
 
+cdef inline Py_ssize_t tile_peel(const Rows* rows) noexcept nogil:
+    """Rows by which the first tile is narrower, so that the others write whole cache lines, or suit causal rows."""
+    if rows.causal:
+        return causal_peel(rows)
+    if rows.nontemporal and rows.y_inner == 1:
+        return <Py_ssize_t>(<size_t>rows.y // sizeof(elem)) % PARTIALS
+    return 0
+
+cdef inline Py_ssize_t tile_buffer(const Rows* rows) noexcept nogil:
+    """Reals of weights_buf for tiles: enough for one dense row too, which special and causal rows need."""
+    cdef Py_ssize_t size = rows.n * PARTIALS
+    if rows.causal:
+        return max(rows.n, min(size, <Py_ssize_t>(CAUSAL_TILE_MAX * PARTIALS)))
+    return size if size <= KEEP else max(min(rows.n, <Py_ssize_t>KEEP), CHUNK)
+
 cdef int compute(Rows* rows, int threads) except -1:
-    """All rows, on `threads` threads, with a look for an interrupt now and then."""
-    cdef Py_ssize_t row_size, row_count, size, r
+    """Computes all rows on `threads` threads, with checks for an interrupt in between."""
+    cdef Py_ssize_t row_size = rows.n, row_count = rows.outer * rows.inner, size, r
     cdef Workspaces memory
     cdef RowTasks tasks
     tasks.rows, tasks.in_tiles = rows, uses_tiles(rows)
     if tasks.in_tiles:
-        if rows.causal:
-            rows.peel = causal_peel(rows)
-        elif rows.nontemporal and rows.y_inner == 1:
-            rows.peel = <Py_ssize_t>(<size_t>rows.y // sizeof(elem)) % PARTIALS
+        rows.peel = tile_peel(rows)
         row_size, row_count = rows.n * PARTIALS, rows.outer * tiles_of(rows)
-        size = row_size if row_size <= KEEP else max(min(rows.n, <Py_ssize_t>KEEP), CHUNK)
-        if rows.causal:
-            size = max(rows.n, min(row_size, <Py_ssize_t>(CAUSAL_TILE_MAX * PARTIALS)))
-        memory = Workspaces(threads, size, False, True)
+        size = tile_buffer(rows)
+    elif rows.n >= SLICE or (threads > 1 and rows.n >= LONG_ROW and row_count < 4 * threads):
+        for r in range(row_count):
+            long_row(rows, r, threads)
+        return 0
     else:
-        row_size, row_count = rows.n, rows.outer * rows.inner
-        if rows.n >= SLICE or (threads > 1 and rows.n >= LONG_ROW and row_count < 4 * threads):
-            for r in range(row_count):
-                long_row(rows, r, threads)
-            return 0
-        memory = Workspaces(threads, rows.n if rows.n <= KEEP else CHUNK, False, False)
+        size = rows.n if rows.n <= KEEP else CHUNK
+    memory = Workspaces(threads, size, False, tasks.in_tiles)
     tasks.workspaces = memory.workspaces
     tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)
     return run_tasks(row_task, &tasks, ceil_div(row_count, tasks.size), max(1, SLICE // (tasks.size * row_size)),
@@ -60,29 +70,29 @@ cdef int compute(Rows* rows, int threads) except -1:
 
 def softmax_rows(int op, const elem[:, :, :] x, elem[:, :, :] y, const double[:, :] temperature,
                  const unsigned char[:, :, :] where, offset, int threads, bint nontemporal):
-    """Writes `op` of x (outer, n, inner) along n into y, of the same shape, or with n = 1 for reductions.
+    """Writes the results of x (outer, n, inner) along n to y, of the same shape, or with n = 1 for reductions.
 
-    temperature (outer, inner) and where (outer, n, inner) may be None; with a temperature, LOGSUMEXP is for rows
-    whose largest score is 0; offset is None or that of a causal mask over
-    (inner, n). No dimension is 0. y may be x, but not overlap it otherwise.
+    op: see Op. temperature (outer, inner) and where (outer, n, inner) may be None; LOGSUMEXP with a temperature is only
+    for rows whose largest score is 0. offset is None, or that of a causal mask over (inner, n), for SOFTMAX only.
+    No dimension is 0. y may be x, but must not overlap it otherwise.
     """
     cdef Rows rows = describe(<Op>op, x, y, temperature, where, offset, nontemporal)
     if rows.inner == 1 and not rows.causal:
         outer_to_inner(&rows)
     compute(&rows, threads)
 
-# The short way in, for contiguous arrays: _front.pyx calls it by address, without a memoryview. What is
-# small is computed here and now, with buffers on the stack.
+# The entry point for contiguous arrays, which is called by its address, without a memoryview. Small arrays are
+# computed at once, with buffers on the stack.
 
 cdef enum:
-    STACK_ELEMENTS = CHUNK  # elements
+    STACK_ELEMENTS = CHUNK      # elements: larger arrays are not small
 
 cdef void compute_small(const Rows* rows) noexcept nogil:
-    """All rows as one task, on the calling thread."""
+    """Computes all rows as one task on the calling thread."""
     cdef RowTasks tasks
     cdef RowWorkspace workspace
     cdef TileWorkspace tile
-    cdef real[STACK_ELEMENTS + BLOCK * PARTIALS] weights_buf  # a tile's last block may be filled beyond its end
+    cdef real[STACK_ELEMENTS + BLOCK * PARTIALS] weights_buf  # the last block of a tile may be filled beyond its end
     cdef elem[STACK_ELEMENTS] elements
     cdef fp_state modes = fp_enter()
     workspace.weights_buf = weights_buf

@@ -1,8 +1,11 @@
-# Weights and sums. A full block goes at once, four elements of a partial sum together; the last block of a row, which
-# may be nearly empty, in two steps.
+# Pass 2 of a tile: exp of a block, and its sums. Element j of a row joins partial sum j % PARTIALS, as in
+# dense_sum.pxi.
+#
+# A full block takes one step: four elements of a partial sum together. The last block of a row, which may be nearly
+# empty, takes two: exp_block, then sum_block.
 
 cdef inline bint any_center(const Shift* s) noexcept nogil:
-    """Whether a column's center is not zero: see exp4_scores."""
+    """Whether the center of a row is not zero: see exp4_scores."""
     cdef vreal largest_center = broadcast(0)
     cdef int c
     for c in range(PARTIAL_REGS):
@@ -46,14 +49,14 @@ cdef inline void full_block(SumKind sum, bint scaled, bint centered, const Shift
 
 cdef inline void exp_block(SumKind sum, bint scaled, const Shift* shift, Py_ssize_t count, real* x, TileWorkspace* tile,
                            vcount* ties) noexcept nogil:
-    """First step: p and f of the elements, and the weights in place of them if they are kept."""
+    """Step 1: p and f of x (count, PARTIALS) into `tile`. SUM_WEIGHTS replaces the elements by their weights."""
     cdef Shift[PARTIAL_REGS] s
     cdef vreal[4] e, p, f
     cdef Py_ssize_t step, k
     cdef int a, c
     for c in range(PARTIAL_REGS):
         s[c] = shift[c]
-    for k in range(count * PARTIAL_REGS, ceil_div(count * PARTIAL_REGS, 4) * 4):  # there is room for whole steps
+    for k in range(count * PARTIAL_REGS, ceil_div(count * PARTIAL_REGS, 4) * 4):  # x has room for whole steps
         store(x + k * LANES, broadcast(-INFINITY))
     for step in range(ceil_div(count * PARTIAL_REGS, 4)):
         k = step * (4 * LANES)
@@ -70,7 +73,7 @@ cdef inline void exp_block(SumKind sum, bint scaled, const Shift* shift, Py_ssiz
 
 cdef inline void load_weights(const TileWorkspace* tile, Py_ssize_t part, int c, Py_ssize_t count, vreal* p,
                               vreal* f) noexcept nogil:
-    """Of elements part, part + PARTIALS, ... of the block, which join one partial sum; zeros beyond its end."""
+    """p and f of elements part, part + PARTIALS, ..., which join one partial sum; zeros beyond the end of the block."""
     cdef Py_ssize_t at = part * PARTIALS + c * LANES
     cdef int a
     for a in range(4):
@@ -95,7 +98,7 @@ cdef inline vdd moment_of(const Shift* s, bint scaled, const real* x, const Tile
 
 cdef inline void sum_block(SumKind sum, bint scaled, const Shift* s, Py_ssize_t count, const real* x,
                            TileWorkspace* tile) noexcept nogil:
-    """Second step: element j of a row goes to partial sum j modulo PARTIALS."""
+    """Step 2: adds p and f of the block to the running sums in `tile`."""
     cdef vreal[4] p, f
     cdef vreal total, lost, rest
     cdef Py_ssize_t part, at

@@ -1,29 +1,29 @@
-# The buffers of the softmax kernels, one set a thread.
+# The buffers of the softmax kernels, one set for each thread.
 
-cdef struct TileWorkspace:                      # one thread's tile
-    real[BLOCK * PARTIALS] p                    # weights are f + p * f
+cdef struct TileWorkspace:
+    real[BLOCK * PARTIALS] p                    # (BLOCK, PARTIALS): weights are f + p * f
     real[BLOCK * PARTIALS] f
-    real[PARTIALS * PARTIALS] total             # running sums, a line for each partial sum: see add_weights
+    real[PARTIALS * PARTIALS] total             # (PARTIALS, PARTIALS): running sums, a line for each partial sum
     real[PARTIALS * PARTIALS] lost
     real[PARTIALS * PARTIALS] rest
-    vdd[PARTIALS * PARTIAL_REGS] weights        # of the chunks before
+    vdd[PARTIALS * PARTIAL_REGS] weights        # sums of the chunks before
     vdd[PARTIALS * PARTIAL_REGS] moments
 
-cdef struct RowWorkspace:                       # one thread's buffers
-    real* weights_buf                           # weights of a row; elements, then weights, of a tile's rows
-    elem* elements                              # CHUNK elements of a row with gaps
+cdef struct RowWorkspace:
+    real* weights_buf                           # the weights of a row; or the elements, then the weights, of a tile
+    elem* elements                              # (CHUNK): a chunk of a row with gaps or a mask
     TileWorkspace* tile
 
 cdef class Workspaces:
-    """The buffers of `threads` threads, freed with it."""
+    """The buffers of `threads` threads, freed with the object. With `shared`, all threads have one weights_buf."""
     cdef char* block
     cdef RowWorkspace* workspaces
 
     def __cinit__(self, int threads, Py_ssize_t weights_buf, bint shared, bint tiles):
-        cdef Py_ssize_t weights_bytes = (weights_buf + BLOCK * PARTIALS) * sizeof(real) + 63 & ~63
-        cdef Py_ssize_t elements_bytes = (CHUNK + UNROLL) * sizeof(elem) + 63 & ~63
-        cdef Py_ssize_t tile_bytes = sizeof(TileWorkspace) + 63 & ~63 if tiles else 0
-        cdef Py_ssize_t workspaces_bytes = threads * sizeof(RowWorkspace) + 63 & ~63
+        cdef Py_ssize_t weights_bytes = round_up_to_line((weights_buf + BLOCK * PARTIALS) * sizeof(real))
+        cdef Py_ssize_t elements_bytes = round_up_to_line((CHUNK + UNROLL) * sizeof(elem))
+        cdef Py_ssize_t tile_bytes = round_up_to_line(sizeof(TileWorkspace)) if tiles else 0
+        cdef Py_ssize_t workspaces_bytes = round_up_to_line(threads * sizeof(RowWorkspace))
         cdef Py_ssize_t t
         cdef char* at
         self.block = <char*>allocate(workspaces_bytes + (1 if shared else threads) * weights_bytes
