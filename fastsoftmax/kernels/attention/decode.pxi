@@ -185,7 +185,7 @@ cdef inline void update_row(Py_ssize_t skipped, Py_ssize_t count, bint statistic
         row_max = vmax(row_max, load(scores + i * LANES))
     row_max = broadcast(hmax(row_max))
     shift = finite_or_zero(row_max)
-    exp_and_sum_block(1, skipped, registers, statistics, moments, &shift, scores, &sums)
+    exp_and_sum_scores(1, skipped, registers, statistics, moments, &shift, scores, &sums)
     sum_lanes(statistics, moments, &sums)
     block = state_of_block(statistics, row_max, &sums)
     merge_state(statistics, moments, True, &block, &state, &factor, &one)

@@ -96,8 +96,8 @@ cdef inline void exp_and_sum_run(int columns, Py_ssize_t count, bint statistics,
     for c in range(columns):
         sums[c].row_sum = sums[c].row_sum + row_sum[c]
 
-cdef inline void exp_and_sum_block(int columns, Py_ssize_t skipped, Py_ssize_t count, bint statistics, bint moments,
-                                   const vreal* shift, real* scores, BlockSums* sums) noexcept nogil:
+cdef inline void exp_and_sum_scores(int columns, Py_ssize_t skipped, Py_ssize_t count, bint statistics, bint moments,
+                                    const vreal* shift, real* scores, BlockSums* sums) noexcept nogil:
     """scores (count, columns) of registers become weights. skipped: registers of the block before these. Runs end at
     multiples of WEIGHT_RUN in the block, so that they do not depend on what was skipped."""
     cdef Py_ssize_t j = 0, run

@@ -91,7 +91,7 @@ cdef inline void update_tile(int columns, Py_ssize_t skipped, Py_ssize_t count, 
             row_max[c] = vmax(row_max[c], load(scores + (j * columns + c) * LANES))
     for c in range(columns):
         shift[c] = finite_or_zero(row_max[c])
-    exp_and_sum_block(columns, skipped, count, statistics, moments, shift, scores, sums)
+    exp_and_sum_scores(columns, skipped, count, statistics, moments, shift, scores, sums)
     for c in range(columns):
         block = state_of_block(statistics, row_max[c], &sums[c])
         merge_state(statistics, moments, True, &block, &tile.state[c], &tile.rescale[c], &one)
