@@ -1,0 +1,30 @@
+"""The definition of each function in NumPy, before anything is made fast.
+
+Read this package first: `softmax.py`, `attention.py`. It serves three times: it is the oracle of the tests, the
+baseline of the benchmarks, and at run time the implementation for complex, for long double and for `logsumexp` with
+weights `b`. Arguments are taken as valid; the public functions check them.
+"""
+
+from fastsoftmax.reference.attention import merge_attention_states, scaled_dot_product_attention
+from fastsoftmax.reference.softmax import _causal as _causal
+from fastsoftmax.reference.softmax import _round as _round
+from fastsoftmax.reference.softmax import (
+    causal_mask_,
+    causal_softmax,
+    log_softmax,
+    logsumexp,
+    softmax,
+    softmax_entropy,
+)
+from fastsoftmax.reference.softmax import integer_distances as integer_distances
+
+__all__ = [
+    "causal_mask_",
+    "causal_softmax",
+    "log_softmax",
+    "logsumexp",
+    "merge_attention_states",
+    "scaled_dot_product_attention",
+    "softmax",
+    "softmax_entropy",
+]
