@@ -12,9 +12,13 @@ from fastsoftmax.reference.softmax import (
     causal_mask_,
     causal_softmax,
     log_softmax,
+    log_softmax_backward,
     logsumexp,
+    logsumexp_backward,
     softmax,
+    softmax_backward,
     softmax_entropy,
+    softmax_entropy_backward,
 )
 from fastsoftmax.reference.softmax import integer_distances as integer_distances
 
@@ -22,9 +26,13 @@ __all__ = [
     "causal_mask_",
     "causal_softmax",
     "log_softmax",
+    "log_softmax_backward",
     "logsumexp",
+    "logsumexp_backward",
     "merge_attention_states",
     "scaled_dot_product_attention",
     "softmax",
+    "softmax_backward",
     "softmax_entropy",
+    "softmax_entropy_backward",
 ]

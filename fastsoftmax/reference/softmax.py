@@ -1,12 +1,13 @@
-"""The softmax family: the definition of each function.
+"""The softmax family and its gradients: the definition of each function.
 
 Method. A row is shifted by its maximum, its peak, before any exponential, so that nothing overflows and the sum is at
 least 1 [1]_. The log of that sum is ``log1p`` of the *other* terms, so that a sum just above 1 keeps its digits.
 
 Error. float16, bfloat16 and float32 are computed in float64 and rounded once: at most 0.51 ULP of the result. float64
 is computed in float64, where rounding ``x - peak`` alone may cost ``peak - x`` ULP / 2 in `softmax`; pass
-``np.longdouble`` for an oracle of float64. Special values and masked places come out of the arithmetic as commented
-where it happens; no data ever warns.
+``np.longdouble`` for an oracle of float64. The gradients of float64 are computed in long double, where it is wider, and
+rounded once. Special values and masked places come out of the arithmetic as commented where it happens; no data ever
+warns.
 
 .. [1] P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA J.
        Numer. Anal. 41 (2021).
@@ -27,9 +28,36 @@ def softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None):
     array([0.867, 0.117, 0.016])
     """
     x, _, result = _prepare(x, axis, where, dtype)
-    scores = _below(x, x.max(axis, keepdims=True), temperature)  # inf - inf: NaN in rows of -inf or with +inf
-    weights = np.exp(scores)
-    return _finish(weights / weights.sum(axis, keepdims=True), result, where, masked=0)
+    _, weights = _scores_and_weights(x, axis, temperature)
+    return _finish(weights, result, where, masked=0)
+
+
+@np.errstate(all="ignore")
+def softmax_backward(grad, y, axis=None, *, temperature=1.0):
+    """Gradient of `softmax` for x: ``y * (grad - sum(y * grad)) / temperature``, with y's shape and dtype.
+
+    Parameters
+    ----------
+    grad : array_like, (...)
+        Gradient for y. It is not read where y is 0: the result is 0 there.
+    y : array_like, (...)
+        The weights that `softmax` or `causal_softmax` returned.
+    axis, temperature
+        As they were given to the forward function.
+
+    Notes
+    -----
+    The gradient for a temperature is ``-sum(dx * x) / temperature``, where dx is the result here and the sum is over
+    the elements of x which that temperature divides.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> softmax_backward([1.0, 0.0, np.nan], [0.75, 0.25, 0.0])
+    array([ 0.1875, -0.1875,  0.    ])
+    """
+    (y, grad), result = _prepare_gradient("softmax_backward", y, grad)
+    return _round(_through_softmax(grad, y, axis) / _as(temperature, y), result)
 
 
 @np.errstate(all="ignore")
@@ -45,6 +73,32 @@ def log_softmax(x, axis=None, *, temperature=1.0, where=None, dtype=None):
     x.max(axis)  # an empty axis is a ValueError, as in softmax
     scores, _, _, log_total = _shifted_sum(x, axis, temperature)
     return _finish(scores - log_total, result, where, masked=-np.inf)
+
+
+@np.errstate(all="ignore")
+def log_softmax_backward(grad, log_y, axis=None, *, temperature=1.0):
+    """Gradient of `log_softmax` for x: ``(grad - exp(log_y) * sum(grad)) / temperature``, as log_y in shape and dtype.
+
+    Parameters
+    ----------
+    grad : array_like, (...)
+        Gradient for log_y. It is not read where log_y is -inf: the result is 0 there.
+    log_y : array_like, (...)
+        The result of `log_softmax`.
+    axis, temperature
+        As they were given to the forward function.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> log_softmax_backward([1.0, 0.0, np.nan], [np.log(0.75), np.log(0.25), -np.inf])
+    array([ 0.25, -0.25,  0.  ])
+    """
+    (log_y, grad), result = _prepare_gradient("log_softmax_backward", log_y, grad)
+    hidden = log_y == -np.inf
+    grad = np.where(hidden, 0, grad)
+    dx = (grad - np.exp(log_y) * grad.sum(axis, keepdims=True)) / _as(temperature, log_y)
+    return _round(np.where(hidden, 0, dx), result)
 
 
 @np.errstate(all="ignore")
@@ -91,6 +145,38 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, *, where=
     return (_round(lse, log_result), _round(sign, result)) if return_sign else _round(lse, result)
 
 
+@np.errstate(all="ignore")
+def logsumexp_backward(grad, a, lse, axis=None, *, keepdims=False, where=None):
+    """Gradient of `logsumexp` for a: ``grad * exp(a - lse)``, with a's shape.
+
+    Parameters
+    ----------
+    grad : array_like
+        Gradient for lse, in its shape. It is not read for an element whose weight ``exp(a - lse)`` is 0: the result is
+        0 there, also where lse is -inf.
+    a : array_like, (...)
+        As it was given to the forward function.
+    lse : array_like
+        The result of ``logsumexp(a, axis, keepdims=keepdims, where=where)``.
+    axis, keepdims, where
+        As they were given to the forward function.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> logsumexp_backward(2.0, [0.0, 0.0], np.log(2)).round(3)
+    array([1., 1.])
+    """
+    a = np.asarray(a)
+    natural = np.dtype(np.float64) if a.dtype.kind in "biuO" else _natural(a)  # the result dtype of logsumexp
+    a, peak, result = _prepare(a, axis, where, natural, _precise(natural))
+    _check_real("logsumexp_backward", result)
+    lse, grad = (_along(x, a, axis, keepdims) for x in (lse, grad))
+    shift = np.where(lse == -np.inf, 0, lse - peak)  # a sum over nothing: -inf - -inf would be NaN
+    weights = np.exp(a - shift)
+    return _finish(np.where(weights == 0, 0, grad * weights), result, where, masked=0)
+
+
 def causal_softmax(scores, *, offset=0, temperature=1.0, dtype=None):
     """Softmax over the keys that each query may see; ``scores[..., i, j]`` counts where ``j <= i + offset``.
 
@@ -128,8 +214,7 @@ def softmax_entropy(x, axis=None, *, temperature=1.0, where=None):
     1.3863
     """
     x, _, result = _prepare(x, axis, where, None)
-    if result.kind == "c":
-        raise TypeError(f"softmax_entropy takes real scores, got {result}")
+    _check_real("softmax_entropy", result)
     x.max(axis)  # an empty axis is a ValueError, as in softmax
     scores, _, total, log_total = _shifted_sum(x, axis, temperature)
     # -log(weight) = log_total - score; both terms are >= 0, so nothing cancels. A weight of 0 adds 0, not 0 * -inf.
@@ -138,6 +223,58 @@ def softmax_entropy(x, axis=None, *, temperature=1.0, where=None):
     if where is not None:
         entropy = np.where(np.any(np.broadcast_to(where, x.shape), axis, keepdims=True), entropy, 0)
     return _round(entropy.squeeze(_axes(axis, x.ndim)), result)
+
+
+@np.errstate(all="ignore")
+def softmax_entropy_backward(grad, x, axis=None, *, temperature=1.0, where=None):
+    """Gradient of `softmax_entropy` for x: ``-grad * weights * (log(weights) + entropy) / temperature``.
+
+    Parameters
+    ----------
+    grad : array_like
+        Gradient for the entropy, in its shape: that of x without the axes.
+    x : array_like, (...)
+        As it was given to the forward function.
+    axis, temperature, where
+        As they were given to the forward function.
+
+    Notes
+    -----
+    The entropy is ``sum(weights * -log(weights))``: its gradient for the weights is ``-log(weights) - 1``, which goes
+    backward through the softmax. The softmax removes a term that all elements of a row share. So -scores can replace
+    ``-log(weights) - 1``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> softmax_entropy_backward(1.0, [0.0, 0.0, np.log(2)]).round(4)
+    array([ 0.0866,  0.0866, -0.1733])
+    """
+    x = np.asarray(x)
+    x, _, result = _prepare(x, axis, where, None, _precise(_natural(x)))
+    _check_real("softmax_entropy_backward", result)
+    scores, weights = _scores_and_weights(x, axis, temperature)
+    grad = _along(grad, x, axis)
+    dx = grad * _through_softmax(-scores, weights, axis) / _as(temperature, x)
+    return _finish(np.where(weights == 0, 0, dx), result, where, masked=0)
+
+
+def _scores_and_weights(x, axis, temperature):
+    """``scores = (x - peak) / temperature`` and the weights of `softmax`: NaN in rows of -inf alone or with +inf."""
+    scores = _below(x, x.max(axis, keepdims=True), temperature)  # inf - inf: NaN
+    weights = np.exp(scores)
+    return scores, weights / weights.sum(axis, keepdims=True)
+
+
+def _through_softmax(grad, weights, axis):
+    """The gradient for scores from `grad`, that for their weights: ``weights * (grad - sum(weights * grad))``.
+
+    Since ``d weights[i] / d scores[j] = weights[i] * ((i == j) - weights[j])``. Where a weight is 0, grad is not read.
+    """
+    hidden = weights == 0
+    grad = np.where(hidden, 0, grad)
+    mean = (weights * grad).sum(axis, keepdims=True)
+    return np.where(hidden, 0, weights * (grad - mean))
 
 
 def _shifted_sum(x, axis, temperature, b=None):
@@ -167,8 +304,7 @@ def _prepare(x, axis, where, dtype, least=np.float64):
     Integers come as their distances from the largest along `axis`, which float64 holds where it does not hold them.
     """
     x, peak = np.asarray(x), 0
-    # Integers and booleans promote as np.exp promotes them; objects are Python ints that no integer dtype holds.
-    natural = np.dtype(np.float64) if x.dtype.kind == "O" else np.exp(np.empty(0, x.dtype)).dtype
+    natural = _natural(x)
     result = natural if dtype is None else np.dtype(dtype)
     wide = np.result_type(np.result_type(least, natural), result)
     if x.dtype.kind in "iuO":
@@ -176,6 +312,40 @@ def _prepare(x, axis, where, dtype, least=np.float64):
         peak = peak.astype(wide)
     x = x.astype(wide)
     return (x if where is None else np.where(where, x, -np.inf).astype(wide)), peak, result
+
+
+def _prepare_gradient(name, y, grad):
+    """``(y, grad)`` in the precision of the computation, and the dtype of the result."""
+    y = np.asarray(y)
+    result = _natural(y)
+    _check_real(name, result)
+    return [np.asarray(x).astype(_precise(result)) for x in (y, grad)], result
+
+
+def _natural(x):
+    """The dtype of a softmax of x; integers and booleans promote as np.exp promotes them."""
+    # Objects are Python ints that no integer dtype holds.
+    return np.dtype(np.float64) if x.dtype.kind == "O" else np.exp(np.empty(0, x.dtype)).dtype
+
+
+def _precise(dtype):
+    """The dtype in which a gradient or a loss is computed, so that only the last rounding counts."""
+    return np.dtype(np.float64 if dtype.itemsize < 8 else np.longdouble)
+
+
+def _check_real(name, dtype):
+    if dtype.kind == "c":
+        raise TypeError(f"{name} takes real numbers, got {dtype}")
+
+
+def _as(numbers, x):
+    return np.asarray(numbers).astype(x.dtype)
+
+
+def _along(numbers, x, axis, keepdims=False):
+    """One number for each row of x, as it broadcasts with x."""
+    numbers = _as(numbers, x)
+    return numbers if keepdims else numbers.reshape(x.any(axis, keepdims=True).shape)
 
 
 def integer_distances(x, axis, where=None):
