@@ -12,6 +12,9 @@ from fastsoftmax.reference import (
     log_softmax_backward,
     logsumexp,
     logsumexp_backward,
+    merge_attention_states,
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_backward,
     softmax,
     softmax_backward,
     softmax_entropy,
@@ -204,3 +207,258 @@ def test_gradients_are_of_real_numbers():
         logsumexp_backward(1, [1j, 2], 3)
     with pytest.raises(TypeError, match="complex128"):
         softmax_entropy_backward(1, [1j, 2])
+
+
+# ---------------------------------------------------------------- attention
+
+B, H, L, S, E, EV = 2, 4, 3, 5, 2, 3
+NAMES = {"scale": "grad_scale", "attn_mask": "grad_mask", "bias": "grad_bias", "sinks": "grad_sinks",
+         "alibi_slopes": "grad_slopes"}  # in the order of the results
+
+
+def normal(*shape):
+    return np.random.default_rng(shape).normal(size=shape)
+
+
+# name -> (shapes of query, key, value; options)
+FULL = (B, H, L, E), (B, H, S, E), (B, H, S, EV)
+HOLES = np.random.default_rng(3).random((B, H, L, S)) < 0.6
+HOLES[0, 0, 1] = False
+ATTENTION = {
+    "none": (FULL, {}),
+    "two dimensions": (((L, E), (S, E), (S, EV)), {"scale": 0.9}),
+    "grouped heads": (((B, H, L, E), (B, 2, S, E), (B, 2, S, EV)), {"enable_gqa": True}),
+    "a shared head": (((B, H, L, E), (B, 1, S, E), (B, 1, S, EV)), {}),
+    "a shared query head": (((B, 1, L, E), (B, H, S, E), (B, 1, S, EV)), {"scale": normal(H)}),
+    "heads of the values alone": (((B, 1, L, E), (B, 1, S, E), (B, H, S, EV)), {"sinks": normal(H)}),
+    "a shared cache": (((B, H, L, E), (H, S, E), (1, H, S, EV)), {}),
+    "a batch of the values alone": (((H, L, E), (H, S, E), (B, H, S, EV)), {"scale": normal(H), "bias": normal(L, S)}),
+    "one query for a batch": (((L, E), (B, H, S, E), (B, H, S, EV)), {"sinks": normal(H)}),
+    "boolean mask": (FULL, {"attn_mask": HOLES}),
+    "boolean mask of keys": (FULL, {"attn_mask": HOLES[:, :1, :1]}),
+    "floating mask": (FULL, {"attn_mask": np.where(HOLES[:, 0, :, :][:, None], normal(B, 1, L, S), -INF)}),
+    "floating mask of keys": (FULL, {"attn_mask": normal(S)}),
+    "floating mask of queries": (FULL, {"attn_mask": np.array([[0.5], [-INF], [2]]), "sinks": normal(H)}),
+    "bias": (FULL, {"bias": normal(H, 1, S)}),
+    "a number for a bias": (FULL, {"bias": np.array(0.5), "sinks": normal(H)}),
+    "bias and boolean mask": (FULL, {"bias": normal(B, H, L, S), "attn_mask": HOLES}),
+    "causal": (FULL, {"is_causal": True}),
+    "causal with an offset a batch entry": (FULL, {"is_causal": True, "causal_offset": [2, -1]}),
+    "window": (FULL, {"window": (1, 0), "causal_offset": [1, 0]}),
+    "window to the left": (FULL, {"window": (1, None), "causal_offset": 2}),
+    "scale": (FULL, {"scale": 0.3}),
+    "scale a head": (FULL, {"scale": normal(H)}),
+    "softcap": (FULL, {"softcap": 0.7}),
+    "alibi": (FULL, {"alibi_slopes": normal(H)}),
+    "alibi with an offset": (FULL, {"alibi_slopes": normal(B, H), "causal_offset": [2, 0]}),
+    "one slope": (FULL, {"alibi_slopes": np.array(0.3)}),
+    "sinks": (FULL, {"sinks": normal(H)}),
+    "one sink": (FULL, {"sinks": np.array(0.5)}),
+    "key lengths": (FULL, {"key_lengths": [3, 0]}),
+    "a mask that ends early": (FULL, {"key_lengths": [3, 1], "bias": normal(L, 3), "attn_mask": normal(B, 1, 1, 4)}),
+    "no width": (((B, H, L, 0), (B, H, S, 0), (B, H, S, EV)), {"scale": 2.0, "bias": normal(S)}),
+    "no keys": (((B, H, L, E), (B, H, 0, E), (B, H, 0, EV)), {"sinks": normal(H)}),
+    "all": (((B, H, L, E), (B, 2, S, E), (2, S, EV)), {
+        "enable_gqa": True, "attn_mask": np.where(HOLES, normal(B, H, L, S), -INF), "bias": normal(H, L, 1),
+        "is_causal": True, "causal_offset": [3, 1], "window": (2, 1), "softcap": 1.3, "alibi_slopes": normal(B, H),
+        "sinks": normal(H), "scale": normal(H), "key_lengths": [4, 5]}),
+}
+
+
+def is_float(x):
+    return np.asarray(x).dtype.kind == "f"
+
+
+def attention_case(name):
+    """Long doubles: query, key and value, the options, and which gradients to ask for."""
+    shapes, options = ATTENTION[name]
+    options = {k: long(v) if k in NAMES and is_float(v) else v for k, v in options.items()}
+    return [long(normal(*shape)) for shape in shapes], options, {
+        flag: True for name, flag in NAMES.items() if name in options and is_float(options[name])}
+
+
+def backward(arrays, options, asked=None, with_lse=True):
+    """The gradients by name, for upstream gradients made of the shapes alone."""
+    out, lse = scaled_dot_product_attention(*arrays, return_lse=True, **options)
+    grad_lse = normal(*lse.shape) if with_lse else None
+    asked = asked or {}
+    results = scaled_dot_product_attention_backward(
+        normal(*out.shape), *arrays, out, lse, **options, grad_lse=grad_lse, **asked)
+    names = ["query", "key", "value", *(name for name, flag in NAMES.items() if flag in asked)]
+    return dict(zip(names, results, strict=True))
+
+
+def attention_loss(arrays, options, with_lse=True):
+    out, lse = scaled_dot_product_attention(*arrays, return_lse=True, **options)
+    loss = (normal(*out.shape) * out).sum()
+    return loss + (normal(*lse.shape) * np.where(lse == -INF, 0, lse)).sum() if with_lse else loss
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_gradients_are_the_differences(name):
+    arrays, options, asked = attention_case(name)
+    inputs = dict(zip(("query", "key", "value"), arrays, strict=True))
+
+    def loss_of(name, x):
+        given = {**inputs, **options, name: x}
+        return attention_loss([given.pop(k) for k in inputs], given)
+
+    for name, got in backward(arrays, options, asked).items():
+        x = inputs[name] if name in inputs else options[name]
+        if name in ("scale", "sinks", "alibi_slopes"):  # one for each head, even if a number was given for all
+            heads = scaled_dot_product_attention(*arrays, **options).shape[-3:-2] or (1,)
+            x = np.broadcast_to(x, np.broadcast_shapes(np.shape(x), heads))
+        assert_gradient(got, lambda x, name=name: loss_of(name, x), x)
+
+
+def test_grad_lse_is_optional():
+    arrays, options, asked = attention_case("all")
+    got = backward(arrays, options, asked, with_lse=False)
+    assert_gradient(got["query"], lambda x: attention_loss([x, *arrays[1:]], options, with_lse=False), arrays[0])
+    assert not np.allclose(got["query"].astype(float), backward(arrays, options, asked)["query"].astype(float))
+
+
+@pytest.mark.parametrize("option", ["attn_mask", "bias", "is_causal", "causal_offset", "window", "softcap",
+                                    "alibi_slopes", "sinks", "scale", "key_lengths"])
+def test_no_option_is_ignored(option):
+    arrays, options, _ = attention_case("all")
+    whole = backward(arrays, options)
+    without = backward(arrays, {k: v for k, v in options.items() if k != option})
+    for name in ("query", "key", "value"):
+        assert not np.allclose(whole[name].astype(float), without[name].astype(float))
+
+
+def test_attention_gradients_are_the_chain_of_the_softmax_family():
+    (query, key, value), options, _ = attention_case("none")
+    out, lse = scaled_dot_product_attention(query, key, value, scale=1, return_lse=True)
+    grad_out, grad_lse = normal(*out.shape), normal(*lse.shape)
+    scores = query @ key.swapaxes(-1, -2)
+    weights = softmax(scores, -1)
+    dscores = (softmax_backward(grad_out @ value.swapaxes(-1, -2), weights, -1)
+               + logsumexp_backward(grad_lse, scores, lse, -1))
+    got = scaled_dot_product_attention_backward(grad_out, query, key, value, out, lse, scale=1, grad_lse=grad_lse)
+    for one, expected in zip(got, (dscores @ key, dscores.swapaxes(-1, -2) @ query,
+                                   weights.swapaxes(-1, -2) @ grad_out), strict=True):
+        np.testing.assert_allclose(one, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_only_the_asked_gradients_come_in_order():
+    arrays, options, asked = attention_case("all")
+    whole = backward(arrays, options, asked)
+    assert list(whole) == ["query", "key", "value", "scale", "attn_mask", "bias", "sinks", "alibi_slopes"]
+    for name, flag in NAMES.items():
+        part = backward(arrays, options, {flag: True})
+        assert list(part) == ["query", "key", "value", name]
+        np.testing.assert_array_equal(part[name], whole[name])
+
+
+def test_hidden_keys_are_not_read_and_get_zero():
+    arrays, options, asked = attention_case("all")
+    clean = backward(arrays, options, asked)
+    hidden = np.ones((B, 2, S), bool)  # keys that no query sees
+    hidden[0, :, :4], hidden[1] = False, False
+    for special in (NAN, INF, -INF):
+        query, key, value = (x.copy() for x in arrays)
+        key[hidden], value[:, 4] = special, value[:, 4]
+        got = backward([query, key, value], options, asked)
+        np.testing.assert_array_equal(got["key"][hidden], 0)
+        for name in clean:
+            np.testing.assert_array_equal(got[name], clean[name])
+
+
+def test_a_key_reaches_only_those_who_see_it():
+    """The last key holds NaN or infinity, and the last query alone sees it."""
+    query, key, value = abs(normal(3, 2)), normal(3, 2), normal(3, 1)  # a key of infinity scores infinity
+    grad_out, grad_lse = normal(3, 1), normal(3)
+    for which in (1, 2):
+        for special in (NAN, INF):
+            arrays = [query.copy(), key.copy(), value.copy()]
+            arrays[which][2] = special
+            out, lse = scaled_dot_product_attention(*arrays, is_causal=True, return_lse=True)
+            dquery, dkey, dvalue = scaled_dot_product_attention_backward(
+                grad_out, *arrays, out, lse, is_causal=True, grad_lse=grad_lse)
+            assert np.isfinite(dquery[:2]).all()
+            assert np.isnan(dquery[2]).all()
+            assert not np.isfinite(dkey).any()  # the last query sees all keys
+            if which == 1:
+                assert np.isnan(dkey).all()
+                assert np.isnan(dvalue).all()
+            else:
+                assert np.isfinite(dvalue).all()  # the weights alone
+    grad_out[0] = NAN
+    out, lse = scaled_dot_product_attention(query, key, value, is_causal=True, return_lse=True)
+    dquery, dkey, dvalue = scaled_dot_product_attention_backward(grad_out, query, key, value, out, lse, is_causal=True)
+    for dx in (dquery[0], dkey[0], dvalue[0]):
+        assert np.isnan(dx).all()
+    for dx in (dquery[1:], dkey[1:], dvalue[1:]):
+        assert np.isfinite(dx).all()
+
+
+@pytest.mark.parametrize("special", [NAN, INF])
+def test_a_query_that_sees_nothing_gives_zero_whatever_it_holds(special):
+    query, key, value, sinks = normal(1, 3, 2), normal(1, 4, 2), normal(1, 4, 2), np.array([0.5])
+    mask = np.array([[True], [False], [True]])
+    options = {"attn_mask": mask, "scale": 1.0, "alibi_slopes": np.ones(1), "bias": np.zeros((3, 4)), "sinks": sinks}
+    asked = {"grad_scale": True, "grad_bias": True, "grad_sinks": True, "grad_slopes": True}
+    grad_out, grad_lse = normal(1, 3, 2), normal(1, 3)
+    results = []
+    for dirty in (False, True):
+        query, grad_out = query.copy(), grad_out.copy()
+        if dirty:
+            query[0, 1] = grad_out[0, 1] = special
+        out, lse = scaled_dot_product_attention(query, key, value, return_lse=True, **options)
+        results.append(scaled_dot_product_attention_backward(
+            grad_out, query, key, value, out, lse, grad_lse=grad_lse, **options, **asked))
+        np.testing.assert_array_equal(results[-1][0][0, 1], 0)
+    for clean, dirty in zip(*results, strict=True):
+        np.testing.assert_array_equal(clean, dirty)
+    # without a sink its lse is a constant, and grad_lse is not read
+    grad_lse[0, 1] = special
+    del options["sinks"], asked["grad_sinks"]
+    out, lse = scaled_dot_product_attention(query, key, value, return_lse=True, **options)
+    for dx in scaled_dot_product_attention_backward(
+            grad_out, query, key, value, out, lse, grad_lse=grad_lse, **options, **asked):
+        assert np.isfinite(dx).all()
+
+
+def test_a_row_that_sees_its_sink_alone_gives_it_the_gradient_of_lse():
+    arrays = normal(1, 2, 2), normal(1, 3, 2), normal(1, 3, 2)
+    options = {"attn_mask": np.zeros((2, 3), bool), "sinks": np.array([0.3])}
+    out, lse = scaled_dot_product_attention(*arrays, return_lse=True, **options)
+    *_, dsinks = scaled_dot_product_attention_backward(
+        np.full((1, 2, 2), NAN), *arrays, out, lse, grad_lse=np.array([[2.0, 3]]), grad_sinks=True, **options)
+    np.testing.assert_array_equal(dsinks, [5])
+
+
+def test_parts_of_the_keys_have_their_gradients_from_the_merged_result():
+    (query, key, value), _, _ = attention_case("none")
+    parts = [slice(2), slice(2, None)]
+    states = [scaled_dot_product_attention(query, key[..., p, :], value[..., p, :], return_lse=True) for p in parts]
+    out, lse = merge_attention_states(*zip(*states, strict=True))
+    grad = normal(*out.shape)
+    whole = scaled_dot_product_attention_backward(grad, query, key, value, out, lse)
+    pieces = [scaled_dot_product_attention_backward(grad, query, key[..., p, :], value[..., p, :], out, lse)
+              for p in parts]
+    np.testing.assert_allclose(pieces[0][0] + pieces[1][0], whole[0], rtol=1e-12, atol=1e-15)
+    for i in (1, 2):
+        np.testing.assert_allclose(np.concatenate([p[i] for p in pieces], -2), whole[i], rtol=1e-12, atol=1e-15)
+
+
+def test_attention_gradients_have_the_dtypes_of_the_inputs():
+    half, bfloat = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
+    for of_query, of_key, numbers in (
+        (np.float64, np.float64, np.float64), (np.float32, np.float32, np.float32), (half, half, np.float32),
+        (bfloat, bfloat, np.float32), (np.float32, half, np.float32), (np.float32, bfloat, np.float32),
+        (np.longdouble, np.longdouble, np.longdouble),
+    ):
+        arrays, options, asked = attention_case("all")
+        exact = backward(arrays, options, asked)
+        query, key, value = (x.astype(d) for x, d in zip(arrays, (of_query, of_key, of_key), strict=True))
+        options["bias"], options["attn_mask"] = options["bias"].astype(np.float64), options["attn_mask"].astype(of_key)
+        got = backward([query, key, value], options, asked)
+        dtypes = {k: v.dtype for k, v in got.items()}
+        assert dtypes == {"query": of_query, "key": of_key, "value": of_key, "attn_mask": of_key, "bias": np.float64,
+                          "scale": numbers, "sinks": numbers, "alibi_slopes": numbers}
+        eps = float(ml_dtypes.finfo(of_key).eps) if np.dtype(of_key).itemsize < 16 else 1e-15
+        for name in exact:
+            np.testing.assert_allclose(got[name].astype(float), exact[name].astype(float), rtol=20 * eps, atol=20 * eps)

@@ -5,7 +5,11 @@ baseline of the benchmarks, and at run time the implementation for complex, for 
 weights `b`. Arguments are taken as valid; the public functions check them.
 """
 
-from fastsoftmax.reference.attention import merge_attention_states, scaled_dot_product_attention
+from fastsoftmax.reference.attention import (
+    merge_attention_states,
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_backward,
+)
 from fastsoftmax.reference.softmax import _causal as _causal
 from fastsoftmax.reference.softmax import _round as _round
 from fastsoftmax.reference.softmax import (
@@ -31,6 +35,7 @@ __all__ = [
     "logsumexp_backward",
     "merge_attention_states",
     "scaled_dot_product_attention",
+    "scaled_dot_product_attention_backward",
     "softmax",
     "softmax_backward",
     "softmax_entropy",
