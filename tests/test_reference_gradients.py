@@ -8,6 +8,8 @@ import pytest
 
 from fastsoftmax.reference import (
     causal_softmax,
+    cross_entropy,
+    linear_cross_entropy,
     log_softmax,
     log_softmax_backward,
     logsumexp,
@@ -462,3 +464,218 @@ def test_attention_gradients_have_the_dtypes_of_the_inputs():
         eps = float(ml_dtypes.finfo(of_key).eps) if np.dtype(of_key).itemsize < 16 else 1e-15
         for name in exact:
             np.testing.assert_allclose(got[name].astype(float), exact[name].astype(float), rtol=20 * eps, atol=20 * eps)
+
+
+# ---------------------------------------------------------------- losses
+
+N, C, D = 5, 4, 3
+LOGITS, HIDDEN, LINEAR, LINEAR_BIAS = normal(N, C), normal(N, D), normal(C, D), normal(C)
+CLASSES = np.array([2, 0, -100, 3, 1])
+PROBABILITIES = np.where(normal(N, C) < 0, 0, abs(normal(C, N).T))
+WEIGHT = np.array([0.5, 2, 0, 1.5])
+LOSS_OPTIONS = {
+    "none": {}, "weight": {"weight": WEIGHT}, "ignore_index": {"ignore_index": 3},
+    "smoothing": {"label_smoothing": 0.2}, "z_loss": {"z_loss": 0.3}, "softcap": {"softcap": 0.8},
+    "temperature": {"temperature": 0.6},
+    "temperature a row": {"temperature": np.array([0.5, 1, 2, 3, 0.25])},
+    "smoothing and weight": {"label_smoothing": 0.3, "weight": WEIGHT},
+    "all": {"weight": WEIGHT, "ignore_index": 0, "label_smoothing": 0.1, "z_loss": 0.2, "softcap": 1.5,
+            "temperature": np.array([0.5, 1, 2, 3, 0.25])},
+}
+REDUCTIONS = ["mean", "sum", "none"]
+TARGETS = {"classes": CLASSES, "probabilities": PROBABILITIES}
+
+
+def for_target(target, options):
+    """The options, with no row of class -100 where another class is ignored."""
+    if target == "classes" and options.get("ignore_index", -100) != -100:
+        return np.where(CLASSES == -100, 1, CLASSES)
+    return TARGETS[target]
+
+
+def plain_cross_entropy(logits, target, weight=None, ignore_index=-100, label_smoothing=0.0, reduction="mean",
+                        z_loss=0.0, softcap=None, temperature=1.0):
+    """PyTorch's documented formulas, row by row, and lse; (N, C) alone."""
+    losses, divisor = [], 0
+    weight = [1.0] * logits.shape[1] if weight is None else weight
+    temperature = np.broadcast_to(temperature, len(logits))
+    for row, t, degree in zip(logits, target, temperature, strict=True):
+        s = (row if softcap is None else softcap * np.tanh(row / softcap)) / degree
+        lse = np.log(np.exp(s).sum())
+        log_p = s - lse
+        if np.ndim(t) == 0:
+            if t == ignore_index:
+                losses.append(0.0)
+                continue
+            nll = -weight[t] * log_p[t]
+            smooth = -sum(w * lp for w, lp in zip(weight, log_p, strict=True))
+            loss = (1 - label_smoothing) * nll + label_smoothing / len(row) * smooth
+            divisor += weight[t]
+        else:
+            smoothed = t * (1 - label_smoothing) + label_smoothing / len(row)
+            loss = -sum(w * y * lp for w, y, lp in zip(weight, smoothed, log_p, strict=True))
+            divisor += 1
+        losses.append(loss + z_loss * lse ** 2)
+    return np.array(losses) if reduction == "none" else sum(losses) / (divisor if reduction == "mean" else 1)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("option", LOSS_OPTIONS)
+def test_cross_entropy_is_the_documented_one_and_its_gradient_the_differences(option, target, reduction):
+    options = {**LOSS_OPTIONS[option], "reduction": reduction}
+    y = for_target(target, options)
+    loss, lse, grad = cross_entropy(long(LOGITS), y, return_lse=True, return_grad=True, **options)
+    np.testing.assert_allclose(loss.astype(float), plain_cross_entropy(LOGITS, y, **options), rtol=1e-13)
+    assert lse.shape == (N,)
+    assert_gradient(grad, lambda x: cross_entropy(x, y, **options).sum(), LOGITS)  # "none": the losses' sum
+    if option != "none" and not (option == "ignore_index" and target == "probabilities"):
+        plain = cross_entropy(LOGITS, y, reduction=reduction, return_grad=True)
+        assert not np.allclose(plain[0], np.asarray(loss, float))
+        assert not np.allclose(plain[1], grad.astype(float))
+    # the results come in this order, whichever are asked for
+    for flags in ({"return_lse": True}, {"return_grad": True}, {}):
+        got = cross_entropy(long(LOGITS), y, **options, **flags)
+        expected = [loss, *([lse] if "return_lse" in flags else []), *([grad] if "return_grad" in flags else [])]
+        for one, other in zip(got if flags else [got], expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_cross_entropy_of_known_logits():
+    """Equal logits cost log C, and their lse is log C too."""
+    np.testing.assert_allclose(cross_entropy(np.zeros((2, 4)), [0, 3]), np.log(4), rtol=1e-15)
+    np.testing.assert_allclose(cross_entropy(np.zeros((2, 4)), [0, 3], z_loss=1, reduction="none"),
+                               np.log(4) + np.log(4) ** 2, rtol=1e-15)
+    np.testing.assert_allclose(cross_entropy([[np.log(3), 0]], [0], weight=[5.0, 1]), np.log(4 / 3), rtol=1e-15)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, -2])
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_axis_of_the_classes(axis, target):
+    rng = np.random.default_rng(5)
+    logits, weight = rng.normal(size=(2, 3, 4)), rng.random(4)
+    y, t = rng.integers(4, size=(2, 3)) if target == "classes" else rng.random((2, 3, 4)), rng.random((2, 3)) + 0.5
+    options = {"weight": weight, "label_smoothing": 0.1, "return_lse": True, "return_grad": True, "softcap": 2}
+    loss, lse, grad = cross_entropy(logits, y, temperature=t, **options)
+    moved = y if target == "classes" else np.moveaxis(y, -1, axis)
+    for temperature in (t, np.expand_dims(t, axis)):
+        got = cross_entropy(np.moveaxis(logits, -1, axis), moved, axis, temperature=temperature, **options)
+        np.testing.assert_allclose(got[0], loss, rtol=1e-15)
+        np.testing.assert_array_equal(got[1], lse)
+        np.testing.assert_array_equal(got[2], np.moveaxis(grad, -1, axis))
+
+
+def test_losses_near_zero_keep_their_digits():
+    small = np.log1p(np.exp(-20))
+    for dtype in (np.float32, np.float64):
+        loss, grad = cross_entropy(np.array([[20, 0]], dtype), [0], return_grad=True)
+        np.testing.assert_allclose(loss, small, rtol=np.finfo(dtype).eps)
+        np.testing.assert_allclose(grad, [[-1 / (1 + np.exp(20)), 1 / (1 + np.exp(20))]], rtol=np.finfo(dtype).eps)
+        loss, grad = cross_entropy(np.array([[800, 0]], dtype), [0], return_grad=True)
+        assert loss == 0
+        np.testing.assert_array_equal(grad, 0)
+
+
+def test_ignored_rows_give_zero_whatever_they_hold():
+    logits = np.array([[1.0, 2], [NAN, 3], [INF, 0]])
+    for reduction, expected in (("mean", 1), ("sum", 1), ("none", [1, 0, 0])):
+        loss, lse, grad = cross_entropy(logits, [0, -100, -100], reduction=reduction, return_lse=True, return_grad=True,
+                                        z_loss=0.5, label_smoothing=0.1)
+        one = cross_entropy(logits[0], 0, z_loss=0.5, label_smoothing=0.1)
+        np.testing.assert_allclose(loss, np.multiply(expected, one), rtol=1e-15)
+        np.testing.assert_array_equal(grad[1:], 0)
+        np.testing.assert_array_equal(lse[1:], [NAN, INF])  # ignored rows have theirs
+    # the matrix product with an ignored row of NaN must not spread it
+    loss, (dhidden, dweight, dbias) = linear_cross_entropy(
+        np.array([[1.0, 2], [NAN, 1]]), normal(3, 2), [2, -100], linear_bias=normal(3), return_grad=True)
+    assert np.isfinite(loss)
+    np.testing.assert_array_equal(dhidden[1], 0)
+    assert np.isfinite(dweight).all() and np.isfinite(dbias).all() and np.any(dweight)
+
+
+def test_a_mean_over_nothing_is_nan_and_its_gradient_zero():
+    for logits, target, options in (
+        (LOGITS, np.full(N, -100), {}), (np.zeros((0, C)), np.zeros(0, int), {}),
+        (np.zeros((0, C)), np.zeros((0, C)), {}),
+        (LOGITS, np.full(N, 2), {"weight": WEIGHT}), (LOGITS, np.full(N, 2), {"weight": WEIGHT, "z_loss": 1.0}),
+    ):
+        loss, grad = cross_entropy(logits, target, return_grad=True, **options)
+        assert np.isnan(loss)
+        np.testing.assert_array_equal(grad, np.zeros(logits.shape))
+    assert cross_entropy(LOGITS, np.full(N, -100), reduction="sum") == 0
+    loss, (dhidden, dweight) = linear_cross_entropy(HIDDEN, LINEAR, np.full(N, -100), return_grad=True)
+    assert np.isnan(loss)
+    assert not np.any(dhidden) and not np.any(dweight)
+
+
+def test_a_probability_of_zero_contributes_zero():
+    logits, target = np.array([0.0, -INF, 0]), np.array([0.25, 0, 0.75])
+    loss, grad = cross_entropy(logits, target, return_grad=True)
+    np.testing.assert_allclose(loss, np.log(2), rtol=1e-15)
+    np.testing.assert_array_equal(grad, [0.25, 0, -0.25])
+    assert cross_entropy(logits, target, label_smoothing=0.1) == INF
+    loss, grad = cross_entropy(logits, 1, return_grad=True)
+    assert loss == INF
+    np.testing.assert_array_equal(grad, [0.5, -1, 0.5])
+    assert cross_entropy(logits, 0) == np.log(2)
+    # softcap makes -inf a number
+    loss, grad = cross_entropy(logits, 1, softcap=2.0, return_grad=True)
+    np.testing.assert_allclose(loss, np.log(2 + np.exp(-2)) + 2, rtol=1e-15)
+    assert grad[1] == 0
+
+
+def test_special_rows_of_the_loss():
+    logits = np.array([[NAN, 0, 1], [-INF, -INF, -INF], [INF, 0, 1], [INF, 0, 1]])
+    loss, lse, grad = cross_entropy(logits, [1, 1, 1, 0], reduction="none", return_lse=True, return_grad=True)
+    np.testing.assert_array_equal(loss, [NAN, NAN, INF, NAN])
+    np.testing.assert_array_equal(lse, [NAN, -INF, INF, INF])
+    np.testing.assert_array_equal(grad, NAN)
+
+
+def test_losses_have_the_dtypes_of_the_api():
+    for dtype, of_loss in ((np.float32, np.float32), (np.float64, np.float64), (np.float16, np.float32),
+                           (ml_dtypes.bfloat16, np.float32), (np.longdouble, np.longdouble)):
+        x = LOGITS.astype(dtype)
+        for target in TARGETS.values():
+            loss, lse, grad = cross_entropy(x, target, return_lse=True, return_grad=True)
+            assert loss.dtype == lse.dtype == of_loss
+            assert grad.dtype == dtype
+            exact = cross_entropy(long(x), target, return_lse=True, return_grad=True)
+            for got, true in zip((loss, lse, grad), exact, strict=True):
+                eps = float(ml_dtypes.finfo(got.dtype).eps) if got.dtype.itemsize < 16 else np.finfo(float).eps
+                np.testing.assert_allclose(got.astype(float), true.astype(float), rtol=0.51 * eps, atol=1e-9 * eps)
+        loss, gradients = linear_cross_entropy(HIDDEN.astype(dtype), LINEAR.astype(dtype), CLASSES,
+                                               linear_bias=LINEAR_BIAS.astype(np.float32), return_grad=True)
+        assert loss.dtype == of_loss
+        assert [dx.dtype for dx in gradients] == [dtype, dtype, np.float32]
+    assert cross_entropy(np.arange(4), 2).dtype == np.float64
+    for target in (np.uint8([1, 2]), np.int32([1, 2]), [1, 2]):
+        assert cross_entropy(np.zeros((2, 4)), target) == np.log(4)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("option", [name for name in LOSS_OPTIONS if "temperature" not in name])
+def test_linear_cross_entropy_is_cross_entropy_of_a_product(option, target, reduction):
+    options = {k: v for k, v in LOSS_OPTIONS[option].items() if k != "temperature"} | {"reduction": reduction}
+    y = for_target(target, options)
+    arrays = [long(x) for x in (HIDDEN, LINEAR, LINEAR_BIAS)]
+
+    def loss_of(hidden, linear_weight, linear_bias=None):
+        return linear_cross_entropy(hidden, linear_weight, y, linear_bias=linear_bias, **options)
+
+    loss, gradients = linear_cross_entropy(*arrays[:2], y, linear_bias=arrays[2], return_grad=True, **options)
+    np.testing.assert_array_equal(loss, cross_entropy(arrays[0] @ arrays[1].T + arrays[2], y, **options))
+    np.testing.assert_array_equal(loss, loss_of(*arrays))
+    for i, got in enumerate(gradients):
+        assert_gradient(got, lambda x, i=i: loss_of(*arrays[:i], x, *arrays[i + 1:]).sum(), arrays[i])
+    loss, gradients = linear_cross_entropy(*arrays[:2], y, return_grad=True, **options)
+    assert len(gradients) == 2
+    np.testing.assert_array_equal(loss, loss_of(*arrays[:2]))
+    for i, got in enumerate(gradients):
+        assert_gradient(got, lambda x, i=i: loss_of(*arrays[:i], x, *arrays[i + 1:2]).sum(), arrays[i])
+
+
+def test_cross_entropy_is_of_real_numbers():
+    with pytest.raises(TypeError, match="complex128"):
+        cross_entropy([1j, 2], 0)

@@ -1,8 +1,8 @@
 """The definition of each function in NumPy, before anything is made fast.
 
-Read this package first: `softmax.py`, `attention.py`. It serves three times: it is the oracle of the tests, the
-baseline of the benchmarks, and at run time the implementation for complex, for long double and for `logsumexp` with
-weights `b`. Arguments are taken as valid; the public functions check them.
+Read this package first: `softmax.py`, `attention.py`, `losses.py`. It serves three times: it is the oracle of the
+tests, the baseline of the benchmarks, and at run time the implementation for complex, for long double and for
+`logsumexp` with weights `b`. Arguments are taken as valid; the public functions check them.
 """
 
 from fastsoftmax.reference.attention import (
@@ -10,6 +10,7 @@ from fastsoftmax.reference.attention import (
     scaled_dot_product_attention,
     scaled_dot_product_attention_backward,
 )
+from fastsoftmax.reference.losses import cross_entropy, linear_cross_entropy
 from fastsoftmax.reference.softmax import _causal as _causal
 from fastsoftmax.reference.softmax import _round as _round
 from fastsoftmax.reference.softmax import (
@@ -29,6 +30,8 @@ from fastsoftmax.reference.softmax import integer_distances as integer_distances
 __all__ = [
     "causal_mask_",
     "causal_softmax",
+    "cross_entropy",
+    "linear_cross_entropy",
     "log_softmax",
     "log_softmax_backward",
     "logsumexp",
