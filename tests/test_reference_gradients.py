@@ -396,6 +396,21 @@ def test_a_key_reaches_only_those_who_see_it():
         assert np.isfinite(dx).all()
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("special", [NAN, INF])
+def test_a_visible_query_or_key_that_is_not_finite_gives_nan(softcap, special):
+    """With a softcap, infinity has a finite score, of derivative 0: 0 * inf is NaN."""
+    mask = np.array([[True, False, True], [True, True, False]])
+    for where, expected in (("query", "key"), ("key", "query")):
+        arrays = {"query": abs(normal(2, 2)), "key": abs(normal(3, 2)), "value": normal(3, 1)}
+        arrays[where][0] = special
+        options = {"attn_mask": mask, "softcap": softcap}
+        out, lse = scaled_dot_product_attention(*arrays.values(), return_lse=True, **options)
+        got = scaled_dot_product_attention_backward(normal(2, 1), *arrays.values(), out, lse, **options)
+        got = dict(zip(arrays, got, strict=True))[expected]
+        assert np.isnan(got).all(-1).tolist() == ([True, False, True] if where == "query" else [True, True])
+
+
 @pytest.mark.parametrize("special", [NAN, INF])
 def test_a_query_that_sees_nothing_gives_zero_whatever_it_holds(special):
     query, key, value, sinks = normal(1, 3, 2), normal(1, 4, 2), normal(1, 4, 2), np.array([0.5])
@@ -433,14 +448,19 @@ def test_a_row_that_sees_its_sink_alone_gives_it_the_gradient_of_lse():
 
 
 def test_parts_of_the_keys_have_their_gradients_from_the_merged_result():
+    """The sinks count in the second part, of which the first query sees no key."""
     (query, key, value), _, _ = attention_case("none")
-    parts = [slice(2), slice(2, None)]
-    states = [scaled_dot_product_attention(query, key[..., p, :], value[..., p, :], return_lse=True) for p in parts]
+    parts, sinks = [slice(2), slice(2, None)], normal(H)
+    options = [{"is_causal": True, "causal_offset": 1}, {"is_causal": True, "causal_offset": -1, "sinks": sinks}]
+    cut = [(query, key[..., p, :], value[..., p, :]) for p in parts]
+    states = [scaled_dot_product_attention(*x, return_lse=True, **o) for x, o in zip(cut, options, strict=True)]
     out, lse = merge_attention_states(*zip(*states, strict=True))
     grad = normal(*out.shape)
-    whole = scaled_dot_product_attention_backward(grad, query, key, value, out, lse)
-    pieces = [scaled_dot_product_attention_backward(grad, query, key[..., p, :], value[..., p, :], out, lse)
-              for p in parts]
+    *whole, dsinks = scaled_dot_product_attention_backward(
+        grad, query, key, value, out, lse, is_causal=True, causal_offset=1, sinks=sinks, grad_sinks=True)
+    pieces = [scaled_dot_product_attention_backward(grad, *x, out, lse, grad_sinks="sinks" in o, **o)
+              for x, o in zip(cut, options, strict=True)]
+    np.testing.assert_allclose(pieces[1][3], dsinks, rtol=1e-12)
     np.testing.assert_allclose(pieces[0][0] + pieces[1][0], whole[0], rtol=1e-12, atol=1e-15)
     for i in (1, 2):
         np.testing.assert_allclose(np.concatenate([p[i] for p in pieces], -2), whole[i], rtol=1e-12, atol=1e-15)

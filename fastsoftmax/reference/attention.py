@@ -57,7 +57,7 @@ def scaled_dot_product_attention_backward(
         grad_slopes=False):
     """Gradients of `scaled_dot_product_attention` for its inputs, from those for its results.
 
-    With W the weights, S the scores, and a dot product for each row, the steps are [1]_ [2]_::
+    W are the weights, S the scores; dX is the gradient for X. The steps of both passes are [1]_ [2]_::
 
         out = W @ V             dV = W.T @ dOut,  dW = dOut @ V.T
         W = softmax(S)          dS = W * (dW - rowsum(W * dW)) + W * dLse = W * (dW - D),
@@ -74,8 +74,8 @@ def scaled_dot_product_attention_backward(
     query, key, value : array_like, (..., Hq, L, E), (..., Hk, S, E) and (..., Hk, S, Ev)
         As they were given to the forward function, as are all its options, by the same names.
     out, lse : array_like, (..., Hq, L, Ev) and (..., Hq, L)
-        The results of the forward function. Those of attention over more keys give the gradients for the part of the
-        keys that is passed here.
+        The results of the forward function. If they are merged from parts of the keys, `merge_attention_states`, a call
+        with the keys of one part gives the gradients for these keys.
     grad_lse : array_like, (..., Hq, L), optional
         Gradient for lse.
     grad_scale, grad_mask, grad_bias, grad_sinks, grad_slopes : bool
@@ -86,7 +86,7 @@ def scaled_dot_product_attention_backward(
     dquery, dkey, dvalue
         Shapes and dtypes of the inputs; broadcast dimensions and the query heads of a shared key head are summed.
     dscale : (Hq,), dmask, dbias : as their inputs, dsinks : (Hq,), dslopes : (Hq,) or (..., Hq)
-        As asked for, in this order. The numbers of heads are float32, float64 for float64 inputs.
+        As asked for, in this order. dscale, dsinks and dslopes are float32, float64 for float64 inputs.
 
     Notes
     -----
@@ -132,8 +132,9 @@ def scaled_dot_product_attention_backward(
     dv = _average(weights[..., :-1].swapaxes(-1, -2), visible.swapaxes(-1, -2), do)
     dweights = _with_column(do @ v.swapaxes(-1, -2), 0)  # a sink has no value
 
-    # Backward through the softmax, and lse = logsumexp(scores). Without a key, out is 0 and grad_out is not read.
-    delta = np.where(visible.any(-1), (do * out).sum(-1), 0) - dlse
+    # Backward through the softmax, and lse = logsumexp(scores). Without a key, out is 0, and grad_out is not read.
+    reads = visible.any(-1, keepdims=True) | (out != 0)
+    delta = np.where(reads, do * out, 0).sum(-1) - dlse
     dscores = np.where(outcomes, weights * (dweights - delta[..., None]), 0)
     dscores, dsink = dscores[..., :-1], dscores[..., -1]
 
