@@ -188,6 +188,7 @@ def test_minus_inf_among_others_has_gradient_zero():
     np.testing.assert_allclose(log_softmax_backward(grad, log_softmax(x)), [-1, 0, 1], atol=1e-15)
     np.testing.assert_allclose(logsumexp_backward(2.0, x, logsumexp(x)), [1, 0, 1], rtol=1e-15)
     np.testing.assert_array_equal(softmax_entropy_backward(NAN, x)[1], 0)
+    np.testing.assert_array_equal(logsumexp_backward(NAN, [0.0, -INF, -1e5], 0.0), [NAN, 0, 0])
 
 
 def test_integers_empty_axes_and_scalars():
@@ -611,6 +612,8 @@ def test_ignored_rows_give_zero_whatever_they_hold():
     assert np.isfinite(loss)
     np.testing.assert_array_equal(dhidden[1], 0)
     assert np.isfinite(dweight).all() and np.isfinite(dbias).all() and np.any(dweight)
+    _, (dhidden, _) = linear_cross_entropy(normal(2, 2), np.full((3, 2), NAN), [2, -100], return_grad=True)
+    np.testing.assert_array_equal(dhidden, [[NAN, NAN], [0, 0]])
 
 
 def test_a_mean_over_nothing_is_nan_and_its_gradient_zero():
@@ -650,6 +653,8 @@ def test_special_rows_of_the_loss():
     np.testing.assert_array_equal(loss, [NAN, NAN, INF, NAN])
     np.testing.assert_array_equal(lse, [NAN, -INF, INF, INF])
     np.testing.assert_array_equal(grad, NAN)
+    # a class of weight 0 does not hide the NaN of its row
+    assert np.isnan(cross_entropy([[NAN, 0], [1, 0]], [0, 1], weight=[0.0, 1]))
 
 
 def test_losses_have_the_dtypes_of_the_api():
