@@ -2,7 +2,7 @@
 
 Read this package first: `softmax.py`, `attention.py`, `losses.py`. It serves three times: it is the oracle of the
 tests, the baseline of the benchmarks, and at run time the implementation for complex, for long double and for
-`logsumexp` with weights `b`. Arguments are taken as valid; the public functions check them.
+`logsumexp` with weights `b`. Arguments are taken as valid; `_validate.py` checks them for the public functions.
 """
 
 from fastsoftmax.reference.attention import (
