@@ -59,8 +59,9 @@ def compile_flags(openmp=True):
         speed += ["-fschedule-insns", "-fsched-pressure"]   # exp of four registers at once: 8 % fewer cycles
     # what a kernel declares inline is one loop in each of its uses, and must become part of it
     inline = [] if DEBUG or SANITIZE else ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]
-    return (parallel if openmp else []) + speed + inline + ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-                                      "-fvisibility=hidden", "-Wno-unused-function", "-Wno-psabi"]
+    common = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-unused-function",
+              "-Wno-psabi"]
+    return (parallel if openmp else []) + speed + inline + common
 
 
 def link_flags(openmp=True):

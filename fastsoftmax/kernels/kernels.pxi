@@ -33,8 +33,11 @@ include "softmax/strided.pxi"               # the iteration
 include "softmax/narrow.pxi"                # tiles of narrow contiguous rows
 include "softmax/causal.pxi"                # tiles of causal rows
 include "softmax/long_row.pxi"              # one row shared by threads
+include "softmax/exact_sums.pxi"            # compensated sums for gradients and losses
 include "softmax/mask.pxi"                  # causal_mask_
 include "softmax/softmax.pxi"               # softmax, log_softmax, logsumexp, softmax_entropy, causal_softmax
+include "softmax/backward.pxi"              # gradients of softmax, log_softmax, logsumexp, softmax_entropy
+include "softmax/cross_entropy.pxi"
 
 include "attention/kv_layout.pxi"           # addresses
 include "attention/params.pxi"              # the arguments of a call

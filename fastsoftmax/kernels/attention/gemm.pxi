@@ -10,8 +10,8 @@ cdef enum:
 cdef inline void gemm_tile(int rows, int columns, const real* left, Py_ssize_t left_row, Py_ssize_t left_step,
                            Py_ssize_t count, const real* right, Py_ssize_t right_step,
                            vreal* product) noexcept nogil:
-    """product[row][c] = sum over t < count of left[row * left_row + t * left_step] * register c at right + t * right_step.
-    """
+    """product[row][c] = sum over t < count of left[row * left_row + t * left_step] times register c of the reals at
+    right + t * right_step."""
     cdef vreal[COLUMNS] r_
     cdef vreal l_
     cdef Py_ssize_t t

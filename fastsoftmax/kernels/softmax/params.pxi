@@ -92,10 +92,13 @@ cdef Rows describe(Op op, const elem[:, :, :] x, elem[:, :, :] y, const double[:
     rows.x_outer, rows.x_n, rows.x_inner = (
         x.strides[0] // <Py_ssize_t>sizeof(elem), x.strides[1] // <Py_ssize_t>sizeof(elem),
         x.strides[2] // <Py_ssize_t>sizeof(elem))
-    rows.y = &y[0, 0, 0]
-    rows.y_outer, rows.y_n, rows.y_inner = (
-        y.strides[0] // <Py_ssize_t>sizeof(elem), y.strides[1] // <Py_ssize_t>sizeof(elem),
-        y.strides[2] // <Py_ssize_t>sizeof(elem))
+    rows.y = NULL                                   # nothing is written
+    rows.y_outer = rows.y_n = rows.y_inner = 0
+    if y is not None:
+        rows.y = &y[0, 0, 0]
+        rows.y_outer, rows.y_n, rows.y_inner = (
+            y.strides[0] // <Py_ssize_t>sizeof(elem), y.strides[1] // <Py_ssize_t>sizeof(elem),
+            y.strides[2] // <Py_ssize_t>sizeof(elem))
     rows.where = NULL
     rows.where_outer = rows.where_n = rows.where_inner = 0
     if where is not None:

@@ -1,0 +1,345 @@
+# The gradients of softmax, log_softmax, logsumexp and softmax_entropy with respect to x, with g that of the result:
+#
+#   kind               x holds           gradient
+#   GRAD_SOFTMAX       weights y         y * (g - sum(y * g)) / temperature
+#   GRAD_LOG_SOFTMAX   log weights       (g - exp(x) * sum(g)) / temperature
+#   GRAD_LOGSUMEXP     scores            g * exp(x - value)                          value: the logsumexp
+#   GRAD_ENTROPY       log weights       -g * exp(x) * (x + value) / temperature     value: the entropy
+#
+# g has the shape of x in the first two, and one number a row in the others. A weight of 0 (a log weight or score of
+# -inf) has a gradient of exactly 0; g is not read there. The sums are compensated: exact_sums.pxi. Two passes over a
+# row, the sum and the store; the last two kinds need none but the store.
+
+cdef enum GradKind:                             # the same numbers as in _softmax.py
+    GRAD_SOFTMAX = 0
+    GRAD_LOG_SOFTMAX = 1
+    GRAD_LOGSUMEXP = 2
+    GRAD_ENTROPY = 3
+
+cdef struct GradRows:
+    GradKind kind
+    Rows rows                                   # rows.x, rows.where, rows.temperature; rows.y: the gradient
+    Rows grads                                  # grads.x: g, where it has the shape of x
+    const real* g                               # otherwise one number a row
+    const real* value                           # of GRAD_LOGSUMEXP and GRAD_ENTROPY
+    Py_ssize_t g_outer, g_inner, value_outer, value_inner
+
+cdef inline bint has_sum(GradKind kind) noexcept nogil:
+    return kind == GRAD_SOFTMAX or kind == GRAD_LOG_SOFTMAX
+
+cdef struct GradShift:                          # the constants of one row, or of LANES rows
+    vreal hi, lo                                # the sum
+    vreal g, value
+    vreal factor, factor_lo                     # 1 / temperature
+
+cdef inline vmask has_no_weight(GradKind kind, vreal x) noexcept nogil:
+    return eq(x, broadcast(0) if kind == GRAD_SOFTMAX else broadcast(-INFINITY))
+
+cdef inline void grad_term(GradKind kind, vreal x, vreal g, vreal* term, vreal* term_lo) noexcept nogil:
+    cdef vmask none = has_no_weight(kind, x)
+    term[0], term_lo[0] = zero_where(none, g), broadcast(0)
+    if kind == GRAD_SOFTMAX:
+        term[0] = x * term[0]
+        term_lo[0] = zero_where(none, two_prod_err(x, g, term[0]))
+
+cdef inline vreal grad_of(GradKind kind, bint scaled, const GradShift* s, vreal x, vreal g) noexcept nogil:
+    cdef vreal d, weight, y
+    if kind == GRAD_SOFTMAX:
+        y = x * ((g - s.hi) - s.lo)
+    elif kind == GRAD_LOG_SOFTMAX:
+        weight = exp_(vmin(broadcast(1), x))    # exp_ is valid to 1, and no log weight is above 0
+        y = fma_(-weight, s.lo, fma_(-weight, s.hi, g))
+    elif kind == GRAD_LOGSUMEXP:
+        d = x - s.value
+        weight = exp_(vmin(broadcast(1), d))
+        y = s.g * fma_(weight, finite_or_none(two_sum_err(x, -s.value, d)), weight)
+    else:
+        y = -(s.g * exp_(vmin(broadcast(1), x))) * (x + s.value)
+    if scaled:
+        y = fma_(y, s.factor, y * s.factor_lo)
+    return zero_where(has_no_weight(kind, x), y)
+
+cdef inline GradShift grad_shift(const GradRows* a, const Row* row) noexcept nogil:
+    """All but the sum."""
+    cdef GradShift s
+    cdef Shift unused
+    cdef double t
+    s.hi = s.lo = s.g = s.value = broadcast(0)
+    if not has_sum(a.kind):
+        s.g = broadcast(a.g[row.o * a.g_outer + row.i * a.g_inner])
+        s.value = broadcast(a.value[row.o * a.value_outer + row.i * a.value_inner])
+    no_temperature(&unused)
+    if a.rows.scaled:
+        t = a.rows.temperature[row.o * a.rows.temperature_outer + row.i * a.rows.temperature_inner]
+        set_temperature(&unused, broadcast(<real>t), broadcast(<real>(t - <real>t)))
+    s.factor, s.factor_lo = unused.factor, unused.factor_lo
+    return s
+
+# Dense rows.
+
+cdef inline void sum_grad_step(GradKind kind, const elem* x, const elem* g, ExactSums* sums) noexcept nogil:
+    """PARTIALS elements."""
+    cdef vreal term, term_lo
+    cdef int v
+    for v in range(PARTIAL_REGS):
+        grad_term(kind, load_elem(x + v * LANES), load_elem(g + v * LANES), &term, &term_lo)
+        add_exact(term, term_lo, &sums.total[v], &sums.rest[v])
+
+cdef inline void sum_grad_chunk(GradKind kind, const elem* x, const elem* g, Py_ssize_t count,
+                                ExactSums* sums) noexcept nogil:
+    cdef elem[PARTIALS] x_end, g_end
+    cdef Py_ssize_t k = 0, j
+    while k + PARTIALS <= count:
+        sum_grad_step(kind, x + k, g + k, sums)
+        k += PARTIALS
+    if k < count:
+        for j in range(PARTIALS):               # elements without weight follow the last
+            x_end[j] = x[k + j] if k + j < count else elem_of(0) if kind == GRAD_SOFTMAX else ELEM_MINUS_INFINITY
+            g_end[j] = g[k + j] if k + j < count else elem_of(0)
+        sum_grad_step(kind, x_end, g_end, sums)
+    end_exact_chunk(sums)
+
+cdef inline void store_grad_chunk(GradKind kind, bint scaled, const GradShift* shift, const elem* x, const elem* g,
+                                  elem* y, Py_ssize_t stride, Py_ssize_t count, bint nontemporal) noexcept nogil:
+    """y may be x or g."""
+    cdef GradShift s = shift[0]
+    cdef elem[LANES] x_end, g_end, line
+    cdef Py_ssize_t k = 0, j, m
+    cdef vreal grad
+    cdef vreal zero = broadcast(0)
+    cdef int v
+    if stride == 1 and nontemporal and count >= 2 * PARTIALS:
+        m = peel_to_cache_line(y)
+        if m:
+            store_grad_chunk_end(kind, scaled, &s, x, g, y, 1, m)
+        k = m
+        while k + PARTIALS <= count:
+            for v in range(PARTIAL_REGS):
+                grad = load_elem(g + k + v * LANES) if has_sum(kind) else zero
+                stream(<real*>y + k + v * LANES, grad_of(kind, scaled, &s, load_elem(x + k + v * LANES), grad))
+            k += PARTIALS
+    if stride == 1:
+        while k + LANES <= count:
+            grad = load_elem(g + k) if has_sum(kind) else zero
+            store_elem(y + k, grad_of(kind, scaled, &s, load_elem(x + k), grad))
+            k += LANES
+    if k < count:
+        store_grad_chunk_end(kind, scaled, &s, x + k, g + k, y + k * stride, stride, count - k)
+
+cdef inline void store_grad_chunk_end(GradKind kind, bint scaled, const GradShift* s, const elem* x, const elem* g,
+                                      elem* y, Py_ssize_t stride, Py_ssize_t count) noexcept nogil:
+    """Through buffers of one register."""
+    cdef elem[LANES] x_end, g_end, line
+    cdef Py_ssize_t k = 0, m
+    memset(x_end, 0, sizeof(x_end))
+    memset(g_end, 0, sizeof(g_end))
+    while k < count:
+        m = min(count - k, <Py_ssize_t>LANES)
+        memcpy(x_end, x + k, m * sizeof(elem))
+        if has_sum(kind):
+            memcpy(g_end, g + k, m * sizeof(elem))
+        store_elem(line, grad_of(kind, scaled, s, load_elem(x_end), load_elem(g_end)))
+        scatter(y + k * stride, stride, line, m)
+        k += m
+
+cdef inline const elem* gather_grads(const GradRows* a, const Row* grad, Py_ssize_t start, Py_ssize_t count,
+                                     const RowWorkspace* workspace) noexcept nogil:
+    return gather_chunk(&a.grads, grad, start, count, <elem*>workspace.weights_buf)
+
+cdef inline void dense_grad_row(GradKind kind, bint scaled, const GradRows* a, const Row* row, const Row* grad,
+                                const RowWorkspace* workspace) noexcept nogil:
+    cdef Py_ssize_t chunk, start, count
+    cdef GradShift s = grad_shift(a, row)
+    cdef ExactSums sums
+    cdef const elem* g = NULL
+    if has_sum(kind):
+        clear_exact(&sums)
+        for chunk in range(ceil_div(row.n, CHUNK)):
+            start = chunk * CHUNK
+            count = min(row.n - start, CHUNK)
+            sum_grad_chunk(kind, gather_chunk(&a.rows, row, start, count, workspace.elements),
+                           gather_grads(a, grad, start, count, workspace), count, &sums)
+        split_exact(dd_total(sums.chunks), &s.hi, &s.lo)
+    for chunk in range(ceil_div(row.n, CHUNK)):
+        start = chunk * CHUNK
+        count = min(row.n - start, CHUNK)
+        if has_sum(kind):
+            g = gather_grads(a, grad, start, count, workspace)
+        store_grad_chunk(kind, scaled, &s, gather_chunk(&a.rows, row, start, count, workspace.elements), g,
+                         row.y + start * a.rows.y_n, a.rows.y_n, count, a.rows.nontemporal)
+
+cdef inline void dense_grad_rows(GradKind kind, bint scaled, const GradRows* a, Py_ssize_t first_row,
+                                 Py_ssize_t last_row, const RowWorkspace* workspace) noexcept nogil:
+    cdef Row row = row_at(&a.rows, first_row), grad = row
+    cdef Py_ssize_t r
+    if has_sum(kind):
+        grad = row_at(&a.grads, first_row)
+    for r in range(first_row, last_row + 1):
+        dense_grad_row(kind, scaled, a, &row, &grad, workspace)
+        if r < last_row:
+            next_row(&a.rows, &row)
+            if has_sum(kind):
+                next_row(&a.grads, &grad)
+
+# Tiles. The operands of a block stand in tile.p (x) and tile.f (g).
+
+cdef inline void load_grad_tiles(const GradRows* a, const TilePosition* position, const TilePosition* grad,
+                                 Py_ssize_t j, Py_ssize_t count, TileWorkspace* tile) noexcept nogil:
+    cdef vreal[PARTIAL_REGS] unused
+    cdef int c
+    for c in range(PARTIAL_REGS):
+        unused[c] = broadcast(0)
+    load_tile(&a.rows, position, j, count, tile.p, unused)
+    if has_sum(a.kind):
+        load_tile(&a.grads, grad, j, count, tile.f, unused)
+
+cdef inline GradShift tile_grad_shift(const GradRows* a, const TilePosition* position, int c) noexcept nogil:
+    """The constants of the rows of register c, but the sum."""
+    cdef GradShift s
+    cdef Shift shift = tile_shift(&a.rows, position, c, a.rows.scaled, broadcast(0))
+    cdef real[LANES] g, value
+    cdef Py_ssize_t k, i
+    s.hi = s.lo = s.g = s.value = broadcast(0)
+    s.factor, s.factor_lo = shift.factor, shift.factor_lo
+    if has_sum(a.kind):
+        return s
+    for k in range(LANES):
+        i = position.first.i + min(c * LANES + k, position.tile_rows - 1)
+        g[k] = a.g[position.first.o * a.g_outer + i * a.g_inner]
+        value[k] = a.value[position.first.o * a.value_outer + i * a.value_inner]
+    s.g, s.value = load(g), load(value)
+    return s
+
+cdef inline void sum_grad_block(GradKind kind, Py_ssize_t count, TileWorkspace* tile) noexcept nogil:
+    """The terms of a block join their partial sums: elements part, part + PARTIALS, ... the same one."""
+    cdef vreal term, term_lo, total, rest
+    cdef Py_ssize_t part, k, at
+    cdef int c
+    for part in range(min(count, <Py_ssize_t>PARTIALS)):
+        for c in range(PARTIAL_REGS):
+            at = part * PARTIALS + c * LANES
+            total, rest = load(tile.total + at), load(tile.lost + at)
+            for k in range(ceil_div(count - part, PARTIALS)):
+                grad_term(kind, load(tile.p + at + k * PARTIALS * PARTIALS),
+                          load(tile.f + at + k * PARTIALS * PARTIALS), &term, &term_lo)
+                add_exact(term, term_lo, &total, &rest)
+            store(tile.total + at, total)
+            store(tile.lost + at, rest)
+
+cdef inline void grad_tile_of_rows(GradKind kind, bint scaled, const GradRows* a, const TilePosition* position,
+                                   const TilePosition* grad, const RowWorkspace* workspace) noexcept nogil:
+    cdef TileWorkspace* tile = workspace.tile
+    cdef Py_ssize_t j, k, count, n = a.rows.n
+    cdef GradShift[PARTIAL_REGS] s
+    cdef Shift[PARTIAL_REGS] unused
+    cdef Normalizer[PARTIAL_REGS] zero
+    cdef real* at
+    cdef int c
+    for c in range(PARTIAL_REGS):
+        s[c] = tile_grad_shift(a, position, c)
+        zero[c].hi = zero[c].lo = zero[c].one = broadcast(0)
+        no_temperature(&unused[c])
+    if has_sum(kind):
+        clear_exact_tile(tile)
+        j = 0
+        while j < n:
+            count = min(n - j, <Py_ssize_t>BLOCK)
+            load_grad_tiles(a, position, grad, j, count, tile)
+            sum_grad_block(kind, count, tile)
+            j += BLOCK
+            if j % CHUNK == 0 or j >= n:
+                end_exact_tile_chunk(tile)
+        for c in range(PARTIAL_REGS):
+            split_exact(exact_tile_sum(c, tile), &s[c].hi, &s[c].lo)
+    j = 0
+    while j < n:
+        count = min(n - j, <Py_ssize_t>BLOCK)
+        if n > BLOCK or not has_sum(kind):
+            load_grad_tiles(a, position, grad, j, count, tile)
+        for k in range(count):
+            for c in range(PARTIAL_REGS):
+                at = tile.p + k * PARTIALS + c * LANES
+                store(at, grad_of(kind, scaled, &s[c], load(at), load(tile.f + k * PARTIALS + c * LANES)))
+        store_tile(STORE_LOGS, False, &a.rows, position, j, count, unused, zero, tile.p)    # minus 0: as they are
+        j += BLOCK
+
+# Tasks, and the choice among the kinds.
+
+cdef struct GradTasks:
+    const GradRows* a
+    bint in_tiles
+    Py_ssize_t size                             # rows or tiles
+    const RowWorkspace* workspaces
+
+cdef inline void grad_rows_of(GradKind kind, bint scaled, const GradTasks* tasks, Py_ssize_t start, Py_ssize_t stop,
+                              const RowWorkspace* workspace) noexcept nogil:
+    cdef const GradRows* a = tasks.a
+    cdef TilePosition position, grad
+    cdef Py_ssize_t t
+    if not tasks.in_tiles:
+        dense_grad_rows(kind, scaled, a, start, min(stop, a.rows.outer * a.rows.inner) - 1, workspace)
+        return
+    for t in range(start, min(stop, a.rows.outer * tiles_of(&a.rows))):
+        position = tile_position(&a.rows, t)
+        grad = position
+        if has_sum(kind):
+            grad = tile_position(&a.grads, t)
+        grad_tile_of_rows(kind, scaled, a, &position, &grad, workspace)
+
+cdef Py_ssize_t softmax_grad_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
+    # one call for each case, so that the compiler makes each its own loop
+    cdef const GradTasks* tasks = <const GradTasks*>context
+    cdef Py_ssize_t start = task * tasks.size, stop = start + tasks.size
+    cdef const RowWorkspace* workspace = &tasks.workspaces[thread]
+    cdef bint scaled = tasks.a.rows.scaled
+    if tasks.a.kind == GRAD_SOFTMAX:
+        if scaled:
+            grad_rows_of(GRAD_SOFTMAX, True, tasks, start, stop, workspace)
+        else:
+            grad_rows_of(GRAD_SOFTMAX, False, tasks, start, stop, workspace)
+    elif tasks.a.kind == GRAD_LOG_SOFTMAX:
+        grad_rows_of(GRAD_LOG_SOFTMAX, scaled, tasks, start, stop, workspace)
+    elif tasks.a.kind == GRAD_LOGSUMEXP:
+        grad_rows_of(GRAD_LOGSUMEXP, False, tasks, start, stop, workspace)
+    else:
+        grad_rows_of(GRAD_ENTROPY, scaled, tasks, start, stop, workspace)
+    if tasks.a.rows.nontemporal:
+        stream_end()
+    return 1
+
+def softmax_backward_rows(int kind, const elem[:, :, :] x, const elem[:, :, :] grad, elem[:, :, :] y,
+                          const double[:, :] temperature, const unsigned char[:, :, :] where, const real[:, :] g,
+                          const real[:, :] value, int threads, bint nontemporal):
+    """Writes the gradient of the rows x (outer, n, inner) along n to y; see GradKind.
+
+    grad (outer, n, inner) for GRAD_SOFTMAX and GRAD_LOG_SOFTMAX; g and value (outer, inner) for the others. where is
+    for GRAD_LOGSUMEXP alone. No dimension is 0. y may be x or grad, but must not overlap them otherwise.
+    """
+    cdef GradRows a
+    cdef GradTasks tasks
+    cdef Workspaces memory
+    cdef Py_ssize_t row_size, row_count
+    a.kind = <GradKind>kind
+    a.rows = describe(SOFTMAX, x, y, temperature, where, None, nontemporal)
+    a.grads = describe(SOFTMAX, x if grad is None else grad, y, None, None, None, False)
+    a.g = a.value = NULL
+    a.g_outer = a.g_inner = a.value_outer = a.value_inner = 0
+    if g is not None:
+        a.g, a.value = <real*>&g[0, 0], <real*>&value[0, 0]
+        a.g_outer = g.strides[0] // <Py_ssize_t>sizeof(real)
+        a.g_inner = g.strides[1] // <Py_ssize_t>sizeof(real)
+        a.value_outer = value.strides[0] // <Py_ssize_t>sizeof(real)
+        a.value_inner = value.strides[1] // <Py_ssize_t>sizeof(real)
+    if a.rows.inner == 1:
+        outer_to_inner(&a.rows)
+        outer_to_inner(&a.grads)
+        a.g_inner, a.value_inner = a.g_outer, a.value_outer
+    tasks.a, tasks.in_tiles = &a, uses_tiles(&a.rows)
+    row_size, row_count = a.rows.n, a.rows.outer * a.rows.inner
+    if tasks.in_tiles:
+        row_size, row_count = a.rows.n * PARTIALS, a.rows.outer * tiles_of(&a.rows)
+    memory = Workspaces(threads, CHUNK, False, tasks.in_tiles)
+    tasks.workspaces = memory.workspaces
+    tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)
+    run_tasks(softmax_grad_task, &tasks, ceil_div(row_count, tasks.size),
+              max(1, SLICE // (tasks.size * row_size)), threads)

@@ -1,0 +1,465 @@
+# Cross entropy of rows of logits x (outer, n, inner), n classes, with their gradient in the same call.
+#
+#   z = x / temperature, lse = logsumexp(z), log p = z - lse
+#   loss = -sum(q * log p) + z_loss * lse**2
+#   gradient of x = grad_scale / temperature * (p * (sum(q) + 2 * z_loss * lse) - q)
+#
+# q of a class c is weight[c] * ((1 - smoothing) * target[c] + smoothing / n), with target[c] 1 for the class of the row
+# and 0 for others, or probabilities of the classes. Rows of class -1 are ignored: loss and gradient are 0.
+#
+# Passes: those of LOG_SOFTMAX for log p, so that a loss near 0 keeps its digits; the sum of q * log p, where there is
+# more than one term; those of SOFTMAX for the weights; the store of the gradient. Rows stay in the cache meanwhile.
+# z_loss: Chowdhery et al. (PaLM), 2022; smoothing: Szegedy et al., 2016.
+
+cdef extern from "math.h" nogil:
+    double expm1(double)
+
+cdef struct CrossEntropy:
+    Rows log_rows                               # x, y the gradient, temperature; op LOG_SOFTMAX
+    Rows weight_rows                            # the same with op SOFTMAX
+    const long long* classes                    # (outer, inner), or NULL
+    Py_ssize_t class_outer, class_inner
+    const real* target                          # probabilities (outer, n, inner), or NULL
+    Py_ssize_t target_outer, target_n, target_inner
+    const real* weight                          # of each class, or NULL: 1
+    double weight_sum                           # of all classes
+    double smoothing, z_loss, grad_scale
+    real* loss                                  # (outer, inner), C-contiguous
+    real* lse                                   # likewise, or NULL
+    bint has_grad
+
+cdef struct RowTarget:                          # of one row
+    Py_ssize_t cls                              # -1: ignored, or probabilities
+    bint ignored
+    double class_share                          # q of the class beyond the share of smoothing
+    double smooth_share                         # smoothing / n
+    double total                                # sum of q
+
+cdef inline const real* target_at(const CrossEntropy* a, const Row* row, Py_ssize_t k) noexcept nogil:
+    return a.target + row.o * a.target_outer + row.i * a.target_inner + k * a.target_n
+
+cdef inline RowTarget target_of(const CrossEntropy* a, const Row* row) noexcept nogil:
+    cdef RowTarget t
+    t.cls, t.class_share, t.total = -1, 0, 0
+    t.smooth_share = a.smoothing / <double>a.log_rows.n
+    t.ignored = False
+    if a.classes != NULL:
+        t.cls = <Py_ssize_t>a.classes[row.o * a.class_outer + row.i * a.class_inner]
+        t.ignored = t.cls < 0
+        if not t.ignored:
+            t.class_share = (1 - a.smoothing) * (1 if a.weight == NULL else <double>a.weight[t.cls])
+            t.total = t.class_share + t.smooth_share * a.weight_sum
+    return t
+
+cdef inline bint has_terms(const CrossEntropy* a) noexcept nogil:
+    """Whether q has more than one element that is not 0."""
+    return a.target != NULL or a.smoothing != 0
+
+cdef void shares_of(const CrossEntropy* a, const Row* row, Py_ssize_t start, Py_ssize_t count,
+                    real* q) noexcept nogil:
+    """q of the classes start .. start + count - 1, without the class_share of the row's class; zeros up to UNROLL."""
+    cdef Py_ssize_t k
+    cdef double share, smooth = a.smoothing / <double>a.log_rows.n
+    for k in range(count):
+        share = smooth
+        if a.target != NULL:
+            share += (1 - a.smoothing) * <double>target_at(a, row, start + k)[0]
+        if a.weight != NULL:
+            share *= <double>a.weight[start + k]
+        q[k] = <real>share
+    for k in range(count, ceil_div(count, UNROLL) * UNROLL):
+        q[k] = 0
+
+cdef inline vreal entropy_term(vreal q, vreal log_p) noexcept nogil:
+    """q * -log p; 0 where q is 0, also at a logit of -inf."""
+    return zero_where(eq(q, broadcast(0)), -(q * log_p))
+
+cdef double lse_of(const CrossEntropy* a, const Row* row, real row_max, const Shift* s,
+                   const Normalizer* normalizer, int lane) noexcept nogil:
+    """From what log_softmax subtracts, which may be counted from the largest score: see logarithm_of."""
+    cdef real[LANES] hi, lo, shrink, factor
+    cdef Py_ssize_t k
+    if not (-INFINITY < row_max < INFINITY):
+        for k in range(row.n):
+            if isnan(real_of(row.x + k * a.log_rows.x_n)):
+                return NAN
+        return row_max
+    store(hi, normalizer.hi)
+    store(lo, normalizer.lo)
+    store(shrink, s.shrink)
+    store(factor, s.factor)
+    if shrink[lane] == 1:
+        return <double>hi[lane] + <double>lo[lane]
+    return (<double>row_max / a.log_rows.temperature[row.o * a.log_rows.temperature_outer
+                                                     + row.i * a.log_rows.temperature_inner]
+            + (<double>hi[lane] + <double>lo[lane]))
+
+cdef inline double grad_factor(const CrossEntropy* a, const Row* row) noexcept nogil:
+    """grad_scale / temperature."""
+    if not a.log_rows.scaled:
+        return a.grad_scale
+    return a.grad_scale / a.log_rows.temperature[row.o * a.log_rows.temperature_outer
+                                                 + row.i * a.log_rows.temperature_inner]
+
+cdef double class_grad(const CrossEntropy* a, const Row* row, const RowTarget* t, double log_p,
+                       double lse) noexcept nogil:
+    """The gradient at the class of the row. p - 1 is computed from log p, which keeps the digits of a small 1 - p."""
+    cdef real[UNROLL] q
+    cdef double below_one = expm1(log_p), other_share = t.total - t.class_share + 2 * a.z_loss * lse
+    shares_of(a, row, t.cls, 1, q)
+    return grad_factor(a, row) * (t.class_share * below_one + other_share * (1 + below_one)
+                                  - (<double>q[0] if has_terms(a) else 0))
+
+cdef void store_loss(const CrossEntropy* a, const Row* row, const RowTarget* t, double class_log_p, double terms,
+                     double lse) noexcept nogil:
+    cdef Py_ssize_t at = row.o * a.log_rows.inner + row.i
+    cdef double loss = terms + a.z_loss * lse * lse
+    if a.lse != NULL:
+        a.lse[at] = <real>lse
+    if t.ignored:
+        a.loss[at] = 0
+        return
+    if t.class_share != 0:
+        loss -= t.class_share * class_log_p
+    if lse - lse != 0:                          # a row whose result is NaN
+        loss = NAN
+    a.loss[at] = <real>loss
+
+# One dense row.
+
+cdef void sum_terms(const CrossEntropy* a, const Row* row, const Shift* s, const Normalizer* normalizer,
+                    const RowWorkspace* workspace, double* terms, double* total) noexcept nogil:
+    """terms: the sum of q * -log p, without the class_share; total: that of q, for probabilities."""
+    cdef real[UNROLL] q
+    cdef elem[PARTIALS] end
+    cdef ExactSums sums, totals
+    cdef const elem* x
+    cdef Py_ssize_t start, count, k, j
+    cdef vreal share, hi, lo
+    cdef int v, chunk
+    clear_exact(&sums)
+    clear_exact(&totals)
+    for chunk in range(ceil_div(row.n, CHUNK)):
+        start = chunk * CHUNK
+        count = min(row.n - start, CHUNK)
+        x = gather_chunk(&a.log_rows, row, start, count, workspace.elements)
+        for k in range(ceil_div(count, PARTIALS)):
+            shares_of(a, row, start + k * PARTIALS, min(count - k * PARTIALS, <Py_ssize_t>PARTIALS), q)
+            if (k + 1) * PARTIALS > count:
+                for j in range(PARTIALS):
+                    end[j] = x[k * PARTIALS + j] if k * PARTIALS + j < count else elem_of(0)
+                x = <const elem*>end - k * PARTIALS
+            for v in range(PARTIAL_REGS):
+                share = load(q + v * LANES)
+                add_exact(entropy_term(share, normal_result_of(
+                    STORE_LOGS, s, normalizer, a.log_rows.scaled, load_elem(x + k * PARTIALS + v * LANES))),
+                    broadcast(0), &sums.total[v], &sums.rest[v])
+                add_exact(share, broadcast(0), &totals.total[v], &totals.rest[v])
+        end_exact_chunk(&sums)
+        end_exact_chunk(&totals)
+    split_exact(dd_total(sums.chunks), &hi, &lo)
+    terms[0] = <double>lane0(hi) + <double>lane0(lo)
+    split_exact(dd_total(totals.chunks), &hi, &lo)
+    total[0] = <double>lane0(hi) + <double>lane0(lo)
+
+cdef void store_reals(const real* x, elem* y, Py_ssize_t stride, Py_ssize_t count, bint nontemporal) noexcept nogil:
+    """x as elements; x may be y."""
+    cdef elem[LANES] line
+    cdef Py_ssize_t k = 0, m
+    cdef int v
+    if <const void*>x == <const void*>y:
+        return
+    if stride == 1 and nontemporal and count >= 2 * PARTIALS:
+        m = peel_to_cache_line(y)
+        while k < m:
+            y[k] = elem_of(x[k])
+            k += 1
+        while k + PARTIALS <= count:
+            for v in range(PARTIAL_REGS):
+                stream(<real*>y + k + v * LANES, load(x + k + v * LANES))
+            k += PARTIALS
+    if stride == 1:
+        while k + LANES <= count:
+            store_elem(y + k, load(x + k))
+            k += LANES
+    while k < count:
+        m = min(count - k, <Py_ssize_t>LANES)
+        store_elem(line, load(x + k))           # x has whole registers
+        scatter(y + k * stride, stride, line, m)
+        k += m
+
+cdef void store_grad_of_chunk(const CrossEntropy* a, const Row* row, const RowTarget* t, Py_ssize_t start,
+                              Py_ssize_t count, const Normalizer* normalizer, double factor, double weight_factor,
+                              double of_class, real* weights) noexcept nogil:
+    """weights become p * weight_factor - q * factor, and are stored. of_class: the gradient at the class of the row."""
+    cdef real[UNROLL] q
+    cdef vreal hi = normalizer.hi, lo = normalizer.lo, p_factor = broadcast(<real>weight_factor)
+    cdef vreal q_factor = broadcast(<real>factor), p
+    cdef elem* y = row.y + start * a.log_rows.y_n
+    cdef Py_ssize_t k = 0, j
+    while k < count:
+        if not has_terms(a):
+            store(weights + k, mul_dd(load(weights + k), hi, lo) * p_factor)
+            k += LANES
+            continue
+        shares_of(a, row, start + k, min(count - k, <Py_ssize_t>UNROLL), q)
+        for j in range(ceil_div(min(count - k, <Py_ssize_t>UNROLL), LANES)):
+            p = mul_dd(load(weights + k + j * LANES), hi, lo)
+            store(weights + k + j * LANES, fma_(-load(q + j * LANES), q_factor, p * p_factor))
+        k += UNROLL
+    if start <= t.cls < start + count:
+        weights[t.cls - start] = <real>of_class
+    store_reals(weights, y, a.log_rows.y_n, count, a.log_rows.nontemporal)
+
+cdef void cross_entropy_row(const CrossEntropy* a, const Row* row, const RowWorkspace* workspace) noexcept nogil:
+    cdef RowTarget t = target_of(a, row)
+    cdef real row_max = max_of_row(&a.log_rows, row, workspace)
+    cdef Shift s = shift_of(&a.log_rows, row, row_max)
+    cdef Normalizer normalizer
+    cdef Sums unused
+    cdef double lse, class_log_p = 0, terms = 0, factor, weight_factor, of_class = 0
+    cdef Py_ssize_t chunk, start, count
+    cdef real* weights
+    normalizer_of_row(&a.log_rows, row, &s, workspace, &normalizer)
+    lse = lse_of(a, row, row_max, &s, &normalizer, 0)
+    if t.cls >= 0:
+        class_log_p = <double>lane0(normal_result_of(STORE_LOGS, &s, &normalizer, a.log_rows.scaled,
+                                                     broadcast(real_of(row.x + t.cls * a.log_rows.x_n))))
+    if has_terms(a) and not t.ignored:
+        sum_terms(a, row, &s, &normalizer, workspace, &terms, &factor)
+        if a.target != NULL:
+            t.total = factor
+    store_loss(a, row, &t, class_log_p, terms, lse)
+    if not a.has_grad:
+        return
+    if t.ignored:
+        clear_elements(row.y, a.log_rows.y_n, row.n, a.log_rows.nontemporal)
+        return
+    normalizer_of_row(&a.weight_rows, row, &s, workspace, &normalizer)
+    factor = grad_factor(a, row)
+    weight_factor = factor * (t.total + 2 * a.z_loss * lse)
+    if t.cls >= 0:
+        of_class = class_grad(a, row, &t, class_log_p, lse)
+    for chunk in range(ceil_div(row.n, CHUNK)):
+        start = chunk * CHUNK
+        count = min(row.n - start, CHUNK)
+        if not keeps_weights(&a.weight_rows, row.n):
+            clear(&unused)
+            sum_chunk(SUM_WEIGHTS, &a.weight_rows, row, start, count, &s, workspace, &unused)
+        weights = chunk_weights_buf(&a.weight_rows, row, start, workspace)
+        store_grad_of_chunk(a, row, &t, start, count, &normalizer, factor, weight_factor, of_class, weights)
+
+# A tile of rows, each in a lane.
+
+cdef void cross_entropy_tile(const CrossEntropy* a, const TilePosition* position,
+                             const RowWorkspace* workspace) noexcept nogil:
+    cdef const Rows* rows = &a.log_rows
+    cdef vreal[PARTIAL_REGS] row_max
+    cdef Shift[PARTIAL_REGS] s
+    cdef Normalizer[PARTIAL_REGS] normalizer, zero
+    cdef RowTarget[PARTIALS] t
+    cdef double[PARTIALS] of_class, terms, total
+    cdef real[PARTIALS] maxima, logits, log_p, weight_factor, q_factor
+    cdef real* x = workspace.weights_buf
+    cdef Row row
+    cdef double lse
+    cdef Py_ssize_t k, c
+    cdef int v
+    for v in range(PARTIAL_REGS):
+        row_max[v] = broadcast(-INFINITY)
+    load_blocks(rows, position, workspace, row_max)
+    for v in range(PARTIAL_REGS):
+        s[v] = tile_shift(rows, position, v, rows.scaled, row_max[v])
+        store(maxima + v * LANES, row_max[v])
+    normalizers_of_tile(rows, position, s, workspace, normalizer)
+    if has_terms(a):
+        sum_tile_terms(a, position, s, normalizer, workspace, terms, total)
+    for c in range(PARTIALS):
+        logits[c] = weight_factor[c] = q_factor[c] = 0
+        if c < position.tile_rows:
+            row = row_of(rows, position.first.o, position.first.i + c)
+            t[c] = target_of(a, &row)
+            if t[c].cls >= 0:
+                logits[c] = x[t[c].cls * PARTIALS + c]
+    for v in range(PARTIAL_REGS):
+        store(log_p + v * LANES, normal_result_of(STORE_LOGS, &s[v], &normalizer[v], rows.scaled,
+                                                  load(logits + v * LANES)))
+    for c in range(position.tile_rows):
+        row = row_of(rows, position.first.o, position.first.i + c)
+        lse = lse_of(a, &row, maxima[c], &s[c // LANES], &normalizer[c // LANES], <int>(c % LANES))
+        if a.target != NULL:
+            t[c].total = total[c]
+        if not t[c].ignored:
+            weight_factor[c] = <real>(grad_factor(a, &row) * (t[c].total + 2 * a.z_loss * lse))
+            q_factor[c] = <real>grad_factor(a, &row)
+        if t[c].cls >= 0:
+            of_class[c] = class_grad(a, &row, &t[c], log_p[c], lse)
+        store_loss(a, &row, &t[c], log_p[c], terms[c] if has_terms(a) and not t[c].ignored else 0, lse)
+    if not a.has_grad:
+        return
+    normalizers_of_tile(&a.weight_rows, position, s, workspace, normalizer)
+    tile_grads(a, position, normalizer, t, of_class, weight_factor, q_factor, x)
+    for v in range(PARTIAL_REGS):
+        zero[v].hi = zero[v].lo = zero[v].one = broadcast(0)
+    k = 0
+    while k < rows.n:
+        store_tile(STORE_LOGS, False, rows, position, k, min(rows.n - k, <Py_ssize_t>BLOCK), s, zero, x + k * PARTIALS)
+        k += BLOCK
+
+cdef void sum_tile_terms(const CrossEntropy* a, const TilePosition* position, const Shift* s,
+                         const Normalizer* normalizer, const RowWorkspace* workspace, double* terms,
+                         double* total) noexcept nogil:
+    """sum_terms of each row, in the same order."""
+    cdef const real* x = workspace.weights_buf
+    cdef real[PARTIALS] hi, lo
+    cdef vreal hi_, lo_
+    cdef int v, pass_
+    for pass_ in range(2):                      # the terms, then q
+        clear_exact_tile(workspace.tile)
+        add_tile_terms(a, position, pass_ == 1, s, normalizer, x, workspace.tile)
+        for v in range(PARTIAL_REGS):
+            split_exact(exact_tile_sum(v, workspace.tile), &hi_, &lo_)
+            store(hi + v * LANES, hi_)
+            store(lo + v * LANES, lo_)
+        for v in range(PARTIALS):
+            if pass_ == 0:
+                terms[v] = <double>hi[v] + <double>lo[v]
+            else:
+                total[v] = <double>hi[v] + <double>lo[v]
+
+cdef inline void load_shares(const CrossEntropy* a, const TilePosition* position, Py_ssize_t k,
+                             real* q) noexcept nogil:
+    """shares_of class k, for each row of a tile."""
+    cdef Row row = position.first
+    cdef real[UNROLL] share
+    cdef Py_ssize_t c
+    if a.target == NULL:
+        shares_of(a, &row, k, 1, share)
+        for c in range(PARTIALS):
+            q[c] = share[0]
+        return
+    for c in range(PARTIALS):
+        q[c] = 0
+    for c in range(position.tile_rows):
+        row.i = position.first.i + c
+        shares_of(a, &row, k, 1, share)
+        q[c] = share[0]
+
+cdef void add_tile_terms(const CrossEntropy* a, const TilePosition* position, bint only_shares, const Shift* s,
+                         const Normalizer* normalizer, const real* x, TileWorkspace* tile) noexcept nogil:
+    cdef real[PARTIALS] q
+    cdef vreal term, total, rest
+    cdef Py_ssize_t k, at
+    cdef int v
+    for k in range(a.log_rows.n):
+        load_shares(a, position, k, q)
+        for v in range(PARTIAL_REGS):
+            term = load(q + v * LANES)
+            if not only_shares:
+                term = entropy_term(term, normal_result_of(STORE_LOGS, &s[v], &normalizer[v], a.log_rows.scaled,
+                                                           load(x + k * PARTIALS + v * LANES)))
+            at = k % PARTIALS * PARTIALS + v * LANES
+            total, rest = load(tile.total + at), load(tile.lost + at)
+            add_exact(term, broadcast(0), &total, &rest)
+            store(tile.total + at, total)
+            store(tile.lost + at, rest)
+        if (k + 1) % CHUNK == 0 or k + 1 == a.log_rows.n:
+            end_exact_tile_chunk(tile)
+
+cdef void tile_grads(const CrossEntropy* a, const TilePosition* position, const Normalizer* normalizer,
+                     const RowTarget* t, const double* of_class, const real* weight_factor, const real* q_factor,
+                     real* x) noexcept nogil:
+    """Weights x (n, PARTIALS) become gradients; a row that is ignored has factors of 0, and may hold NaN."""
+    cdef real[PARTIALS] q
+    cdef vreal p, grad, wanted
+    cdef Py_ssize_t k, c
+    cdef int v
+    for k in range(a.log_rows.n):
+        if has_terms(a):
+            load_shares(a, position, k, q)
+        for v in range(PARTIAL_REGS):
+            wanted = load(q_factor + v * LANES)
+            p = mul_dd(load(x + k * PARTIALS + v * LANES), normalizer[v].hi, normalizer[v].lo)
+            grad = p * load(weight_factor + v * LANES)
+            if has_terms(a):
+                grad = fma_(-load(q + v * LANES), wanted, grad)
+            if a.classes != NULL:
+                grad = zero_where(eq(wanted, broadcast(0)), grad)
+            store(x + k * PARTIALS + v * LANES, grad)
+    for c in range(position.tile_rows):
+        if t[c].cls >= 0:
+            x[t[c].cls * PARTIALS + c] = <real>of_class[c]
+
+# Tasks.
+
+cdef struct CrossEntropyTasks:
+    const CrossEntropy* a
+    bint in_tiles
+    Py_ssize_t size
+    const RowWorkspace* workspaces
+
+cdef Py_ssize_t cross_entropy_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
+    cdef const CrossEntropyTasks* tasks = <const CrossEntropyTasks*>context
+    cdef const CrossEntropy* a = tasks.a
+    cdef const RowWorkspace* workspace = &tasks.workspaces[thread]
+    cdef Py_ssize_t start = task * tasks.size, stop = start + tasks.size, r
+    cdef TilePosition position
+    cdef Row row
+    if tasks.in_tiles:
+        for r in range(start, min(stop, a.log_rows.outer * tiles_of(&a.log_rows))):
+            position = tile_position(&a.log_rows, r)
+            cross_entropy_tile(a, &position, workspace)
+    else:
+        for r in range(start, min(stop, a.log_rows.outer * a.log_rows.inner)):
+            row = row_at(&a.log_rows, r)
+            cross_entropy_row(a, &row, workspace)
+    if a.log_rows.nontemporal:
+        stream_end()
+    return 1
+
+def cross_entropy_rows(const elem[:, :, :] x, const long long[:, :] classes, const real[:, :, :] target,
+                       const real[:] weight, double weight_sum, double smoothing, double z_loss, double grad_scale,
+                       const double[:, :] temperature, real[:, :] loss, real[:, :] lse, elem[:, :, :] grad,
+                       int threads, bint nontemporal):
+    """Writes the loss of each row of x (outer, n, inner) along n, its lse, and the gradient of grad_scale times it.
+
+    Either classes (outer, inner), -1 for a row to be ignored, or probabilities target (outer, n, inner). weight (n),
+    temperature (outer, inner), lse and grad may be None. loss and lse (outer, inner) are C-contiguous. grad may be x,
+    but must not overlap it otherwise. No dimension is 0.
+    """
+    cdef CrossEntropy a
+    cdef CrossEntropyTasks tasks
+    cdef Workspaces memory
+    cdef Py_ssize_t row_size, row_count, size
+    a.log_rows = describe(LOG_SOFTMAX, x, grad, temperature, None, None, nontemporal)
+    a.classes, a.target, a.weight, a.has_grad = NULL, NULL, NULL, grad is not None
+    a.class_outer = a.class_inner = a.target_outer = a.target_n = a.target_inner = 0
+    if classes is not None:
+        a.classes = <long long*>&classes[0, 0]
+        a.class_outer = classes.strides[0] // <Py_ssize_t>sizeof(long long)
+        a.class_inner = classes.strides[1] // <Py_ssize_t>sizeof(long long)
+    else:
+        a.target = <real*>&target[0, 0, 0]
+        a.target_outer = target.strides[0] // <Py_ssize_t>sizeof(real)
+        a.target_n = target.strides[1] // <Py_ssize_t>sizeof(real)
+        a.target_inner = target.strides[2] // <Py_ssize_t>sizeof(real)
+    if weight is not None:
+        a.weight = <real*>&weight[0]
+    a.weight_sum, a.smoothing, a.z_loss, a.grad_scale = weight_sum, smoothing, z_loss, grad_scale
+    a.loss, a.lse = &loss[0, 0], NULL if lse is None else &lse[0, 0]
+    if a.log_rows.inner == 1:
+        outer_to_inner(&a.log_rows)
+        a.class_inner, a.target_inner = a.class_outer, a.target_outer
+    a.weight_rows = a.log_rows
+    a.weight_rows.op = SOFTMAX
+    tasks.a, tasks.in_tiles = &a, uses_tiles(&a.log_rows) and keeps_tile(&a.log_rows)
+    row_size, row_count = a.log_rows.n, a.log_rows.outer * a.log_rows.inner
+    size = a.log_rows.n if a.log_rows.n <= KEEP else CHUNK
+    if tasks.in_tiles:
+        row_size, row_count = a.log_rows.n * PARTIALS, a.log_rows.outer * tiles_of(&a.log_rows)
+        size = tile_buffer(&a.log_rows)
+    memory = Workspaces(threads, size, False, tasks.in_tiles)
+    tasks.workspaces = memory.workspaces
+    tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)
+    run_tasks(cross_entropy_task, &tasks, ceil_div(row_count, tasks.size),
+              max(1, SLICE // (tasks.size * row_size)), threads)
