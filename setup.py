@@ -13,7 +13,7 @@ KERNELS = Path("fastsoftmax") / "kernels"
 STUBS = Path("build") / "stubs"
 SHARED = "fastsoftmax._cyutility"           # Cython's memoryviews and functions, once for all modules
 
-# The two tables that the whole project follows: what is built, dispatched, tested and benchmarked.
+# The tables that the whole project follows: what is built, dispatched, tested and benchmarked.
 DTYPES = {
     "f32": "simd/elem_real.pxi", "f64": "simd/elem_real.pxi", "f16": "simd/elem_bits.pxi", "bf16": "simd/elem_bits.pxi",
 }
@@ -27,6 +27,9 @@ ISAS = {                                    # from the plainest to the best
     "arm64": {"generic": [], "arm64": []},
     "other": {"generic": []},
 }
+# Instruction sets that only some dtypes have; the others use the one before it. {"x86_64_v4_bf16": {"bf16"}}, for
+# instance.
+DTYPES_OF_ISA = {}
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
 
 DEBUG = os.environ.get("FASTSOFTMAX_DEBUG") == "1"          # bounds checks, no optimisation
@@ -47,6 +50,11 @@ def isas():
     return ISAS[MACHINES.get(os.environ.get("FASTSOFTMAX_MACHINE", platform.machine()).lower(), "other")]
 
 
+def modules():
+    """(dtype, ISA) of every kernel module."""
+    return [(dtype, isa) for dtype in DTYPES for isa in isas() if dtype in DTYPES_OF_ISA.get(isa, DTYPES)]
+
+
 def compile_flags(openmp=True):
     """Flags that leave NaN, infinity, signed zero and subnormal numbers as they are."""
     if MSVC:
@@ -59,8 +67,8 @@ def compile_flags(openmp=True):
         speed += ["-fschedule-insns", "-fsched-pressure"]   # exp of four registers at once: 8 % fewer cycles
     # what a kernel declares inline is one loop in each of its uses, and must become part of it
     inline = [] if DEBUG or SANITIZE else ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]
-    common = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-unused-function",
-              "-Wno-psabi"]
+    common = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
+              "-Wno-unused-function", "-Wno-psabi"]
     return (parallel if openmp else []) + speed + inline + common
 
 
@@ -86,13 +94,14 @@ def extensions():
     serial = {"extra_compile_args": compile_flags(openmp=False), "extra_link_args": link_flags(openmp=False)}
     texts = sorted(str(path) for pattern in ("*.h", "*.pxi") for path in KERNELS.rglob(pattern))
     runtime = {"include_dirs": ["fastsoftmax"], "depends": sorted(map(str, KERNELS.glob("runtime/*.h")))}
-    tables = [("FASTSOFTMAX_DTYPES", f'"{" ".join(DTYPES)}"'), ("FASTSOFTMAX_ISAS", f'"{" ".join(isas())}"')]
+    tables = [("FASTSOFTMAX_DTYPES", f'"{" ".join(DTYPES)}"'), ("FASTSOFTMAX_ISAS", f'"{" ".join(isas())}"'),
+              ("FASTSOFTMAX_MODULES", '"' + " ".join(f"{dtype}_{isa}" for dtype, isa in modules()) + '"')]
     kernels = [
         Extension(
             f"fastsoftmax.kernels.{dtype}_{isa}", [str(stub(dtype, isa)[0])], include_dirs=[str(KERNELS)],
             define_macros=[(f"DTYPE_{dtype}", None), (f"ISA_{isa}", None)],
-            extra_compile_args=compile_flags() + flags, depends=texts, **parallel)
-        for dtype in DTYPES for isa, flags in isas().items()
+            extra_compile_args=compile_flags() + isas()[isa], depends=texts, **parallel)
+        for dtype, isa in modules()
     ]
     return [
         *kernels,
@@ -132,11 +141,10 @@ class BuildKernels(build_ext):
         from Cython.Build import cythonize
 
         STUBS.joinpath(KERNELS).mkdir(parents=True, exist_ok=True)
-        for dtype in DTYPES:
-            for isa in isas():
-                path, text = stub(dtype, isa)
-                if not holds(path, text):
-                    path.write_text(text)
+        for dtype, isa in modules():
+            path, text = stub(dtype, isa)
+            if not holds(path, text):
+                path.write_text(text)
         # mtimes do not reflect a change of flags, compiler, Cython or NumPy: without a record of these, a release build
         # would reuse debug objects. With it, a translation newer than its texts need not be repeated. Cython alone
         # would: in pip's isolated builds its own files are always newer.

@@ -26,7 +26,7 @@ COLOURS = {                 # Okabe and Ito's, which colour-blind readers can te
     OURS: "#000000", "PyTorch": "#d55e00", "PyTorch folded": "#e69f00", "ONNX Runtime": "#0072b2",
     "OpenVINO": "#cc79a7", "JAX": "#009e73", "SciPy": "#56b4e9", "NumPy": "#8a8a8a",
 }
-NO_PEER = ("oracle",)       # fastsoftmax/reference.py, which computes float32 in float64
+NO_PEER = ("oracle",)       # fastsoftmax.reference, which computes float32 in float64
 README_SPEED = (            # file, function, name of the shape; one thread
     (SOFTMAX, "softmax", "ten numbers"), (SOFTMAX, "softmax", "ImageNet classes"),
     (SOFTMAX, "softmax", "channels of images"), (SOFTMAX, "log_softmax", "ImageNet classes"),

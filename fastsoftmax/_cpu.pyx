@@ -13,6 +13,7 @@ cdef extern from "kernels/runtime/cpu_features.h" nogil:
 cdef extern from *:
     const char* DTYPES "FASTSOFTMAX_DTYPES"
     const char* ISAS "FASTSOFTMAX_ISAS"
+    const char* MODULES "FASTSOFTMAX_MODULES"
 
 cdef extern from "<fenv.h>" nogil:
     ctypedef struct fenv_t:
@@ -24,6 +25,7 @@ cdef extern from "<fenv.h>" nogil:
 compiler = COMPILER.decode()
 dtypes = tuple(DTYPES.decode().split())             # that this build has kernels for
 isas_built = tuple(ISAS.decode().split())           # from the plainest to the best
+modules_built = frozenset(MODULES.decode().split())  # "f32_generic", ...: not every dtype need have every ISA
 
 
 def supports(isa):

@@ -30,8 +30,18 @@ def supported():
     return tuple(isa for isa in _cpu.isas_built if _cpu.supports(isa))
 
 
+def modules(isas):
+    """(dtype, instruction set) of the modules of this build, for these instruction sets."""
+    return [(tag, isa) for tag in DTYPES for isa in isas if f"{tag}_{isa}" in _cpu.modules_built]
+
+
+def best_isa(tag, isas, modules_built):
+    """The last of the instruction sets that has a module of this dtype."""
+    return [isa for isa in isas if f"{tag}_{isa}" in modules_built][-1]
+
+
 def isa():
-    """The instruction set in use."""
+    """The instruction set in use. A dtype without a module of it uses the one before."""
     return _isa
 
 
@@ -47,9 +57,11 @@ def use(name):
         reason = "is not supported by this CPU" if name in built() else (
             "is unknown or not part of this build" if name else "is empty")
         raise ImportError(f"FASTSOFTMAX_ISA={name!r} {reason}; supported here: {', '.join(supported())}")
-    modules = {tag: importlib.import_module(f"fastsoftmax.kernels.{tag}_{name}") for tag in DTYPES}
-    _modules, _isa = modules, name
-    _fastpath.use(*(modules[tag].contiguous_address for tag in ("f16", "bf16", "f32", "f64")))
+    isas = supported()[:supported().index(name) + 1]
+    loaded = {tag: importlib.import_module(f"fastsoftmax.kernels.{tag}_{best_isa(tag, isas, _cpu.modules_built)}")
+              for tag in DTYPES}
+    _modules, _isa = loaded, name
+    _fastpath.use(*(loaded[tag].contiguous_address for tag in ("f16", "bf16", "f32", "f64")))
 
 
 @contextlib.contextmanager

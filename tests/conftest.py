@@ -14,7 +14,7 @@ def pytest_configure(config):
     helpers.pytest_config = config
 
 
-KERNELS = [(tag, isa) for tag in _dispatch.DTYPES for isa in _dispatch.supported()]
+KERNELS = _dispatch.modules(_dispatch.supported())
 
 
 @pytest.fixture(params=KERNELS, ids=["-".join(k) for k in KERNELS])

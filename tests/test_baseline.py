@@ -17,7 +17,7 @@ CALLS = {
 
 @pytest.fixture
 def no_oracle(monkeypatch):
-    """`reference.py` out of reach."""
+    """`fastsoftmax.reference` out of reach."""
     for name in reference.__all__:
         monkeypatch.delattr(reference, name)
 

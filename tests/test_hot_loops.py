@@ -17,7 +17,7 @@ import fastsoftmax
 from fastsoftmax import _dispatch
 
 VECTORS = ("x86_64_v3", "x86_64_v4")
-MODULES = [f"{tag}_{isa}" for tag in _dispatch.DTYPES for isa in _dispatch.built() if isa in VECTORS]
+MODULES = [f"{tag}_{isa}" for tag, isa in _dispatch.modules(_dispatch.built()) if isa in VECTORS]
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux" or not MODULES, reason="reads ELF objects of x86-64"),

@@ -23,7 +23,7 @@ pytestmark = [
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of x86-64")
 
 EVERYWHERE = ["_cpu", "_openmp", "_testing", "_fastpath"]        # imported on any CPU
-MODULES = EVERYWHERE + [f"kernels.{tag}_{isa}" for tag in _dispatch.DTYPES for isa in _dispatch.built()]
+MODULES = EVERYWHERE + [f"kernels.{tag}_{isa}" for tag, isa in _dispatch.modules(_dispatch.built())]
 
 # Mnemonics as objdump writes them, with suffixes and operands following.
 VEX = r"v[a-z]\w*"                              # AVX and everything after; no other mnemonic of programs begins with v

@@ -196,6 +196,14 @@ def test_a_bad_count_is_an_error_at_import(variable, value):
     assert value in done.stderr
 
 
+def test_a_dtype_may_lack_an_instruction_set():
+    """It uses the one before."""
+    built = {"f32_generic", "f32_v3", "f32_v4", "bf16_generic", "bf16_v3", "bf16_v4", "bf16_v4_bf16"}
+    isas = ["generic", "v3", "v4", "v4_bf16"]
+    assert [_dispatch.best_isa("f32", isas[:n], built) for n in (1, 2, 3, 4)] == ["generic", "v3", "v4", "v4"]
+    assert _dispatch.best_isa("bf16", isas, built) == "v4_bf16"
+
+
 @pytest.mark.parametrize("isa", _dispatch.supported())
 def test_isa_variable_chooses(isa):
     code = "import fastsoftmax; print(fastsoftmax.show_config('dicts')['isa'], fastsoftmax.softmax([0.0, 0.0]))"

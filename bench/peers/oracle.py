@@ -1,4 +1,4 @@
-"""The definitions, fastsoftmax/reference.py."""
+"""The definitions, fastsoftmax.reference."""
 
 import data
 import shapes
