@@ -1,7 +1,8 @@
 """The softmax family and attention as a NumPy user writes them: the column "NumPy" of every table of speed.
 
 Shift, exponential, sum and division, in the dtype of the input, with temporaries reused. `fastsoftmax.reference`
-is no baseline: it is an oracle, which computes float32 in float64. x is an array, `axis` an int, `hidden` booleans made beforehand.
+is no baseline: it is an oracle, which computes float32 in float64. x is an array, `axis` an int, `hidden` booleans made
+beforehand.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
-/* Sums that carry more digits than a real: vdd.
+/* Numbers with about twice the digits of a real: vdd.
  *
- * For float, a vdd is as many doubles, in two registers; for double, a pair hi + lo without overlap (Dekker's double
- * length). Each lane is a number of its own; dd_total adds the lanes in a fixed order, halving their
- * number at each step, and leaves the total in every lane.
+ * For float, a vdd is as many doubles, in two registers; for double, a double-double, a pair hi + lo without overlap
+ * (Dekker, 1971). Each lane is a number of its own. dd_total adds the lanes in a fixed order, and leaves the total in
+ * every lane.
  */
 #if defined ISA_generic
 typedef double vdouble;
@@ -85,13 +85,13 @@ SIMD_INLINE vdd dd_log1p(vdd z)
     }
     return z;
 }
-/* a as the sum of two reals, the first as near to it as a real can be */
+/* a as the sum of two reals, the first its nearest real. */
 SIMD_INLINE void dd_split(vdd a, vreal *hi, vreal *lo)
 {
     *hi = dd_to(a);
     *lo = dd_to(dd_sub(a, dd_from(*hi)));
 }
-/* base + base_lo + a likewise; exact even where base and a nearly cancel or differ by many digits */
+/* base + base_lo + a likewise, also where base and a nearly cancel, or differ by many digits. */
 SIMD_INLINE void dd_split_sum(vreal base, vreal base_lo, vdd a, vreal *hi, vreal *lo)
 {
     vdd rest = dd_add(dd_from(base_lo), a);

@@ -1,11 +1,11 @@
-/* The vocabulary of the kernels: one register, and what can be done with it.
+/* The vocabulary of the kernels: one register, and the operations on it.
  *
  * Every kernel module is compiled for one element type (-DDTYPE_f32, _f64, _f16 or _bf16) and one
  * instruction set (-DISA_generic, _x86_64_v2, _x86_64_v3, _x86_64_v4 or _arm64). This header turns
  * these two choices into types and words; the kernels are written in the words alone.
  *
- *   elem    what an array holds: float, double, or the 16 bits of a float16 or bfloat16
- *   real    what is computed with: float, or double for double
+ *   elem    an element of an array: float, double, or the 16 bits of a float16 or bfloat16
+ *   real    the type of the arithmetic: float, or double for double
  *   vreal   LANES reals in one register
  *   vmask   one truth value a lane
  *
@@ -51,7 +51,7 @@ typedef real elem;
 
 #if defined __GNUC__
 #define SIMD_INLINE static inline __attribute__((always_inline, unused))
-#define COLD static __attribute__((noinline, cold, unused))     /* seldom called: kept out of the loops */
+#define COLD static __attribute__((noinline, cold, unused))     /* rarely called, so kept out of the loops */
 #else
 #define SIMD_INLINE static inline
 #define COLD static
@@ -75,8 +75,8 @@ typedef real elem;
 #define PARTIAL_REGS (PARTIALS / LANES)
 #define UNROLL (4 * PARTIALS)
 
-/* Attention multiplies TILE_n rows by n <= COLUMNS registers at a time, as many as stay in registers: n * TILE_n sums,
- * n registers of the right factor and one of the left. */
+/* gemm_tile of attention multiplies TILE_n rows by n <= COLUMNS registers: n * TILE_n sums, n registers of the right
+ * matrix and one of the left, as many as there are registers. */
 enum { COLUMNS = 3 };
 #if REGISTERS == 32
 enum { TILE_1 = 12, TILE_2 = 12, TILE_3 = 8 };
@@ -100,7 +100,7 @@ SIMD_INLINE vreal load_last(const elem *end, ptrdiff_t count)
 #endif
 }
 
-/* The first `count` elements at p, fewer than LANES, and -inf after them. No more are read. */
+/* The first `count` elements at p, fewer than LANES, and -inf after them. Elements beyond are not read. */
 #if !defined NATIVE_LOAD_FIRST
 COLD vreal load_first(const elem *p, ptrdiff_t count)
 {
@@ -113,9 +113,9 @@ COLD vreal load_first(const elem *p, ptrdiff_t count)
 
 SIMD_INLINE vreal vabs(vreal a) { return vselect(lt(a, broadcast(0)), -a, a); }
 
-#define HUGE_BIAS (LARGEST * EPSILON / 4)    /* what is smaller cannot make a finite number infinite */
+#define HUGE_BIAS (LARGEST * EPSILON / 4)    /* adding a smaller number cannot make a finite one infinite */
 
-/* sum = a + b; where it has overflowed though a and b are finite, the largest number of its sign. */
+/* sum = a + b; the largest number of its sign where a and b are finite and the sum has overflowed. */
 SIMD_INLINE vreal saturated(vreal sum, vreal a, vreal b)
 {
     const vreal infinite = broadcast((real)INFINITY);
@@ -123,7 +123,7 @@ SIMD_INLINE vreal saturated(vreal sum, vreal a, vreal b)
     return vselect(overflown, vselect(lt(sum, broadcast(0)), broadcast(-LARGEST), broadcast(LARGEST)), sum);
 }
 
-/* a + b, two terms of a score, likewise; but -inf hides, whatever the other. */
+/* a + b, two biases of a score, likewise; but -inf hides, whatever the other. */
 SIMD_INLINE real saturated_sum(real a, real b)
 {
     const real sum = a + b, most = a < 0 ? -LARGEST : LARGEST;
@@ -134,7 +134,7 @@ SIMD_INLINE real saturated_sum(real a, real b)
 
 SIMD_INLINE real lane0(vreal a) { real lane[LANES]; store(lane, a); return lane[0]; }
 
-/* The sum of the lanes, in every lane; of numbers whose sum is exact. */
+/* The sum of the lanes, in every lane. */
 SIMD_INLINE vreal hsum(vreal a)
 {
     real lane[LANES], sum = 0;
@@ -144,14 +144,14 @@ SIMD_INLINE vreal hsum(vreal a)
     return broadcast(sum);
 }
 
-/* Where a, which is positive and normal, has no bit in its mantissa. */
+/* Where a, positive and normal, is a power of two: its mantissa is 0. */
 SIMD_INLINE vmask is_power_of_two(vreal a)
 {
     const ireal exponent = (ireal)((REAL_BITS == 32 ? (ubits)0xff << 23 : (ubits)0x7ff << (REAL_BITS - 12)));
     return eq(from_bits(bits(a) & exponent), a);
 }
 
-/* Where a, which is not negative, is subnormal but not 0: one comparison, as 0 wraps round to the largest integer. */
+/* Where a, not negative, is subnormal and not 0. One comparison: minus 1, the bits of 0 become the largest integer. */
 SIMD_INLINE vmask is_subnormal(vreal a)
 {
     const ubits sign = (ubits)1 << (REAL_BITS - 1), least_normal = (ubits)1 << (REAL_BITS == 32 ? 23 : 52);
@@ -170,7 +170,7 @@ COLD vreal mul_dd_rounded_once(vreal a, vreal hi, vreal lo)
     return vselect(is_subnormal(weight), rounded, weight);
 }
 
-/* The same of `count` registers at a, a + step, ..., in place. */
+/* The same for `count` registers at a, a + step, ..., in place. */
 COLD void mul_dd_in_place(real *a, ptrdiff_t step, ptrdiff_t count, vreal hi, vreal lo)
 {
     for (ptrdiff_t i = 0; i < count; i++)
@@ -186,17 +186,17 @@ SIMD_INLINE int opaque(int n)
     return n;
 }
 
-/* The sum of two numbers, and what its rounding lost (Knuth). */
+/* The rounding error of sum = a + b (TwoSum; Knuth). */
 SIMD_INLINE vreal two_sum_err(vreal a, vreal b, vreal sum)
 {
     vreal bb = sum - a;
     return (a - (sum - bb)) + (b - bb);
 }
 
-/* The same where a is known to be the larger of the two, or zero (Dekker). */
+/* The same where |a| >= |b|, or a is 0 (FastTwoSum; Dekker, 1971). */
 SIMD_INLINE vreal fast_two_sum_err(vreal a, vreal b, vreal sum) { return b - (sum - a); }
 
-/* x joins a sum of two numbers, of which the second holds what rounding has lost. */
+/* Adds x to a compensated sum: `rest` holds the rounding errors of `sum`. */
 SIMD_INLINE void add_to(vreal *sum, vreal *rest, vreal x)
 {
     const vreal a = *sum;
@@ -217,7 +217,7 @@ SIMD_INLINE void add_lanes_to(real *sum, real *rest, vreal x)
         add_real_to(sum, rest, lane[i]);
 }
 
-/* 1 / (a + b) as the sum of two reals, to nearly twice a real's digits; b is small beside a. */
+/* 1 / (a + b), b small beside a, as the sum of two reals, with nearly twice the digits of a real. */
 SIMD_INLINE void reciprocal(vreal a, vreal b, vreal *hi, vreal *lo)
 {
     const vreal sum = a + b, q = broadcast(1) / sum, product = q * sum;
