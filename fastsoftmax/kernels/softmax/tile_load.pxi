@@ -38,8 +38,8 @@ cdef inline void load_line(const elem* x, real* tile, vreal* row_max) noexcept n
         store(tile + c * LANES, one)
         row_max[c] = vmax(one, row_max[c])
 
-cdef inline void gather_lines(const Rows* rows, const TilePosition* position, Py_ssize_t j, Py_ssize_t count,
-                              real* tile, vreal* row_max) noexcept nogil:
+cdef void gather_lines(const Rows* rows, const TilePosition* position, Py_ssize_t j, Py_ssize_t count, real* tile,
+                       vreal* row_max) noexcept nogil:
     """load_tile for any strides, masks, and fewer rows than PARTIALS; the lanes beyond them hold -inf."""
     cdef const elem* x = position.first.x + j * rows.x_n
     cdef const unsigned char* where = position.first.where
