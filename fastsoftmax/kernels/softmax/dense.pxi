@@ -120,18 +120,20 @@ cdef void single_row(const Rows* rows, Row row, real row_max, const RowWorkspace
     """dense_row without a following row. `row` is a copy, as in refine_sum."""
     dense_row(rows, &row, row_max, NULL, workspace)
 
-cdef void dense_rows(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
-                     const RowWorkspace* workspace) noexcept nogil:
-    cdef Row row, following
+cdef void chunked_rows(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
+                       const RowWorkspace* workspace) noexcept nogil:
+    cdef Row row, following = row_at(rows, first_row)
+    cdef real row_max = max_of_row(rows, &following, workspace)
     cdef Py_ssize_t r
-    cdef real row_max
-    if is_contiguous_unmasked(rows):
-        contiguous_unmasked_rows(rows, first_row, last_row, workspace)
-        return
-    following = row_at(rows, first_row)
-    row_max = max_of_row(rows, &following, workspace)
     for r in range(first_row, last_row):
         row = following
         next_row(rows, &following)
         row_max = dense_row(rows, &row, row_max, &following, workspace)
     dense_row(rows, &following, row_max, NULL, workspace)
+
+cdef inline void dense_rows(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
+                            const RowWorkspace* workspace) noexcept nogil:
+    if is_contiguous_unmasked(rows):
+        contiguous_unmasked_rows(rows, first_row, last_row, workspace)
+    else:
+        chunked_rows(rows, first_row, last_row, workspace)

@@ -56,18 +56,18 @@ cdef inline void narrow_store_as(StoreKind stored, const Rows* rows, const TileP
             store_column(stored, False, &s[c], &normalizer[c], tile + c * LANES, y + c * LANES * rows.y_inner,
                          rows.y_inner, rows.n, (PARTIALS - c * LANES) * rows.n)
 
-cdef void narrow_store_refined(const Rows* rows, const TilePosition* position, const Shift* s,
+cdef void narrow_store_refined(const Rows* rows, TilePosition position, const Shift* s,
                                const vmask* needs_refinement, Normalizer* normalizer, real* tile) noexcept nogil:
-    """narrow_store for weights that may be NEARLY_ONE or subnormal."""
+    """narrow_store for weights that may be NEARLY_ONE or subnormal. `position` is a copy: see single_tile."""
     find_ones(s, False, needs_refinement, normalizer)
     round_subnormal(rows.n, tile, normalizer)
-    narrow_store_as(STORE_WEIGHTS_OR_ONE, rows, position, s, normalizer, tile)
+    narrow_store_as(STORE_WEIGHTS_OR_ONE, rows, &position, s, normalizer, tile)
 
 cdef inline void narrow_store(Op op, const Rows* rows, const TilePosition* position, const Shift* s,
                               const vmask* needs_refinement, Normalizer* normalizer, real* tile) noexcept nogil:
     """Pass 3."""
     if op == SOFTMAX and sizeof(elem) == sizeof(real) and any_column(needs_refinement):
-        narrow_store_refined(rows, position, s, needs_refinement, normalizer, tile)
+        narrow_store_refined(rows, position[0], s, needs_refinement, normalizer, tile)
     else:
         narrow_store_as(first_store(op), rows, position, s, normalizer, tile)
 
@@ -104,15 +104,14 @@ cdef inline void narrow_loop(Op op, const Rows* rows, Py_ssize_t first_tile, Py_
         if is_loaded:
             narrow_store(op, rows, &position, s, needs_refinement, normalizer, tile)
         if t < end and not next_is_loaded:
-            strided_tile(rows, &next_position, workspace)
+            single_tile(rows, next_position, workspace)
         is_loaded, position = next_is_loaded, next_position
         tile, next_tile = next_tile, tile
         s, next_s = next_s, s
 
-cdef inline void narrow_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
-                              const RowWorkspace* workspace) noexcept nogil:
-    # One call for each case, so that the compiler makes each its own loop. Inline, so that row_task keeps a small
-    # frame: otherwise a call with one row of 10 elements takes 3 % longer.
+cdef void narrow_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+                       const RowWorkspace* workspace) noexcept nogil:
+    # one call for each case, so that the compiler makes each its own loop
     if rows.op == SOFTMAX:
         narrow_loop(SOFTMAX, rows, first_tile, end, workspace)
     elif rows.op == LOG_SOFTMAX:

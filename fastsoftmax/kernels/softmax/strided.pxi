@@ -190,16 +190,24 @@ cdef void strided_tile(const Rows* rows, const TilePosition* position, const Row
     else:
         store_blocks(stored, rows, position, s, normalizer, workspace)
 
-cdef void strided_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
-                        const RowWorkspace* workspace) noexcept nogil:
+cdef void single_tile(const Rows* rows, TilePosition position, const RowWorkspace* workspace) noexcept nogil:
+    """strided_tile with a copy of `position`, so that the caller can keep its own in registers."""
+    strided_tile(rows, &position, workspace)
+
+cdef void wide_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+                     const RowWorkspace* workspace) noexcept nogil:
     cdef TilePosition position
     cdef Py_ssize_t t
-    if is_narrow(rows):
-        narrow_tiles(rows, first_tile, end, workspace)
-        return
     for t in range(first_tile, end):
         position = tile_position(rows, t)
         if rows.causal:
             causal_tile(rows, &position, workspace)
         else:
             strided_tile(rows, &position, workspace)
+
+cdef inline void strided_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+                               const RowWorkspace* workspace) noexcept nogil:
+    if is_narrow(rows):
+        narrow_tiles(rows, first_tile, end, workspace)
+    else:
+        wide_tiles(rows, first_tile, end, workspace)

@@ -65,17 +65,18 @@ cdef void load_tile(const Rows* rows, const TilePosition* position, Py_ssize_t j
     cdef bint whole = rows.where == NULL and position.tile_rows == PARTIALS
     cdef vreal[PARTIAL_REGS] most
     cdef Py_ssize_t k, c
+    if not whole or (x_inner != 1 and not (x_n == 1 and (count >= TRANSPOSE_ROWS or rows_below(rows, position)))):
+        gather_lines(rows, position, j, count, tile, row_max)
+        return
     for c in range(PARTIAL_REGS):
         most[c] = row_max[c]
-    if whole and x_inner == 1:
+    if x_inner == 1:
         for k in range(count):
             prefetch(x + k * x_n + 2 * PARTIALS)    # the hardware does not: each line is on its own page
             load_line(x + k * x_n, tile + k * PARTIALS, most)
-    elif whole and x_n == 1 and (count >= TRANSPOSE_ROWS or rows_below(rows, position)):
+    else:
         for c in range(PARTIAL_REGS):
             load_column(x + c * LANES * x_inner, x_inner, count, tile + c * LANES, &most[c])
-    else:
-        gather_lines(rows, position, j, count, tile, most)
     for c in range(PARTIAL_REGS):
         row_max[c] = most[c]
 
