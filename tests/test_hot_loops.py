@@ -66,7 +66,11 @@ def stack_access(mnemonic, operands):
         return None
     store = operands.endswith(")")              # the last operand is where the result goes
     size = BYTES[vector[1]]
-    if HALF.match(mnemonic):
+    if lanes := re.search(r"\{1to(\d+)\}", operands):       # one element, broadcast to all lanes
+        size //= int(lanes[1])
+    elif part := re.search(r"broadcast[fi](\d+)x(\d+)$", mnemonic):
+        size = int(part[1]) * int(part[2]) // 8
+    elif HALF.match(mnemonic):
         size //= 2
     elif mnemonic.startswith("vmov"):
         size = SCALARS.get(mnemonic.removeprefix("vmov"), size)
@@ -136,7 +140,8 @@ def test_a_stall_is_seen_and_a_slot_used_twice_is_not():
     again = [("vmovaps", "%xmm5,0x2c8(%rsp)"), ("vmovaps", "0x2c8(%rsp),%xmm6"), ("vmovapd", "%ymm6,0x2c8(%rsp)"),
              ("vaddpd", "0x2c8(%rsp),%ymm5,%ymm5")]
     apart = [("vmovss", "%xmm0,0x240(%rsp)"), ("vmovss", "%xmm0,0x268(%rsp)"), ("vmovaps", "0x248(%rsp),%ymm0")]
-    part = [("vmovaps", "%ymm0,0x40(%rsp)"), ("vbroadcastss", "0x44(%rsp),%ymm1"), ("vaddss", "0x48(%rsp),%xmm1,%xmm1")]
+    part = [("vmovaps", "%ymm0,0x40(%rsp)"), ("vbroadcastss", "0x44(%rsp),%ymm1"), ("vaddss", "0x48(%rsp),%xmm1,%xmm1"),
+            ("vfmadd231ps", "0x44(%rsp){1to16},%zmm2,%zmm1"), ("vbroadcastf32x8", "0x40(%rsp),%zmm1")]
     for fine in (again, apart, part):
         assert not stalling_loads(fine)
     assert len(spills(again)) == 2

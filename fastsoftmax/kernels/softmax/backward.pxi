@@ -103,10 +103,8 @@ cdef inline void store_grad_chunk(GradKind kind, bint scaled, const GradShift* s
                                   elem* y, Py_ssize_t stride, Py_ssize_t count, bint nontemporal) noexcept nogil:
     """y may be x or g."""
     cdef GradShift s = shift[0]
-    cdef elem[LANES] x_end, g_end, line
-    cdef Py_ssize_t k = 0, j, m
-    cdef vreal grad
-    cdef vreal zero = broadcast(0)
+    cdef Py_ssize_t k = 0, m
+    cdef vreal grad, zero = broadcast(0)
     cdef int v
     if stride == 1 and nontemporal and count >= 2 * PARTIALS:
         m = peel_to_cache_line(y)
@@ -128,19 +126,23 @@ cdef inline void store_grad_chunk(GradKind kind, bint scaled, const GradShift* s
 
 cdef inline void store_grad_chunk_end(GradKind kind, bint scaled, const GradShift* s, const elem* x, const elem* g,
                                       elem* y, Py_ssize_t stride, Py_ssize_t count) noexcept nogil:
-    """Through buffers of one register."""
+    """Results with gaps, and those after the last whole register."""
     cdef elem[LANES] x_end, g_end, line
-    cdef Py_ssize_t k = 0, m
-    memset(x_end, 0, sizeof(x_end))
-    memset(g_end, 0, sizeof(g_end))
-    while k < count:
-        m = min(count - k, <Py_ssize_t>LANES)
-        memcpy(x_end, x + k, m * sizeof(elem))
+    cdef Py_ssize_t k = 0
+    cdef vreal grad, zero = broadcast(0)
+    while k + LANES <= count:
+        grad = load_elem(g + k) if has_sum(kind) else zero
+        store_elem(line, grad_of(kind, scaled, s, load_elem(x + k), grad))
+        scatter(y + k * stride, stride, line, LANES)
+        k += LANES
+    if k < count:
+        memset(x_end, 0, sizeof(x_end))
+        memset(g_end, 0, sizeof(g_end))
+        memcpy(x_end, x + k, (count - k) * sizeof(elem))
         if has_sum(kind):
-            memcpy(g_end, g + k, m * sizeof(elem))
+            memcpy(g_end, g + k, (count - k) * sizeof(elem))
         store_elem(line, grad_of(kind, scaled, s, load_elem(x_end), load_elem(g_end)))
-        scatter(y + k * stride, stride, line, m)
-        k += m
+        scatter(y + k * stride, stride, line, count - k)
 
 cdef inline const elem* gather_grads(const GradRows* a, const Row* grad, Py_ssize_t start, Py_ssize_t count,
                                      const RowWorkspace* workspace) noexcept nogil:

@@ -57,7 +57,8 @@ cdef inline bint has_terms(const CrossEntropy* a) noexcept nogil:
 
 cdef void shares_of(const CrossEntropy* a, const Row* row, Py_ssize_t start, Py_ssize_t count,
                     real* q) noexcept nogil:
-    """q of the classes start .. start + count - 1, without the class_share of the row's class; zeros up to UNROLL."""
+    """q of the classes start .. start + count - 1, without the class_share of the row's class, and zeros up to a whole
+    UNROLL. Written for many classes before they are loaded as registers, since a load waits for narrower stores."""
     cdef Py_ssize_t k
     cdef double share, smooth = a.smoothing / <double>a.log_rows.n
     for k in range(count):
@@ -130,7 +131,7 @@ cdef void store_loss(const CrossEntropy* a, const Row* row, const RowTarget* t, 
 cdef void sum_terms(const CrossEntropy* a, const Row* row, const Shift* s, const Normalizer* normalizer,
                     const RowWorkspace* workspace, double* terms, double* total) noexcept nogil:
     """terms: the sum of q * -log p, without the class_share; total: that of q, for probabilities."""
-    cdef real[UNROLL] q
+    cdef real[CHUNK] q
     cdef elem[PARTIALS] end
     cdef ExactSums sums, totals
     cdef const elem* x
@@ -143,14 +144,14 @@ cdef void sum_terms(const CrossEntropy* a, const Row* row, const Shift* s, const
         start = chunk * CHUNK
         count = min(row.n - start, CHUNK)
         x = gather_chunk(&a.log_rows, row, start, count, workspace.elements)
+        shares_of(a, row, start, count, q)
         for k in range(ceil_div(count, PARTIALS)):
-            shares_of(a, row, start + k * PARTIALS, min(count - k * PARTIALS, <Py_ssize_t>PARTIALS), q)
             if (k + 1) * PARTIALS > count:
                 for j in range(PARTIALS):
                     end[j] = x[k * PARTIALS + j] if k * PARTIALS + j < count else elem_of(0)
                 x = <const elem*>end - k * PARTIALS
             for v in range(PARTIAL_REGS):
-                share = load(q + v * LANES)
+                share = load(q + k * PARTIALS + v * LANES)
                 add_exact(entropy_term(share, normal_result_of(
                     STORE_LOGS, s, normalizer, a.log_rows.scaled, load_elem(x + k * PARTIALS + v * LANES))),
                     broadcast(0), &sums.total[v], &sums.rest[v])
@@ -192,21 +193,20 @@ cdef void store_grad_of_chunk(const CrossEntropy* a, const Row* row, const RowTa
                               Py_ssize_t count, const Normalizer* normalizer, double factor, double weight_factor,
                               double of_class, real* weights) noexcept nogil:
     """weights become p * weight_factor - q * factor, and are stored. of_class: the gradient at the class of the row."""
-    cdef real[UNROLL] q
+    cdef real[CHUNK] q
     cdef vreal hi = normalizer.hi, lo = normalizer.lo, p_factor = broadcast(<real>weight_factor)
     cdef vreal q_factor = broadcast(<real>factor), p
     cdef elem* y = row.y + start * a.log_rows.y_n
-    cdef Py_ssize_t k = 0, j
-    while k < count:
-        if not has_terms(a):
-            store(weights + k, mul_dd(load(weights + k), hi, lo) * p_factor)
+    cdef Py_ssize_t k = 0
+    if has_terms(a):
+        shares_of(a, row, start, count, q)
+        while k < count:
+            p = mul_dd(load(weights + k), hi, lo)
+            store(weights + k, fma_(-load(q + k), q_factor, p * p_factor))
             k += LANES
-            continue
-        shares_of(a, row, start + k, min(count - k, <Py_ssize_t>UNROLL), q)
-        for j in range(ceil_div(min(count - k, <Py_ssize_t>UNROLL), LANES)):
-            p = mul_dd(load(weights + k + j * LANES), hi, lo)
-            store(weights + k + j * LANES, fma_(-load(q + j * LANES), q_factor, p * p_factor))
-        k += UNROLL
+    while k < count:
+        store(weights + k, mul_dd(load(weights + k), hi, lo) * p_factor)
+        k += LANES
     if start <= t.cls < start + count:
         weights[t.cls - start] = <real>of_class
     store_reals(weights, y, a.log_rows.y_n, count, a.log_rows.nontemporal)
@@ -327,34 +327,30 @@ cdef void sum_tile_terms(const CrossEntropy* a, const TilePosition* position, co
             else:
                 total[v] = <double>hi[v] + <double>lo[v]
 
-cdef inline void load_shares(const CrossEntropy* a, const TilePosition* position, Py_ssize_t k,
-                             real* q) noexcept nogil:
-    """shares_of class k, for each row of a tile."""
+cdef void load_shares(const CrossEntropy* a, const TilePosition* position, Py_ssize_t start, Py_ssize_t count,
+                      real* q) noexcept nogil:
+    """q (count, PARTIALS): shares_of the classes from `start` on, for each row of a tile."""
     cdef Row row = position.first
-    cdef real[UNROLL] share
-    cdef Py_ssize_t c
-    if a.target == NULL:
-        shares_of(a, &row, k, 1, share)
-        for c in range(PARTIALS):
-            q[c] = share[0]
-        return
+    cdef real[CHUNK] shares
+    cdef Py_ssize_t c, k
     for c in range(PARTIALS):
-        q[c] = 0
-    for c in range(position.tile_rows):
-        row.i = position.first.i + c
-        shares_of(a, &row, k, 1, share)
-        q[c] = share[0]
+        if c < position.tile_rows and (c == 0 or a.target != NULL):
+            row.i = position.first.i + c
+            shares_of(a, &row, start, count, shares)
+        for k in range(count):
+            q[k * PARTIALS + c] = shares[k]
 
 cdef void add_tile_terms(const CrossEntropy* a, const TilePosition* position, bint only_shares, const Shift* s,
                          const Normalizer* normalizer, const real* x, TileWorkspace* tile) noexcept nogil:
-    cdef real[PARTIALS] q
+    cdef real[BLOCK * PARTIALS] q
     cdef vreal term, total, rest
     cdef Py_ssize_t k, at
     cdef int v
     for k in range(a.log_rows.n):
-        load_shares(a, position, k, q)
+        if k % BLOCK == 0:
+            load_shares(a, position, k, min(a.log_rows.n - k, <Py_ssize_t>BLOCK), q)
         for v in range(PARTIAL_REGS):
-            term = load(q + v * LANES)
+            term = load(q + k % BLOCK * PARTIALS + v * LANES)
             if not only_shares:
                 term = entropy_term(term, normal_result_of(STORE_LOGS, &s[v], &normalizer[v], a.log_rows.scaled,
                                                            load(x + k * PARTIALS + v * LANES)))
@@ -370,19 +366,19 @@ cdef void tile_grads(const CrossEntropy* a, const TilePosition* position, const 
                      const RowTarget* t, const double* of_class, const real* weight_factor, const real* q_factor,
                      real* x) noexcept nogil:
     """Weights x (n, PARTIALS) become gradients; a row that is ignored has factors of 0, and may hold NaN."""
-    cdef real[PARTIALS] q
+    cdef real[BLOCK * PARTIALS] q
     cdef vreal p, grad, wanted
     cdef Py_ssize_t k, c
     cdef int v
     for k in range(a.log_rows.n):
-        if has_terms(a):
-            load_shares(a, position, k, q)
+        if has_terms(a) and k % BLOCK == 0:
+            load_shares(a, position, k, min(a.log_rows.n - k, <Py_ssize_t>BLOCK), q)
         for v in range(PARTIAL_REGS):
             wanted = load(q_factor + v * LANES)
             p = mul_dd(load(x + k * PARTIALS + v * LANES), normalizer[v].hi, normalizer[v].lo)
             grad = p * load(weight_factor + v * LANES)
             if has_terms(a):
-                grad = fma_(-load(q + v * LANES), wanted, grad)
+                grad = fma_(-load(q + k % BLOCK * PARTIALS + v * LANES), wanted, grad)
             if a.classes != NULL:
                 grad = zero_where(eq(wanted, broadcast(0)), grad)
             store(x + k * PARTIALS + v * LANES, grad)
