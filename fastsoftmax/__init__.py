@@ -4,7 +4,11 @@ from fastsoftmax import _dispatch  # noqa: F401  (first: it checks the environme
 from fastsoftmax._config import show_config
 from fastsoftmax._threads import get_num_threads, num_threads, set_num_threads
 from fastsoftmax._version import __version__
-from fastsoftmax.attention import merge_attention_states, scaled_dot_product_attention
+from fastsoftmax.attention import (
+    merge_attention_states,
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_backward,
+)
 from fastsoftmax.softmax import (
     causal_mask_,
     causal_softmax,
@@ -24,6 +28,7 @@ __all__ = [
     "merge_attention_states",
     "num_threads",
     "scaled_dot_product_attention",
+    "scaled_dot_product_attention_backward",
     "set_num_threads",
     "show_config",
     "softmax",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsoftmax import _dispatch, _fastpath, _softmax, _threads, _validate, reference
-from fastsoftmax._dtypes import native, saturated, statistics_dtype
+from fastsoftmax._dtypes import converted, native, saturated, statistics_dtype
 from fastsoftmax._fastpath import as_strided, broadcast_to
 from fastsoftmax._fp_env import default_fp_env
 from fastsoftmax._layout import batches, cached_full, elements, kernel_ready, no_overlap
@@ -209,6 +209,192 @@ def _call(tag, q, k, v, y, biases, scale, offset, left, right, lengths, softcap,
         biases = tuple([elements(x) for x in biases])
     _dispatch.kernels(tag).attention(
         q, k, v, y, biases, scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy, threads)
+
+
+# ---- gradients
+
+class BackwardCall(NamedTuple):
+    """The operands of a kernel's function `attention_backward`, which describes their shapes. None, -1: not set."""
+
+    grad_out: Any
+    q: Any
+    k: Any
+    v: Any
+    y: Any
+    lse: Any
+    biases: tuple[Any, ...]
+    scale: Any
+    offset: Any
+    left: int
+    right: int
+    lengths: Any
+    softcap: float              # 0.0: not set
+    slopes: Any
+    sinks: Any
+    grad_lse: Any
+    dq: Any
+    dk: Any
+    dv: Any
+    delta: Any
+    dscale: Any
+    dbiases: tuple[Any, ...]
+    dsinks: Any
+    dslopes: Any
+
+
+@default_fp_env
+def attention_backward(inputs, grad_out, query, key, value, out, lse, attn_mask, is_causal, scale, enable_gqa, bias,
+                       causal_offset, window, softcap, alibi_slopes, sinks, key_lengths, grad_lse, wanted):
+    """scaled_dot_product_attention_backward; `inputs` are those of the fast path, or None; `wanted` are five bools."""
+    if inputs is None:
+        query, key, value, *sizes = _validate.query_key_value(query, key, value, enable_gqa)
+        inputs = prepare_qkv(query, key, value, *sizes)
+    options = _validate.attention_options(inputs, attn_mask, is_causal, scale, bias, causal_offset, window, softcap,
+                                          alibi_slopes, sinks, key_lengths, None)
+    forward = _validate.forward_results(inputs, options, grad_out, out, lse, grad_lse)
+    wanted = _validate.wanted_gradients(options, scale, wanted)
+    per_head = (inputs.heads,), options.statistics_dtype
+    as_inputs = [(x.shape, native(x.dtype)) for x in (query, key, value)]
+    as_inputs += [per_head, *((np.shape(x), x if x is None else native(checked.dtype)) for x, checked in (
+        (attn_mask, options.attn_mask), (bias, options.bias))), per_head]
+    as_inputs.append((np.broadcast_shapes(np.shape(alibi_slopes), (inputs.heads,)), options.statistics_dtype))
+    if _needs_reference(inputs, options):
+        gradients = _gradients_from_reference(inputs, options, forward, wanted)
+    else:
+        gradients = _gradients_from_kernel(inputs, options, forward, wanted, as_inputs)
+    return tuple([_sum_to(x, *like) for x, like in zip(gradients, as_inputs, strict=True) if x is not None])
+
+
+def _sum_to(x, shape, dtype):
+    """x summed over the dimensions that `shape` has not, or has with length 1; rounded to dtype once."""
+    own = (1,) * (x.ndim - len(shape)) + shape
+    axes = tuple([i for i, size in enumerate(x.shape) if size != own[i]])
+    if axes:
+        with np.errstate(all="ignore"):
+            x = x.sum(axes, np.result_type(x.dtype, np.float64))
+    x = x.reshape(shape)
+    if x.dtype == dtype:
+        return x
+    with np.errstate(all="ignore"):
+        return np.asarray(reference._round(x, dtype))
+
+
+def _gradients_from_reference(inputs, options, forward, wanted):
+    """As `_gradients_from_kernel`."""
+    wide = np.longdouble if inputs.tag in (None, "f64") else np.float64
+    q, k, v, grad_out, out = (converted(x, wide) for x in (inputs.q, inputs.k, inputs.v, forward.grad_out, forward.out))
+    attn_mask, bias = (x if x is None or x.dtype.kind == "b" else converted(x, wide)
+                       for x in (options.attn_mask, options.bias))
+    arguments = {
+        "attn_mask": attn_mask, "is_causal": options.is_causal, "scale": options.scale, "enable_gqa": True,
+        "bias": bias, "causal_offset": options.causal_offset, "window": options.window, "softcap": options.softcap,
+        "alibi_slopes": options.alibi_slopes, "sinks": options.sinks, "key_lengths": options.key_lengths}
+    lse, grad_lse = converted(forward.lse, wide), forward.grad_lse
+    if inputs.tag is not None:      # of large scores, a rounded lse has no digits left: take it as it was before
+        _, unrounded = reference.scaled_dot_product_attention(q, k, v, **arguments, return_lse=True)
+        lse = np.where(saturated(unrounded, options.statistics_dtype) == forward.lse, unrounded, lse)
+    found = reference.scaled_dot_product_attention_backward(
+        grad_out, q, k, v, out, lse, **arguments, grad_lse=None if grad_lse is None else converted(grad_lse, wide),
+        **{f"grad_{name}": asked for name, asked in wanted._asdict().items()})
+    extra = iter(found[3:])
+    return [*found[:3], *(next(extra) if asked else None for asked in wanted)]
+
+
+def _gradients_from_kernel(inputs, options, forward, wanted, as_inputs):
+    """[dquery, dkey, dvalue, dscale, dmask, dbias, dsinks, dslopes] with every dimension of the batch and heads, of
+    wider dtypes where these are to be summed; dmask and dbias are sums already. None: not asked for."""
+    q, k, v, statistics = inputs.q, inputs.k, inputs.v, options.statistics_dtype
+    per_head, splits = (*inputs.batch, inputs.heads), _dispatch.kernels(inputs.tag).attention_grad_splits(inputs.keys)
+    gradients = [np.empty(x.shape, dtype if math.prod(shape) == x.size else statistics)
+                 for x, (shape, dtype) in zip((q, k, v), as_inputs, strict=False)]
+    gradients += [np.zeros(per_head) if wanted.scale else None]
+    gradients += [
+        np.zeros(shape, statistics if math.prod(shape) == x.size else np.float64) if asked else None
+        for asked, x, (shape, _) in ((wanted.mask, options.attn_mask, as_inputs[4]),
+                                     (wanted.bias, options.bias, as_inputs[5]))]
+    gradients += [np.zeros(per_head) if wanted.sinks else None]
+    gradients += [np.zeros((*per_head, splits)) if wanted.slopes else None]
+    dq, dk, dv, dscale, dmask, dbias, dsinks, dslopes = gradients
+    left, right = [-1 if limit is None else min(limit, MAX_DISTANCE) for limit in options.window]
+    _compute_backward(inputs.tag, BackwardCall(
+        _rows_ready(forward.grad_out), q, k, v, _rows_ready(forward.out), _contiguous(forward.lse),
+        tuple([_prepare_bias(x, inputs) for x in (options.bias, options.attn_mask) if x is not None]),
+        _default_scale(inputs.head_dim, inputs.heads) if options.scale is None else options.scale,
+        options.causal_offset, left, 0 if options.is_causal else right, options.key_lengths, options.softcap or 0.0,
+        options.alibi_slopes, options.sinks, None if forward.grad_lse is None else _contiguous(forward.grad_lse),
+        dq, dk, dv, np.empty(inputs.out_shape[:-1], statistics), dscale,
+        tuple([_as_scores(dx, x, inputs) for dx, x in ((dbias, options.bias), (dmask, options.attn_mask))
+               if dx is not None]),
+        dsinks, dslopes))
+    if dslopes is not None:
+        gradients[-1] = dslopes.sum(-1)
+    return gradients
+
+
+def _rows_ready(x):
+    return x if kernel_ready(x, contiguous_rows=True) else _copied(x, native(x.dtype))
+
+
+def _contiguous(x):
+    return np.require(x, native(x.dtype), "CA")
+
+
+def _as_scores(dx, x, inputs):
+    """The gradient of a bias as a kernel adds to it: as `_prepare_bias` makes the bias x, already broadcast."""
+    dx = broadcast_to(dx, x.shape)
+    return dx if dx.shape[-1] == inputs.keys else as_strided(dx, (*dx.shape[:-1], inputs.keys), dx.strides)
+
+
+def _compute_backward(tag, call):
+    """Write the gradients, with as few calls of a kernel as a batch of several dimensions allows."""
+    batch = call.q.shape[:-3]
+    if 0 in call.delta.shape:
+        call.dk[...] = call.dv[...] = 0
+        return
+    call = _not_empty_backward(call)
+    if len(batch) == 1:
+        _call_backward(tag, call)
+        return
+    names = ("lse", "offset", "lengths", "slopes", "grad_lse", "delta", "dscale", "dsinks", "dslopes")
+    per_entry = {name: x.reshape(-1, *x.shape[len(batch):]) for name in names
+                 if (x := getattr(call, name)) is not None}
+    done, count = 0, len(call.biases)
+    for arrays in batches(batch, [*call[:5], call.dq, call.dk, call.dv, *call.biases, *call.dbiases]):
+        grad_out, q, k, v, y, dq, dk, dv, *biases = arrays
+        of_entries = {name: x[done:done + len(q)] for name, x in per_entry.items()}
+        _call_backward(tag, call._replace(
+            grad_out=grad_out, q=q, k=k, v=v, y=y, dq=dq, dk=dk, dv=dv, biases=tuple(biases[:count]),
+            dbiases=tuple(biases[count:]), **of_entries))
+        done += len(q)
+
+
+def _not_empty_backward(call):
+    """As `_not_empty`. A gradient that is empty is written to an array that is not, and lost."""
+    if call.k.size and call.q.size and call.v.size:
+        return call
+    padded = _not_empty(call)
+    if call.k.shape[-2] == 0:
+        padded = padded._replace(dbiases=())
+    grad_out = call.grad_out if call.v.shape[-1] else np.zeros(padded.y.shape, call.grad_out.dtype)
+    dq, dk, dv = (dx if dx.shape == x.shape else np.empty(x.shape, dx.dtype) for dx, x in (
+        (call.dq, padded.q), (call.dk, padded.k), (call.dv, padded.v)))
+    return padded._replace(grad_out=grad_out, dq=dq, dk=dk, dv=dv)
+
+
+def _call_backward(tag, call):
+    """Write the gradients with one call of a kernel."""
+    q, k = call.q, call.k
+    threads = _threads.threads_for((3 * q.size + 2 * call.y.size) * k.shape[2] // PRODUCTS_PER_ELEMENT)
+    splits = _dispatch.kernels(tag).attention_grad_splits(k.shape[2])
+    several = len(q) > 1, k.shape[1] > 1, False, splits > 1         # tasks in each dimension of the scores
+    in_order = any(many and stride == 0
+                   for dx in call.dbiases for many, stride in zip(several, dx.strides, strict=True))
+    if k.itemsize == 2:
+        call = call._replace(**{name: _halves(getattr(call, name)) for name in (
+            "grad_out", "q", "k", "v", "y", "dq", "dk", "dv")})
+    if call.biases:
+        call = call._replace(biases=tuple([elements(x) for x in call.biases]))
+    _dispatch.kernels(tag).attention_backward(*call, in_order, threads)
 
 
 def _halves(x):

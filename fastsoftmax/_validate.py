@@ -356,6 +356,59 @@ def attention_options(inputs, attn_mask, is_causal, scale, bias, causal_offset, 
                             key_lengths, result_dtype, arithmetic)
 
 
+class ForwardResults(NamedTuple):
+    """The checked results of the forward function, and the gradients for them."""
+
+    grad_out: Any               # (*batch, Hq, L, Ev); float32 or the dtype of query for 16-bit queries, as is out
+    out: Any
+    lse: Any                    # (*batch, Hq, L), of the dtype of the statistics
+    grad_lse: Any               # likewise, or None
+
+
+class WantedGradients(NamedTuple):
+    """Which gradients are asked for beside those of query, key and value; in the order of the results."""
+
+    scale: bool
+    mask: bool
+    bias: bool
+    sinks: bool
+    slopes: bool
+
+
+def forward_results(inputs, options, grad_out, out, lse, grad_lse):
+    """ForwardResults that fit the inputs, an AttentionInputs."""
+    shape = inputs.out_shape[inputs.added:]
+    dtypes = {inputs.q.dtype: None, options.statistics_dtype: None}     # a set in this order
+    return ForwardResults(*(
+        None if x is None else _of_result(x, name, of, shape, allowed)[(None,) * inputs.added]
+        for x, name, of, shape, allowed in (
+            (grad_out, "grad_out", "out", shape, dtypes), (out, "out", "the result", shape, dtypes),
+            (lse, "lse", "the result", shape[:-1], (options.statistics_dtype,)),
+            (grad_lse, "grad_lse", "lse", shape[:-1], (options.statistics_dtype,)))))
+
+
+def _of_result(x, name, of, shape, dtypes):
+    array = _array(x, name, instead_of_masked=f"{name}.data")
+    if native(array.dtype) not in dtypes:
+        raise TypeError(f"{name} must have dtype {' or '.join(map(str, dtypes))}, got {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, as {of}; got {array.shape}")
+    return array
+
+
+def wanted_gradients(options, scale, wanted):
+    """The WantedGradients `wanted`, if they have inputs."""
+    wanted = WantedGradients(*map(bool, wanted))
+    inputs = (("scale", scale), ("attn_mask", options.attn_mask), ("bias", options.bias), ("sinks", options.sinks),
+              ("alibi_slopes", options.alibi_slopes))
+    for asked, option, (name, x) in zip(wanted, WantedGradients._fields, inputs, strict=True):
+        if asked and x is None:
+            raise ValueError(f"grad_{option} asks for the gradient of {name}, which is not given")
+        if asked and option == "mask" and x.dtype.kind == "b":
+            raise ValueError("grad_mask asks for the gradient of attn_mask, which is boolean and has none")
+    return wanted
+
+
 def attention_states(outputs, lses):
     """(outputs, lses, dtype of the outputs), as lists of arrays."""
     outputs = [_floats(x, f"outputs[{i}]") for i, x in enumerate(outputs)]

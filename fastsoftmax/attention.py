@@ -220,6 +220,25 @@ def scaled_dot_product_attention(
                                 window, softcap, alibi_slopes, sinks, key_lengths, return_lse, return_entropy, out)
 
 
+def scaled_dot_product_attention_backward(
+        grad_out: ArrayLike, query: ArrayLike, key: ArrayLike, value: ArrayLike, out: ArrayLike, lse: ArrayLike,
+        attn_mask: ArrayLike | None = None, dropout_p: float = 0.0, is_causal: bool = False,
+        scale: ArrayLike | None = None, enable_gqa: bool = False, *, bias: ArrayLike | None = None,
+        causal_offset: ArrayLike = 0, window: Window | None = None, softcap: float | None = None,
+        alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None, key_lengths: ArrayLike | None = None,
+        grad_lse: ArrayLike | None = None, grad_scale: bool = False, grad_mask: bool = False, grad_bias: bool = False,
+        grad_sinks: bool = False, grad_slopes: bool = False) -> tuple[Array, ...]:
+    """Gradients.
+    """
+    if dropout_p != 0:
+        _validate.refuse_dropout(dropout_p)
+    inputs = _fastpath.attention_inputs(query, key, value, enable_gqa)
+    return _attention.attention_backward(
+        inputs, grad_out, query, key, value, out, lse, attn_mask, is_causal, scale, enable_gqa, bias, causal_offset,
+        window, softcap, alibi_slopes, sinks, key_lengths, grad_lse,
+        (grad_scale, grad_mask, grad_bias, grad_sinks, grad_slopes))
+
+
 def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLike]) -> tuple[Array, Array]:
     """Attention over all keys from attention over disjoint sets of them, exactly.
 

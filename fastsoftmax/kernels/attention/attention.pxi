@@ -69,9 +69,9 @@ def attention(const elem[:, :, :, :] query, const elem[:, :, :, :] key, const el
     else:
         prefill(&params, threads)
 
-def attention_grad_splits(Py_ssize_t pairs, Py_ssize_t keys):
-    """The number of splits of the keys for so many pairs of batch and key head: the last dimension of dslopes."""
-    return grad_splits(pairs, keys)
+def attention_grad_splits(Py_ssize_t keys):
+    """The number of splits of so many keys: the last dimension of dslopes."""
+    return grad_splits(keys)
 
 def attention_backward(const elem[:, :, :, :] grad_out, const elem[:, :, :, :] query, const elem[:, :, :, :] key,
                        const elem[:, :, :, :] value, const elem[:, :, :, :] out, const real[:, :, :] lse,
@@ -82,17 +82,22 @@ def attention_backward(const elem[:, :, :, :] grad_out, const elem[:, :, :, :] q
                        tuple dbiases, double[:, :] dsinks, double[:, :, :] dslopes, bint in_order, int threads):
     """See BackwardParams for the shapes; lse, grad_lse, delta, dscale, dsinks and dslopes are C-contiguous.
 
-    dbiases: arrays of reals (B, Hq, L, S), added to; with strides of 0 where the bias broadcasts. in_order: tasks may
-    add to the same elements of them, so one thread runs all. dscale and dslopes are added to.
+    Gradients of query, key and value may hold reals beside keys of 16 bits, as `attention` says of query and out.
+    dbiases: arrays of reals or doubles (B, Hq, L, S), added to; with strides of 0 where the bias broadcasts. in_order:
+    tasks may add to the same elements of them, so one thread runs all. dscale and dslopes are added to.
     """
     cdef BackwardParams p
-    cdef real[:, :, :, :] dbias
+    cdef real[:, :, :, :] reals
+    cdef double[:, :, :, :] doubles
+    cdef Py_ssize_t* strides
     cdef Py_ssize_t t
     cdef int k
     describe_attention(&p.forward, query, key, value, out, biases, scale, offset, left, right, lengths, softcap, slopes,
                        sinks)
     p.grad_out, p.grad_is_real = describe_tensor(grad_out), grad_out.shape[3] != value.shape[3]
-    p.dquery, p.dkey, p.dvalue = describe_tensor(dquery), describe_tensor(dkey), describe_tensor(dvalue)
+    p.dquery, p.dquery_is_real = describe_tensor(dquery), dquery.shape[3] != key.shape[3]
+    p.dkey, p.dkey_is_real = describe_tensor(dkey), dkey.shape[3] != key.shape[3]
+    p.dvalue, p.dvalue_is_real = describe_tensor(dvalue), dvalue.shape[3] != value.shape[3]
     p.lse, p.delta = <real*>&lse[0, 0, 0], &delta[0, 0, 0]
     p.grad_lse = NULL if grad_lse is None else <real*>&grad_lse[0, 0, 0]
     p.dscale = NULL if dscale is None else &dscale[0, 0]
@@ -100,8 +105,13 @@ def attention_backward(const elem[:, :, :, :] grad_out, const elem[:, :, :, :] q
     p.dslopes = NULL if dslopes is None else &dslopes[0, 0, 0]
     p.biases = <int>len(dbiases)
     for t in range(len(dbiases)):
-        dbias = dbiases[t]
-        p.dbias[t].data = &dbias[0, 0, 0, 0]
+        p.dbias[t].is_double = dbiases[t].itemsize == sizeof(double)
+        if p.dbias[t].is_double:
+            doubles = dbiases[t]
+            p.dbias[t].data, strides = <char*>&doubles[0, 0, 0, 0], doubles.strides
+        else:
+            reals = dbiases[t]
+            p.dbias[t].data, strides = <char*>&reals[0, 0, 0, 0], reals.strides
         for k in range(4):
-            p.dbias[t].stride[k] = dbias.strides[k] // <Py_ssize_t>sizeof(real)
+            p.dbias[t].stride[k] = strides[k]
     backward(&p, in_order, threads)

@@ -13,24 +13,26 @@
 # One pass: blocks of keys, and for each the tiles of queries that see it. dkey and dvalue of a block stay in the cache
 # until it is done; dquery is summed over the blocks in a buffer of its own (`grad_rows`), before scale, whose gradient
 # is then the sum of query * grad_rows. A task is a pair of batch and key head, with one split of its keys: splits are a
-# function of the shape alone, and their grad_rows are added in order, so that threads change no bit.
+# function of the number of keys alone, and their grad_rows are added in order, so that neither threads nor the rest of
+# the batch change a bit.
 #
 # A key that is hidden from a row has P = dS = 0, whatever it, the row or grad_out hold. Since 0 times NaN is not 0, the
 # operands of the products that sum over keys or rows are copied without NaN and infinities wherever there are any. A
 # visible one makes P or dS NaN, so nothing is lost, except in dvalue, where grad_out itself is a factor: it is added.
 
 cdef enum:
-    GRAD_TASKS = 16         # tasks that a call should have, where it has keys enough
+    MAX_GRAD_SPLITS = 16
     GRAD_SPLIT_KEYS = 512   # keys of a split, at least
 
-cdef struct ScoreGrad:                      # the gradient of a bias: reals, with stride 0 where the bias broadcasts
-    real* data
-    Py_ssize_t[4] stride                    # in reals
+cdef struct ScoreGrad:                      # the gradient of a bias, with stride 0 where the bias broadcasts
+    char* data
+    bint is_double                          # doubles, else reals
+    Py_ssize_t[4] stride                    # bytes
 
 cdef struct BackwardParams:
     AttentionParams forward
     Tensor grad_out, dquery, dkey, dvalue
-    bint grad_is_real                       # grad_out holds reals, beside keys of 16 bits
+    bint grad_is_real, dquery_is_real, dkey_is_real, dvalue_is_real     # they hold reals, beside keys of 16 bits
     const real* lse                         # (B, Hq, L)
     const real* grad_lse                    # (B, Hq, L), or NULL
     real* delta                             # (B, Hq, L)
@@ -63,11 +65,11 @@ cdef struct BackwardWorkspace:              # one thread's buffers; rows are pad
     real* dkey                              # (KV_BLOCK, E): sums of the block
     real* dvalue
 
-cdef inline Py_ssize_t grad_splits(Py_ssize_t pairs, Py_ssize_t keys) noexcept nogil:
-    return max(<Py_ssize_t>1, min(ceil_div(GRAD_TASKS, pairs), keys // GRAD_SPLIT_KEYS))
+cdef inline Py_ssize_t grad_splits(Py_ssize_t keys) noexcept nogil:
+    return max(<Py_ssize_t>1, min(<Py_ssize_t>MAX_GRAD_SPLITS, keys // GRAD_SPLIT_KEYS))
 
 cdef inline Py_ssize_t splits_of(const AttentionParams* params) noexcept nogil:
-    return grad_splits(params.batch * params.key_heads, params.keys)
+    return grad_splits(params.keys)
 
 cdef inline Py_ssize_t grad_split_keys(const AttentionParams* params) noexcept nogil:
     """Keys of a split: whole blocks."""
@@ -204,7 +206,7 @@ cdef void add_bias_grads(const BackwardParams* p, Py_ssize_t b, const QueryTile*
                          Py_ssize_t count, const real* grads) noexcept nogil:
     cdef Py_ssize_t lane, j, lanes = tile.columns * LANES
     cdef const ScoreGrad* to
-    cdef real* at
+    cdef char* at
     cdef int t
     for t in range(p.biases):
         to = &p.dbias[t]
@@ -212,7 +214,10 @@ cdef void add_bias_grads(const BackwardParams* p, Py_ssize_t b, const QueryTile*
             at = (to.data + b * to.stride[0] + tile.head[lane] * to.stride[1] + tile.query[lane] * to.stride[2]
                   + key * to.stride[3])
             for j in range(count):
-                at[j * to.stride[3]] += grads[j * lanes + lane]
+                if to.is_double:
+                    (<double*>(at + j * to.stride[3]))[0] += grads[j * lanes + lane]
+                else:
+                    (<real*>(at + j * to.stride[3]))[0] += grads[j * lanes + lane]
 
 cdef void add_slope_grads(const BackwardParams* p, Py_ssize_t b, Py_ssize_t split, const QueryTile* tile,
                           Py_ssize_t count, const real* grads) noexcept nogil:
@@ -339,14 +344,14 @@ cdef void store_row(const real* x, bint is_real, Py_ssize_t dim, elem* row) noex
     cdef Py_ssize_t e = 0
     cdef elem[LANES] buffer
     while e + LANES <= dim:
-        if is_real:
+        if sizeof(elem) < sizeof(real) and is_real:
             store(<real*>row + e, load(x + e))
         else:
             store_elem(row + e, load(x + e))
         e += LANES
     if e == dim:
         return
-    if is_real:
+    if sizeof(elem) < sizeof(real) and is_real:
         memcpy(<real*>row + e, x + e, (dim - e) * sizeof(real))
     else:
         store_elem(buffer, load(x + e))
@@ -357,8 +362,9 @@ cdef void store_grad_block(const BackwardParams* p, Py_ssize_t b, Py_ssize_t key
     cdef Py_ssize_t j
     cdef Py_ssize_t dim = p.forward.head_dim, value_dim = p.forward.value_dim
     for j in range(ws.block.stop - ws.block.start):
-        store_row(ws.dkey + j * padded(dim), False, dim, row_address(&p.dkey, b, key_head, ws.block.start + j))
-        store_row(ws.dvalue + j * padded(value_dim), False, value_dim,
+        store_row(ws.dkey + j * padded(dim), p.dkey_is_real, dim,
+                  row_address(&p.dkey, b, key_head, ws.block.start + j))
+        store_row(ws.dvalue + j * padded(value_dim), p.dvalue_is_real, value_dim,
                   row_address(&p.dvalue, b, key_head, ws.block.start + j))
 
 # Tasks: first delta, a head each; then a pair of batch and key head with one split of its keys; then dquery, a pair
@@ -370,6 +376,16 @@ cdef struct BackwardTasks:
     char* workspaces                            # BackwardWorkspace, one a thread
     Py_ssize_t workspace_bytes
     real* grad_rows                             # (pairs, splits, grad_rows_size)
+
+cdef bint saw_sink_alone(const AttentionParams* params, real lse, Py_ssize_t head, const elem* out) noexcept nogil:
+    """Whether lse and out of a row are those of its sink and no key."""
+    cdef Py_ssize_t e
+    if params.sinks == NULL or lse != sink_of(params, head):
+        return False
+    for e in range(params.value_dim):
+        if real_at(params.out_is_real, out, e) != 0:
+            return False
+    return True
 
 cdef Py_ssize_t delta_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
     """delta, and the gradient of the sink, of one batch entry and head."""
@@ -395,6 +411,8 @@ cdef Py_ssize_t delta_task(const void* context, Py_ssize_t task, int thread) noe
             delta += real_at(p.grad_is_real, grad, e) * real_at(params.out_is_real, out, e)
             e += 1
         delta += lane0(hsum(sums))
+        if delta - delta != 0 and saw_sink_alone(params, p.lse[at], head, out):
+            delta = 0                           # whatever grad_out holds
         if p.grad_lse != NULL:
             delta -= p.grad_lse[at]
         p.delta[at] = delta
@@ -454,7 +472,7 @@ cdef Py_ssize_t dquery_task(const void* context, Py_ssize_t task, int thread) no
         scale = broadcast(<real>params.scale[head])
         for r in range(registers):
             store(x + r * LANES, load(x + r * LANES) * scale)
-        store_row(x, params.query_is_real, params.head_dim, row_address(&p.dquery, b, head, query))
+        store_row(x, p.dquery_is_real, params.head_dim, row_address(&p.dquery, b, head, query))
     return 1
 
 cdef class BackwardWorkspaces:
