@@ -189,7 +189,7 @@ def _compute(tag, operands):
 
 def _not_empty(call):
     """The same call with one hidden key instead of none, and with vectors of one zero instead of none."""
-    q, k, v, y, *_ = call
+    q, k, v, y = call.q, call.k, call.v, call.y
     if k.shape[-2] == 0:
         k, v = (np.zeros((*x.shape[:-2], 1, x.shape[-1]), x.dtype) for x in (k, v))
         call = call._replace(biases=(), lengths=np.zeros(q.shape[:-3], np.int64))
