@@ -178,8 +178,11 @@ cdef void load_grad_tile(const BackwardParams* p, Py_ssize_t b, BackwardWorkspac
 
 cdef inline void weights_and_grads(int columns, Py_ssize_t count, const vreal* lse, const vreal* delta, real* weights,
                                    real* grads) noexcept nogil:
-    """weights: scores, which become P; grads: dP, which become dS. Both are (count, columns) registers."""
-    cdef vreal score, weight
+    """weights: scores, which become P; grads: dP, which become dS. Both are (count, columns) registers.
+
+    The rounding of score - lse is made good, since lse may be far larger than the maximum that softmax subtracts.
+    """
+    cdef vreal score, weight, below, rest
     cdef vmask hidden
     cdef Py_ssize_t j, at
     cdef int c
@@ -188,7 +191,10 @@ cdef inline void weights_and_grads(int columns, Py_ssize_t count, const vreal* l
             at = (j * columns + c) * LANES
             score = load(weights + at)
             hidden = eq(score, broadcast(-INFINITY))
-            weight = exp_(vmin(broadcast(1), score - lse[c]))   # exp_ is valid to 1; rounding may put a score above lse
+            below = score - lse[c]
+            rest = zero_where(eq(below, broadcast(-INFINITY)), two_sum_err(score, -lse[c], below))
+            weight = exp_(vmin(broadcast(1), below))            # exp_ is valid to 1; rounding may put a score above lse
+            weight = fma_(weight, rest, weight)
             store(weights + at, zero_where(hidden, weight))
             store(grads + at, zero_where(hidden, weight * (load(grads + at) - delta[c])))
 
