@@ -253,20 +253,24 @@ def attention_backward(inputs, grad_out, query, key, value, out, lse, attn_mask,
                                           alibi_slopes, sinks, key_lengths, None)
     forward = _validate.forward_results(inputs, options, grad_out, out, lse, grad_lse)
     wanted = _validate.wanted_gradients(options, scale, wanted)
-    per_head = (inputs.heads,), options.statistics_dtype
-    as_inputs = [(x.shape, native(x.dtype)) for x in (query, key, value)]
-    as_inputs += [per_head, *((np.shape(x), x if x is None else native(checked.dtype)) for x, checked in (
-        (attn_mask, options.attn_mask), (bias, options.bias))), per_head]
-    as_inputs.append((np.broadcast_shapes(np.shape(alibi_slopes), (inputs.heads,)), options.statistics_dtype))
+    results = [(x.shape, native(x.dtype)) for x in (query, key, value)]     # and dscale, dmask, dbias, dsinks, dslopes
+    results += [((inputs.heads,), options.statistics_dtype) if asked else None for asked in wanted]
+    for i, asked, x, checked in ((4, wanted.mask, attn_mask, options.attn_mask), (5, wanted.bias, bias, options.bias)):
+        if asked:
+            results[i] = np.shape(x), native(checked.dtype)
+    if wanted.slopes:
+        results[7] = np.broadcast_shapes(np.shape(alibi_slopes), (inputs.heads,)), options.statistics_dtype
     if _needs_reference(inputs, options):
         gradients = _gradients_from_reference(inputs, options, forward, wanted)
     else:
-        gradients = _gradients_from_kernel(inputs, options, forward, wanted, as_inputs)
-    return tuple([_sum_to(x, *like) for x, like in zip(gradients, as_inputs, strict=True) if x is not None])
+        gradients = _gradients_from_kernel(inputs, options, forward, wanted, results)
+    return tuple([_sum_to(x, *result) for x, result in zip(gradients, results, strict=True) if result is not None])
 
 
 def _sum_to(x, shape, dtype):
     """x summed over the dimensions that `shape` has not, or has with length 1; rounded to dtype once."""
+    if x.shape == shape and x.dtype == dtype:
+        return x
     own = (1,) * (x.ndim - len(shape)) + shape
     axes = tuple([i for i, size in enumerate(x.shape) if size != own[i]])
     if axes:
@@ -300,21 +304,21 @@ def _gradients_from_reference(inputs, options, forward, wanted):
     return [*found[:3], *(next(extra) if asked else None for asked in wanted)]
 
 
-def _gradients_from_kernel(inputs, options, forward, wanted, as_inputs):
-    """[dquery, dkey, dvalue, dscale, dmask, dbias, dsinks, dslopes] with every dimension of the batch and heads, of
-    wider dtypes where these are to be summed; dmask and dbias are sums already. None: not asked for."""
+def _gradients_from_kernel(inputs, options, forward, wanted, results):
+    """[dquery, dkey, dvalue, dscale, dmask, dbias, dsinks, dslopes]; None: not asked for.
+
+    results: shape and dtype of each. Those of arrays that broadcast have all dimensions of the batch, and the heads,
+    and wider numbers, to be summed; but dmask and dbias are sums already, since all their terms need L x S numbers.
+    """
     q, k, v, statistics = inputs.q, inputs.k, inputs.v, options.statistics_dtype
     per_head, splits = (*inputs.batch, inputs.heads), _dispatch.kernels(inputs.tag).attention_grad_splits(inputs.keys)
-    gradients = [np.empty(x.shape, dtype if math.prod(shape) == x.size else statistics)
-                 for x, (shape, dtype) in zip((q, k, v), as_inputs, strict=False)]
-    gradients += [np.zeros(per_head) if wanted.scale else None]
-    gradients += [
-        np.zeros(shape, statistics if math.prod(shape) == x.size else np.float64) if asked else None
-        for asked, x, (shape, _) in ((wanted.mask, options.attn_mask, as_inputs[4]),
-                                     (wanted.bias, options.bias, as_inputs[5]))]
-    gradients += [np.zeros(per_head) if wanted.sinks else None]
-    gradients += [np.zeros((*per_head, splits)) if wanted.slopes else None]
-    dq, dk, dv, dscale, dmask, dbias, dsinks, dslopes = gradients
+    dq, dk, dv = (np.empty(x.shape, dtype if math.prod(shape) == x.size else statistics)
+                  for x, (shape, dtype) in ((q, results[0]), (k, results[1]), (v, results[2])))
+    dscale, dsinks = (np.zeros(per_head) if asked else None for asked in (wanted.scale, wanted.sinks))
+    dmask, dbias = (
+        np.zeros(result[0], statistics if math.prod(result[0]) == x.size else np.float64) if result else None
+        for x, result in ((options.attn_mask, results[4]), (options.bias, results[5])))
+    dslopes = np.zeros((*per_head, splits)) if wanted.slopes else None
     left, right = [-1 if limit is None else min(limit, MAX_DISTANCE) for limit in options.window]
     _compute_backward(inputs.tag, BackwardCall(
         _rows_ready(forward.grad_out), q, k, v, _rows_ready(forward.out), _contiguous(forward.lse),
@@ -326,9 +330,7 @@ def _gradients_from_kernel(inputs, options, forward, wanted, as_inputs):
         tuple([_as_scores(dx, x, inputs) for dx, x in ((dbias, options.bias), (dmask, options.attn_mask))
                if dx is not None]),
         dsinks, dslopes))
-    if dslopes is not None:
-        gradients[-1] = dslopes.sum(-1)
-    return gradients
+    return [dq, dk, dv, dscale, dmask, dbias, dsinks, None if dslopes is None else dslopes.sum(-1)]
 
 
 def _rows_ready(x):
@@ -336,6 +338,9 @@ def _rows_ready(x):
 
 
 def _contiguous(x):
+    flags = x.flags
+    if flags.c_contiguous and flags.aligned and x.dtype.isnative:
+        return x
     return np.require(x, native(x.dtype), "CA")
 
 

@@ -1,4 +1,4 @@
-"""Attention: scaled_dot_product_attention, merge_attention_states."""
+"""Attention: scaled_dot_product_attention and its gradients, merge_attention_states."""
 
 from __future__ import annotations
 
@@ -148,6 +148,7 @@ def scaled_dot_product_attention(
     See Also
     --------
     merge_attention_states : attention over a cache of keys in pieces.
+    scaled_dot_product_attention_backward : gradients with respect to all inputs.
     causal_softmax : weights of scores that are stored.
 
     Notes
@@ -228,7 +229,122 @@ def scaled_dot_product_attention_backward(
         alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None, key_lengths: ArrayLike | None = None,
         grad_lse: ArrayLike | None = None, grad_scale: bool = False, grad_mask: bool = False, grad_bias: bool = False,
         grad_sinks: bool = False, grad_slopes: bool = False) -> tuple[Array, ...]:
-    """Gradients.
+    """Gradients of `scaled_dot_product_attention` with respect to its inputs, from those with respect to its results.
+
+    Takes the arguments of the forward call, by the same names, and its results `out` and `lse`. As in the forward call,
+    the L x S weights are never stored: they are computed again from lse, block by block.
+
+    ::
+
+        forward                                   backward, from grad_out (and grad_lse, else 0)
+        Z = scale * query @ key.T                 P = exp(scores - lse)                      the weights again
+        scores = softcap(Z) + bias + attn_mask    dP = grad_out @ value.T
+                 - slope * distance               delta = sum(grad_out * out) - grad_lse     one number a row
+        P = softmax([scores, sink])               dS = P * (dP - delta)
+        out = P @ value                           dZ = dS * softcap'(Z)
+
+        dquery = scale * dZ @ key                 dscale = sum(dZ * (query @ key.T))
+        dkey = scale * dZ.T @ query               dbias = dmask = dS, summed where they broadcast
+        dvalue = P.T @ grad_out                   dslope = -sum(dS * distance)
+                                                  dsink = -sum(exp(sink - lse) * delta)
+
+    Parameters
+    ----------
+    grad_out : array_like, (..., Hq, L, Ev)
+        The gradient of the loss with respect to out. Of the dtype of query, or float32 for 16-bit queries.
+    query, key, value : array_like, (..., Hq, L, E), (..., Hk, S, E) and (..., Hk, S, Ev)
+        The inputs of the forward call. Any strides; their dtypes and shapes may differ as they may there.
+    out : array_like, (..., Hq, L, Ev)
+        The result of the forward call. For 16-bit queries, of their dtype or, which is more accurate, the float32 one
+        that the forward call wrote to its argument `out`.
+    lse : array_like, (..., Hq, L)
+        The second result of the forward call with return_lse. float64 for float64, else float32.
+    attn_mask, dropout_p, is_causal, scale, enable_gqa
+        As in the forward call.
+    bias, causal_offset, window, softcap, alibi_slopes, sinks, key_lengths
+        As in the forward call.
+    grad_lse : array_like, (..., Hq, L), optional
+        The gradient of the loss with respect to lse, if the loss depends on it. Of the dtype of lse.
+    grad_scale : bool, default False
+        Also return dscale. Needs a scale, of which it is the gradient: to learn the default, pass it.
+    grad_mask, grad_bias : bool, default False
+        Also return dmask, dbias. attn_mask must be floating.
+    grad_sinks, grad_slopes : bool, default False
+        Also return dsinks, dslopes.
+
+    Returns
+    -------
+    dquery, dkey, dvalue : ndarray
+        Of the shapes and dtypes of query, key and value. Dimensions that broadcast, and query heads that share a key
+        head, are summed.
+    dscale : ndarray, (Hq,)
+        With grad_scale, one for each head, also if scale is one number: their sum is then its gradient. float64 for
+        float64, else float32.
+    dmask, dbias : ndarray
+        With grad_mask, grad_bias. Of the shapes and dtypes of attn_mask and bias: dimensions that broadcast are summed.
+    dsinks : ndarray, (Hq,)
+        With grad_sinks. Of the dtype of dscale.
+    dslopes : ndarray, (Hq,) or (..., Hq)
+        With grad_slopes, one for each head; of the dimensions before the heads it has those that alibi_slopes has.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As the forward call; and a TypeError if grad_out, out, lse or grad_lse has another dtype, a ValueError if it has
+        another shape, or if a gradient is asked for whose input is not given or boolean.
+
+    See Also
+    --------
+    scaled_dot_product_attention : the forward call.
+
+    Notes
+    -----
+    Hidden keys and values are not read and have a gradient of 0. So has a query that sees no key, whatever it and its
+    grad_out hold; what grad_lse adds for it goes to its sink. A query whose result is NaN has a gradient of NaN, and so
+    have the keys that it sees.
+
+    Method: blocks of keys, and for each the queries that see it [1]_ [2]_; hidden blocks are skipped. There are no
+    atomic additions: the bits are the same for any number of threads. One thread computes all where several batch
+    entries or key heads share an element of dmask or dbias. Beyond results, memory is needed for a few blocks a thread
+    and max(16, 4 threads) partial sums of dquery at most, of one key head each; for gradients of inputs whose batch or
+    heads broadcast, before they are summed; and for float64 sums of the size of a mask or bias that broadcasts. Extreme
+    scales and softcaps are computed as in the forward call.
+
+    References
+    ----------
+    .. [1] T. Dao, D. Y. Fu, S. Ermon, A. Rudra and C. Ré, "FlashAttention: fast and memory-efficient exact attention
+       with IO-awareness", NeurIPS 2022, arXiv:2205.14135.
+    .. [2] T. Dao, "FlashAttention-2: faster attention with better parallelism and work partitioning",
+       arXiv:2307.08691 (2023).
+
+    Examples
+    --------
+    The sum of out as the loss: its gradient is 1 everywhere.
+
+    >>> import numpy as np
+    >>> from fastsoftmax import scaled_dot_product_attention, scaled_dot_product_attention_backward
+    >>> query, key, value = np.zeros((1, 2)), np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1.0], [3.0]])
+    >>> out, lse = scaled_dot_product_attention(query, key, value, scale=1.0, return_lse=True)
+    >>> dquery, dkey, dvalue = scaled_dot_product_attention_backward(
+    ...     np.ones((1, 1)), query, key, value, out, lse, scale=1.0)
+    >>> dquery, dvalue              # more weight on the second key raises the result
+    (array([[-0.5,  0.5]]), array([[0.5],
+           [0.5]]))
+
+    A step of gradient descent on an inverse temperature for each of two heads, to come closer to a target:
+
+    >>> rng = np.random.default_rng(0)
+    >>> query, key, value, target = rng.normal(size=(4, 2, 5, 8))
+    >>> def loss_and_gradient(scale):
+    ...     out, lse = scaled_dot_product_attention(query, key, value, scale=scale, return_lse=True)
+    ...     *_, dscale = scaled_dot_product_attention_backward(
+    ...         out - target, query, key, value, out, lse, scale=scale, grad_scale=True)
+    ...     return 0.5 * ((out - target) ** 2).sum(), dscale
+    >>> scale = np.full(2, 8**-0.5)
+    >>> loss, dscale = loss_and_gradient(scale)
+    >>> closer, _ = loss_and_gradient(scale - 0.01 * dscale)
+    >>> bool(closer < loss)
+    True
     """
     if dropout_p != 0:
         _validate.refuse_dropout(dropout_p)

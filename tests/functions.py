@@ -32,10 +32,12 @@ from fastsoftmax import (
     logsumexp,
     merge_attention_states,
     scaled_dot_product_attention,
+    scaled_dot_product_attention_backward,
     softmax,
     softmax_entropy,
 )
 
+STATISTICS = "statistics"               # a dtype: float32 for the 16-bit types and float32, else that under test
 NOT_OF_ARRAYS = {"__version__", "get_num_threads", "num_threads", "set_num_threads", "show_config"}
 
 
@@ -44,7 +46,7 @@ class Operand(NamedTuple):
 
     shape: tuple
     fill: Callable                      # fill(rng, shape), the values
-    dtype: object = None
+    dtype: object = None                # or STATISTICS
     role: str = "read"                  # or "in place": the call reads and overwrites it; or "out": the call fills it
 
     @property
@@ -53,7 +55,11 @@ class Operand(NamedTuple):
 
     def values(self, dtype, seed=0):
         """A new array of the values, in the dtype under test unless the operand has its own."""
-        return self.fill(np.random.default_rng(seed), self.shape).astype(self.dtype or dtype)
+        if self.dtype != STATISTICS:
+            dtype = self.dtype or dtype
+        elif np.dtype(dtype).itemsize == 2:
+            dtype = np.float32
+        return self.fill(np.random.default_rng(seed), self.shape).astype(dtype)
 
 
 def scores(*shape, dtype=None, role="read"):
@@ -92,7 +98,13 @@ class Function(NamedTuple):
     refused: Callable = lambda a: []
 
 
+def lses(*shape, least=4, dtype=STATISTICS):
+    """Above all scores, as those of a forward call are."""
+    return Operand(shape, lambda rng, size: rng.uniform(least, least + 1, size), dtype)
+
+
 attend = scaled_dot_product_attention
+attend_backward = scaled_dot_product_attention_backward
 
 FUNCTIONS = {
     "softmax": Function(
@@ -183,6 +195,46 @@ FUNCTIONS = {
             lambda: attend(a.x, a.x, a.x, out=a.frozen), lambda: attend(a.x, a.x, a.x, a.ints),
             lambda: attend(a.x, a.x, a.x, softcap=-1), lambda: attend(a.x, a.x, a.x, window=(1, -1)),
             lambda: attend(a.x, a.x, a.x, key_lengths=5), lambda: attend(a.x, a.x, a.x, alibi_slopes=a.numbers)]),
+    "scaled_dot_product_attention_backward": Function(
+        samples={
+            "every option": dict(
+                grad_out=vectors(2, 4, 5, 19), query=vectors(2, 4, 5, 21), key=vectors(2, 2, 37, 21),
+                value=vectors(2, 2, 37, 19), out=vectors(2, 4, 5, 19), lse=lses(2, 4, 5, least=9),
+                enable_gqa=True, is_causal=True, causal_offset=32, scale=positive(4), attn_mask=vectors(2, 1, 5, 37),
+                bias=vectors(4, 5, 1), softcap=3.0, alibi_slopes=positive(2, 4), sinks=positive(4),
+                grad_lse=vectors(2, 4, 5, dtype=STATISTICS),
+                grad_scale=True, grad_mask=True, grad_bias=True, grad_sinks=True, grad_slopes=True),
+            "no option": dict(
+                grad_out=vectors(1, 6, 2, 33), query=vectors(1, 6, 2, 19), key=vectors(1, 2, 37, 19),
+                value=vectors(1, 2, 37, 33), out=vectors(1, 6, 2, 33), lse=lses(1, 6, 2), enable_gqa=True),
+            "masks that end early": dict(
+                grad_out=vectors(2, 4, 25, 21), query=vectors(2, 4, 25, 19), key=vectors(2, 2, 90, 19),
+                value=vectors(2, 2, 90, 21), out=vectors(2, 4, 25, 21), lse=lses(2, 4, 25), enable_gqa=True,
+                attn_mask=visible(2, 1, 25, 37), bias=vectors(37), key_lengths=[37, 36], grad_bias=True),
+            "16-bit keys": dict(
+                grad_out=vectors(2, 4, 25, 21, dtype="f4"), query=vectors(2, 4, 25, 19, dtype="f4"),
+                key=vectors(2, 2, 90, 19, dtype="f2"), value=vectors(2, 1, 90, 21, dtype="f2"),
+                out=vectors(2, 4, 25, 21, dtype="f4"), lse=lses(2, 4, 25, dtype="f4"), enable_gqa=True)},
+        large={
+            "many queries": dict(
+                grad_out=vectors(4, 300, 64), query=vectors(4, 300, 64), key=vectors(4, 300, 64),
+                value=vectors(4, 300, 64), out=vectors(4, 300, 64), lse=lses(4, 300), is_causal=True),
+            "many keys": dict(
+                grad_out=vectors(3, 64), query=vectors(3, 64), key=vectors(20_001, 64), value=vectors(20_001, 64),
+                out=vectors(3, 64), lse=lses(3))},
+        other_ways=lambda a: [
+            lambda: attend_backward(a.x, a.x, a.x, a.x, a.x, a.row_lse),
+            lambda: attend_backward(a.half, a.half, a.half, a.half, a.half, a.row_lse),
+            lambda: attend_backward(a.swapped, a.swapped, a.swapped, a.swapped, a.swapped, a.row_lse, is_causal=True),
+            lambda: attend_backward(a.wide, a.wide, a.wide, a.wide, a.wide, a.lse, a.x[:3, :3], bias=a.x[:3, :3],
+                                    scale=[0.5, 1], window=(1, 2), softcap=3.0, alibi_slopes=[1, 2], sinks=[0.5, 0],
+                                    key_lengths=2, grad_lse=a.lse, grad_scale=True, grad_mask=True, grad_bias=True,
+                                    grad_sinks=True, grad_slopes=True)],
+        refused=lambda a: [
+            lambda: attend_backward(a.x, a.x, a.x, a.x, a.x, a.lse),
+            lambda: attend_backward(a.double, a.x, a.x, a.x, a.x, a.row_lse),
+            lambda: attend_backward(a.x, a.x, a.x, a.x, a.short, a.row_lse),
+            lambda: attend_backward(a.x, a.x, a.x, a.x, a.x, a.row_lse, grad_scale=True)]),
     "merge_attention_states": Function(
         samples={"two parts": dict(
             outputs=[vectors(3, 5, 17), vectors(3, 5, 17)], lses=[positive(3, 5), positive(3, 5)])},
@@ -251,6 +303,7 @@ def small_arrays():
     wide = np.ones((2, 3, 40), np.float32)
     return SimpleNamespace(
         x=x, frozen=frozen, out=np.empty_like(x), where=x < 1, temperature=np.full((4, 1), 0.7), heads=x[None],
-        wide=wide, lse=wide[..., 0].copy(), half=x.astype(np.float16), swapped=x.astype(">f4"), double=x.astype(float),
-        bfloat=x.astype(ml_dtypes.bfloat16), objects=x.astype(object), masked=np.ma.masked_array(x), short=x[:, :3],
-        empty=x[:0], row=x[0, :3].copy(), numbers=x[0].copy(), ints=np.ones(3, int))
+        wide=wide, lse=wide[..., 0].copy(), row_lse=np.full(4, 9, np.float32), half=x.astype(np.float16),
+        swapped=x.astype(">f4"), double=x.astype(float), bfloat=x.astype(ml_dtypes.bfloat16), objects=x.astype(object),
+        masked=np.ma.masked_array(x), short=x[:, :3], empty=x[:0], row=x[0, :3].copy(), numbers=x[0].copy(),
+        ints=np.ones(3, int))
