@@ -334,8 +334,9 @@ cdef Py_ssize_t grad_tile(const BackwardParams* p, Py_ssize_t b, Py_ssize_t key_
                                     ws.bias_sum + lane * KV_BLOCK)
         if not bias & BIAS_SHOWS:
             return rows
-        # lanes without a row must have finite scores: their weights are multiplied by rows of 0
-        memset(ws.bias_sum + rows * KV_BLOCK, 0, (tile.columns * LANES - rows) * KV_BLOCK * sizeof(real))
+        # lanes without a row see nothing: their weights are multiplied by rows of 0, and a hidden key may hold NaN
+        for lane in range(rows * KV_BLOCK, tile.columns * LANES * KV_BLOCK):
+            ws.bias_sum[lane] = -INFINITY
     load_grad_tile(p, b, ws)
     if tile.columns == 3:
         grad_kv_block_3(p, b, split, bias, key, count, ws, grad_rows + row * padded(params.head_dim))
