@@ -377,14 +377,14 @@ class WantedGradients(NamedTuple):
 
 def forward_results(inputs, options, grad_out, out, lse, grad_lse):
     """ForwardResults that fit the inputs, an AttentionInputs."""
-    shape = inputs.out_shape[inputs.added:]
-    dtypes = {inputs.q.dtype: None, options.statistics_dtype: None}     # a set in this order
-    return ForwardResults(*(
-        None if x is None else _of_result(x, name, of, shape, allowed)[(None,) * inputs.added]
-        for x, name, of, shape, allowed in (
-            (grad_out, "grad_out", "out", shape, dtypes), (out, "out", "the result", shape, dtypes),
-            (lse, "lse", "the result", shape[:-1], (options.statistics_dtype,)),
-            (grad_lse, "grad_lse", "lse", shape[:-1], (options.statistics_dtype,)))))
+    shape, statistics = inputs.out_shape[inputs.added:], (options.statistics_dtype,)
+    either = inputs.q.dtype, *(statistics if inputs.q.dtype.itemsize == 2 else ())
+    added = (None,) * inputs.added
+    return ForwardResults(
+        _of_result(grad_out, "grad_out", "out", shape, either)[added],
+        _of_result(out, "out", "the result", shape, either)[added],
+        _of_result(lse, "lse", "the result", shape[:-1], statistics)[added],
+        None if grad_lse is None else _of_result(grad_lse, "grad_lse", "lse", shape[:-1], statistics)[added])
 
 
 def _of_result(x, name, of, shape, dtypes):

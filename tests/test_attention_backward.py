@@ -68,7 +68,7 @@ def out_shape(arrays):
 
 
 def exact_gradients(grad_out, arrays, kwargs):
-    kind = wide(arrays[0].dtype)
+    kind = np.longdouble if arrays[0].dtype == np.longdouble else wide(arrays[0].dtype)
     arrays = [x.astype(kind) for x in arrays]
     kwargs = {k: v.astype(kind) if k in ("attn_mask", "bias", "grad_lse") and v.dtype != bool else v
               for k, v in kwargs.items()}
@@ -89,7 +89,8 @@ def assert_close(got, exact, arithmetic, kwargs, many=100):
         rounding = max(eps, {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}.get(one.dtype.name, 0))
         largest = max(1, abs(true).max(initial=0)) * (10 if name in SUMS else 1)
         error = abs(one.astype(true.dtype) - true)
-        assert np.all(error <= rounding * abs(true) + many * eps * largest), (name, float(error.max() / eps / largest))
+        slack = many * eps * largest + float(ml_dtypes.finfo(one.dtype).smallest_subnormal)
+        assert np.all(error <= rounding * abs(true) + slack), (name, float(error.max() / eps / largest))
 
 
 def arithmetic_of(tag):
@@ -134,8 +135,8 @@ def test_each_option(kernel, option):
     got = backward(**kwargs)
     assert_close(got, exact, arithmetic_of(kernel.tag), kwargs)
     statistics = lse.dtype
-    dtypes = dict(zip(NAMES, [*[kernel.dtype] * 3, statistics, None, None, statistics, statistics], strict=True))
-    dtypes.update(dmask=getattr(kwargs.get("attn_mask"), "dtype", None), dbias=getattr(kwargs.get("bias"), "dtype", None))
+    of_biases = [getattr(kwargs.get(name), "dtype", None) for name in ("attn_mask", "bias")]
+    dtypes = dict(zip(NAMES, [*[kernel.dtype] * 3, statistics, *of_biases, statistics, statistics], strict=True))
     assert [x.dtype for x in got] == [dtypes[name] for name in asked(kwargs)]
     # Each is heeded: without it, for the same out and lse, a gradient is another. An offset alone moves windows, slopes
     # and the diagonal; sinks have no other effect than on lse, and on their own gradient; nor has a mask of queries.
@@ -148,7 +149,8 @@ def test_each_option(kernel, option):
             flag = {v: k for k, v in INPUTS.items()}.get(name)
             without = backward(**{k: v for k, v in kwargs.items() if k not in (name, flag)})[:3]
             same = got[:3]
-        assert max(abs(a.astype(float) - b.astype(float)).max() for a, b in zip(without, same, strict=True)) > 0.01, name
+        moved = [abs(a.astype(float) - b.astype(float)).max() for a, b in zip(without, same, strict=True)]
+        assert max(moved) > 0.01, name
 
 
 @functools.cache
@@ -288,11 +290,13 @@ def test_gradients_of_what_broadcasts_are_summed(kernel, name):
     out = scaled_dot_product_attention(*arrays, enable_gqa=True)
     batch, heads = out.shape[:-3], (out.shape[-3] if out.ndim > 2 else 1)
     for bias, mask, slopes in (
-            ((9,), (7, 1), (heads,)), ((), (1, 9), (heads,)), ((*batch, heads, 7, 9)[-out.ndim:], (7, 9), (*batch, heads)),
+            ((9,), (7, 1), (heads,)), ((), (1, 9), (heads,)),
+            ((*batch, heads, 7, 9)[-out.ndim:], (7, 9), (*batch, heads)),
             ((1,) * out.ndim, (*batch, heads, 1, 9)[-out.ndim:], (*(1,) * len(batch), heads))):
         kwargs = everything({
-            "enable_gqa": True, "bias": np.asarray(rng.normal(size=bias)), "attn_mask": np.asarray(rng.normal(size=mask)),
-            "alibi_slopes": rng.random(slopes), "scale": 0.4, "sinks": rng.normal(size=heads)})
+            "enable_gqa": True, "bias": np.asarray(rng.normal(size=bias)),
+            "attn_mask": np.asarray(rng.normal(size=mask)), "alibi_slopes": rng.random(slopes), "scale": 0.4,
+            "sinks": rng.normal(size=heads)})
         grad_out = upstream(out.shape, kernel.dtype)
         got = gradients(grad_out, arrays, kwargs)
         assert_close(got, exact_gradients(grad_out, arrays, kwargs), arithmetic_of(kernel.tag), kwargs)
@@ -429,9 +433,9 @@ def test_no_data_warns_or_raises(kernel):
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             spoiled = [np.where(rng.random(x.shape) < 0.1, special, x.astype(float)).astype(kernel.dtype)
                        for x in (*arrays, upstream((2, 4, 9, 5), kernel.dtype))]
-        kwargs = everything({"enable_gqa": True, "bias": np.where(rng.random(70) < 0.2, special, 0.5), "scale": 1e5,
-                             "attn_mask": np.float16(0.5), "alibi_slopes": np.full(4, 1e30), "sinks": np.full(4, special),
-                             "softcap": 1e20})
+        kwargs = everything({
+            "enable_gqa": True, "bias": np.where(rng.random(70) < 0.2, special, 0.5), "scale": 1e5, "softcap": 1e20,
+            "attn_mask": np.float16(0.5), "alibi_slopes": np.full(4, 1e30), "sinks": np.full(4, special)})
         with warnings.catch_warnings(), np.errstate(all="raise"):
             warnings.simplefilter("error")
             gradients(spoiled[3], spoiled[:3], kwargs)
@@ -519,7 +523,8 @@ def test_dimensions_of_the_batch_do_not_change_bits(kernel):
                 assert_same_bits(one.reshape(same.shape), same)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 2, 64, 128, 32, 32), (1, 8, 2, 1, 5000, 64, 64), (1, 1, 1, 200, 1100, 33, 65)])
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 2, 64, 128, 32, 32), (1, 8, 2, 1, 5000, 64, 64), (1, 1, 1, 200, 1100, 33, 65)])
 def test_threads_do_not_change_bits(kernel, monkeypatch, shape):
     monkeypatch.setattr(_threads, "PARALLEL", 2)
     arrays = inputs(kernel.tag, *shape)
@@ -610,7 +615,8 @@ def test_a_bias_that_broadcasts_needs_no_memory_for_scores(monkeypatch):
     query = np.broadcast_to(np.float32(0), (1 << 14, 1, 64, 4))
     key = np.zeros((1, 1, 1024, 4), np.float32)
     lse = np.broadcast_to(np.float32(0), query.shape[:3])
-    scaled_dot_product_attention_backward(query, query, key, key, query, lse, bias=np.zeros((1, 1, 1024)), grad_bias=True)
+    scaled_dot_product_attention_backward(
+        query, query, key, key, query, lse, bias=np.zeros((1, 1, 1024)), grad_bias=True)
     assert seen[0].shape == (1 << 14, 1, 64, 1024)
     assert seen[0].strides == (0, 0, 0, 8)
 
@@ -660,8 +666,9 @@ def test_16_bit_results_are_rounded_once(isa, tag):
 
 def test_long_double_goes_through_the_reference():
     arrays = [x.astype(np.longdouble) for x in inputs("f64")]
-    kwargs = everything({"enable_gqa": True, "is_causal": True, "scale": [0.5, 1, 0.7, 1], "bias": np.ones(9, np.float32),
-                         "alibi_slopes": np.ones((2, 4)), "sinks": np.ones(4)})
+    kwargs = everything({
+        "enable_gqa": True, "is_causal": True, "scale": [0.5, 1, 0.7, 1], "bias": np.ones(9, np.float32),
+        "alibi_slopes": np.ones((2, 4)), "sinks": np.ones(4)})
     grad_out = upstream(out_shape(arrays), np.longdouble)
     got = gradients(grad_out, arrays, kwargs)
     assert_close(got, exact_gradients(grad_out, arrays, kwargs), np.longdouble, kwargs, many=500)
@@ -677,8 +684,6 @@ def test_extreme_scales_and_softcaps(kernel):
                    {"scale": huge, "softcap": 0.5, "bias": rng.normal(size=(4, 5, 1)), "key_lengths": [7, 9],
                     "attn_mask": rng.normal(size=(2, 1, 1, 9))}):
         kwargs = everything({"enable_gqa": True, **kwargs})
-        if "bias" in kwargs:
-            kwargs["attn_mask"] = kwargs["attn_mask"]
         kwargs.pop("grad_scale", None)
         grad_out = upstream(out_shape(arrays), kernel.dtype)
         got = gradients(grad_out, arrays, kwargs)
@@ -705,8 +710,8 @@ def test_lists_and_subclasses_give_plain_results():
 # ---------------------------------------------------------------- accuracy
 
 
-def plain_gradients(grad_out, query, key, value, *, bias=None, scale=None, is_causal=False, causal_offset=0, softcap=None,
-                    alibi_slopes=None, sinks=None):
+def plain_gradients(grad_out, query, key, value, *, bias=None, scale=None, is_causal=False, causal_offset=0,
+                    softcap=None, alibi_slopes=None, sinks=None):
     """{name: gradient} as one writes it in NumPy, in the dtype of the arguments; grouped heads."""
     real = query.dtype.type
     group = query.shape[1] // key.shape[1]
@@ -782,10 +787,14 @@ def drawn(tag, name, seed):
 
 
 @pytest.mark.parametrize("name", DRAWS)
-@pytest.mark.parametrize("isa, tag", [(isa, tag) for isa in _dispatch.supported() for tag in ("f32", "f64")])
+@pytest.mark.parametrize("isa, tag", [(isa, tag) for tag, isa in _dispatch.modules(_dispatch.supported())
+                                      if tag in ("f32", "f64")])
 def test_error_is_that_of_plain_numpy(isa, tag, name):
-    """In ULP of a gradient's largest number, pooled over draws: the largest error at most that of plain NumPy and 2 ULP,
-    the root mean square at most that and half an ULP. The weights come from lse, whose rounding plain NumPy has not."""
+    """In ULP of a gradient's largest number, over draws: the root mean square at most 1.1 times plain NumPy's and 0.1.
+
+    The largest error, and those of the few numbers of dscale, dsinks and dslopes, are those of the draw in which the
+    most has cancelled, ours or NumPy's. They are held to FlashAttention's rule, twice the plain computation's.
+    """
     ours, rough = {}, {}
     with _dispatch.using(isa):
         for seed in range(3 if tag == "f64" else 6):
@@ -795,6 +804,7 @@ def test_error_is_that_of_plain_numpy(isa, tag, name):
                 ours.setdefault(one, []).append(errors_in_units(got, exact[one].reshape(got.shape), got.dtype))
                 rough.setdefault(one, []).append(plain[one])
     for one, errors in ours.items():
-        (largest, rms), (most, plain_rms) = np.max(errors, 0), np.max(rough[one], 0)
-        assert largest <= most + 2, one
-        assert rms <= plain_rms + 0.5, one
+        largest, most = (np.max(x, 0)[0] for x in (errors, rough[one]))
+        rms, plain_rms = (np.sqrt(np.mean(np.square(x), 0))[1] for x in (errors, rough[one]))
+        assert largest <= 2 * most + (30 if one in SUMS else 2), one
+        assert one in SUMS or rms <= 1.1 * plain_rms + 0.1, one

@@ -15,6 +15,7 @@ from fastsoftmax import (
     logsumexp,
     merge_attention_states,
     scaled_dot_product_attention,
+    scaled_dot_product_attention_backward,
     softmax,
     softmax_entropy,
 )
@@ -380,6 +381,71 @@ def test_attention_arguments_that_are_keywords():
         scaled_dot_product_attention(QUERY, KEY, VALUE, None, 0.0, False, None, True, None)
     with pytest.raises(TypeError, match="unexpected"):
         scaled_dot_product_attention(QUERY, KEY, VALUE, mask=None)
+
+
+RESULTS = {"grad_out": np.ones(OUT), "out": np.ones(OUT), "lse": np.ones(OUT[:-1]), "grad_lse": np.ones(OUT[:-1])}
+
+
+def backward_refuses(error, match, query=QUERY, key=KEY, value=VALUE, **kwargs):
+    arguments = {"enable_gqa": True, **RESULTS, **kwargs}
+    with pytest.raises(error, match=match) as caught:
+        scaled_dot_product_attention_backward(query=query, key=key, value=value, **arguments)
+    assert type(caught.value) is error
+    assert all(np.all(x == 1) for x in (QUERY, KEY, VALUE, *RESULTS.values()))
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_of_attention_that_do_not_fit_its_inputs(name):
+    x = RESULTS[name]
+    for shape in ((), x.shape[1:], (1, *x.shape), (*x.shape[:-1], 1), x.shape[:-1]):
+        backward_refuses(ValueError, f"{name} .*" + shapes(x.shape, shape), **{name: np.ones(shape)})
+    for dtype in (np.float32, np.float16, np.int64, bool, np.longdouble, complex):
+        backward_refuses(TypeError, f"{name} .*float64.*{np.dtype(dtype)}", **{name: x.astype(dtype)})
+    for bad in (x.astype("U1"), x.astype(object)):
+        backward_refuses(TypeError, f"{name} .*{re.escape(str(bad.dtype))}", **{name: bad})
+    backward_refuses(TypeError, f"{name} is a masked array; pass {name}.data", **{name: np.ma.masked_array(x)})
+    if name != "grad_lse":
+        backward_refuses(TypeError, f"{name} ", **{name: None, "grad_lse": None})
+
+
+def test_dtypes_of_results_beside_16_bit_queries():
+    """Of their dtype or float32, but lse float32; a float32 query beside 16-bit keys has float32 results."""
+    f4, f2, bf = np.float32, np.float16, ml_dtypes.bfloat16
+    for of_query, of_key, name, bad in (
+            (f2, f2, "out", bf), (f2, f2, "grad_out", np.float64), (bf, bf, "out", f2), (f2, f2, "lse", f2),
+            (f2, f2, "grad_lse", f2), (f4, f2, "out", f2), (f4, f2, "grad_out", f2), (f4, f4, "lse", np.float64)):
+        results = {k: x.astype(f4) for k, x in RESULTS.items()}
+        good = f"{np.dtype(of_query)} or float32" if of_query != f4 and "lse" not in name else "float32"
+        backward_refuses(TypeError, f"{name} must have dtype {good}, got {np.dtype(bad)}", QUERY.astype(of_query),
+                         KEY.astype(of_key), VALUE.astype(of_key), **{**results, name: RESULTS[name].astype(bad)})
+
+
+def test_gradients_of_nothing():
+    given = {"scale": 0.5, "mask": np.ones(5), "bias": np.ones(5), "sinks": np.ones(4), "slopes": np.ones(4)}
+    for option in given:
+        name = {"mask": "attn_mask", "slopes": "alibi_slopes"}.get(option, option)
+        backward_refuses(ValueError, f"grad_{option} .*{name}.* not given", **{f"grad_{option}": True})
+        arguments = {**RESULTS, name: given[option], f"grad_{option}": True}
+        scaled_dot_product_attention_backward(query=QUERY, key=KEY, value=VALUE, enable_gqa=True, **arguments)
+    backward_refuses(ValueError, "grad_mask .*attn_mask.* boolean", attn_mask=np.ones(5, bool), grad_mask=True)
+
+
+def test_gradients_of_attention_check_all_that_the_forward_call_checks():
+    """A sample of each: the checks are the same."""
+    backward_refuses(ValueError, "query.*key.*enable_gqa", enable_gqa=False)
+    backward_refuses(TypeError, "one dtype", value=VALUE.astype(np.float32))
+    backward_refuses(NotImplementedError, "dropout_p", dropout_p=0.1)
+    backward_refuses(ValueError, "key_lengths.*0 to.*5", key_lengths=6)
+    backward_refuses(ValueError, "attn_mask", attn_mask=np.ones(4))
+    backward_refuses(TypeError, "bias", bias=np.ones(5, bool))
+    backward_refuses(ValueError, "window", window=(-1, 1))
+    backward_refuses(ValueError, "softcap", softcap=0)
+    backward_refuses(ValueError, "alibi_slopes", alibi_slopes=np.ones(3))
+    backward_refuses(ValueError, "sinks", sinks=np.ones(3))
+    backward_refuses(ValueError, "scale", scale=np.ones(3))
+    backward_refuses(TypeError, "causal_offset", causal_offset=0.5)
+    with pytest.raises(TypeError, match="positional"):
+        scaled_dot_product_attention_backward(*[QUERY] * 6, None, 0.0, False, None, True, None)
 
 
 def test_merging():

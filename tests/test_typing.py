@@ -20,7 +20,8 @@ import numpy.typing as npt
 import fastsoftmax
 from fastsoftmax import (
     causal_mask_, causal_softmax, get_num_threads, log_softmax, logsumexp, merge_attention_states, num_threads,
-    scaled_dot_product_attention, set_num_threads, show_config, softmax, softmax_entropy,
+    scaled_dot_product_attention, scaled_dot_product_attention_backward, set_num_threads, show_config, softmax,
+    softmax_entropy,
 )
 
 x: npt.NDArray[np.float32] = np.zeros((2, 3, 4), np.float32)
@@ -61,6 +62,11 @@ pair = scaled_dot_product_attention(x, x, x, is_causal=True, return_lse=True, si
 assert_type(pair, tuple[npt.NDArray[Any], npt.NDArray[Any]])
 out, evenness = scaled_dot_product_attention(x, x, x, return_entropy=True, alibi_slopes=np.array([0.5, 0.25]))
 out, lse, evenness = scaled_dot_product_attention(x, x, x, return_lse=True, return_entropy=True)
+dquery, dkey, dvalue, *others = scaled_dot_product_attention_backward(out, x, x, x, out, lse)
+assert_type(dkey, npt.NDArray[Any])
+found = scaled_dot_product_attention_backward(
+    out, x, x, x, out, lse, keep[:, :, :3], 0.0, True, 0.5, True, grad_scale=True, grad_lse=lse, window=(1, None))
+assert_type(found, tuple[npt.NDArray[Any], ...])
 merged, lse = merge_attention_states([out, out], (lse, lse))
 merged, lse = merge_attention_states(*zip(*[pair, pair]))
 
@@ -90,8 +96,8 @@ MISUSE = '''
 import numpy as np
 
 from fastsoftmax import (
-    causal_mask_, logsumexp, merge_attention_states, num_threads, scaled_dot_product_attention, set_num_threads,
-    show_config, softmax,
+    causal_mask_, logsumexp, merge_attention_states, num_threads, scaled_dot_product_attention,
+    scaled_dot_product_attention_backward, set_num_threads, show_config, softmax,
 )
 
 x = np.zeros((2, 3))
@@ -106,6 +112,8 @@ scaled_dot_product_attention(x, x)  # type: ignore
 scaled_dot_product_attention(x, x, x, None, 0.0, False, None, False, x)  # type: ignore
 scaled_dot_product_attention(x, x, x, mask=x)  # type: ignore
 scaled_dot_product_attention(x, x, x, window=3)  # type: ignore
+scaled_dot_product_attention_backward(x, x, x, x)  # type: ignore
+scaled_dot_product_attention_backward(x, x, x, x, x, x, grad_query=True)  # type: ignore
 merge_attention_states(x)  # type: ignore
 set_num_threads(1.5)  # type: ignore
 num_threads("2")  # type: ignore
