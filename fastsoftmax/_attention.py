@@ -314,11 +314,11 @@ def _gradients_from_kernel(inputs, options, forward, wanted, results):
     per_head, splits = (*inputs.batch, inputs.heads), _dispatch.kernels(inputs.tag).attention_grad_splits(inputs.keys)
     dq, dk, dv = (np.empty(x.shape, dtype if math.prod(shape) == x.size else statistics)
                   for x, (shape, dtype) in ((q, results[0]), (k, results[1]), (v, results[2])))
-    dscale, dsinks = (np.zeros(per_head) if asked else None for asked in (wanted.scale, wanted.sinks))
+    dscale, dsinks = (np.zeros(per_head, np.float64) if asked else None for asked in (wanted.scale, wanted.sinks))
     dmask, dbias = (
         np.zeros(result[0], statistics if math.prod(result[0]) == x.size else np.float64) if result else None
         for x, result in ((options.attn_mask, results[4]), (options.bias, results[5])))
-    dslopes = np.zeros((*per_head, splits)) if wanted.slopes else None
+    dslopes = np.zeros((*per_head, splits), np.float64) if wanted.slopes else None
     left, right = [-1 if limit is None else min(limit, MAX_DISTANCE) for limit in options.window]
     _compute_backward(inputs.tag, BackwardCall(
         _rows_ready(forward.grad_out), q, k, v, _rows_ready(forward.out), _contiguous(forward.lse),

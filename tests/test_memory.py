@@ -29,6 +29,7 @@ from fastsoftmax import (
     causal_softmax,
     logsumexp,
     scaled_dot_product_attention,
+    scaled_dot_product_attention_backward,
     softmax,
 )
 
@@ -437,11 +438,14 @@ def test_memory_stays_flat(calls, total):
     for _ in range(200):                        # pools fill up, caches get warm
         for call in calls:
             call()
-    before = resident()
-    for _ in range(-(-total // len(calls))):
-        for call in calls:
-            call()
-    assert resident() - before < 1 << 20
+    grown = []
+    for _ in range(2):                          # the heap may grow once, by a few blocks; a leak grows all the time
+        before = resident()
+        for _ in range(-(-total // len(calls) // 2)):
+            for call in calls:
+                call()
+        grown.append(resident() - before)
+    assert min(grown) < 1 << 19
 
 
 @needs_proc
@@ -456,6 +460,7 @@ def test_memory_stays_flat_over_calls_with_scratch_and_threads():
                 causal_softmax(wide)
                 scaled_dot_product_attention(heads, heads, heads)
                 scaled_dot_product_attention(heads[:, :2], heads, heads)
+                scaled_dot_product_attention_backward(heads, heads, heads, heads, heads, heads[:, :, 0])
             if phase == 0:
                 before = resident()
     assert resident() - before < 1 << 20
