@@ -1,4 +1,4 @@
-"""The fast path, for calls that take less time than Python needs to look at their arguments: a result or None.
+"""The fast path, for calls so short that checking their arguments in Python would cost more: a result or None.
 
 `rows` computes a function of the softmax family of a contiguous array of native floats, without another Python object.
 `attention_inputs` prepares query, key and value, and `attention_out` prepares `out`. Each returns None for a call that
@@ -31,7 +31,7 @@ cdef enum:
     SERIAL_ELEMENTS = 1 << 14       # up to this size one thread computes, without a call of threads_for
     MAX_DIMENSIONS = 64             # NumPy's own limit
 
-# op, x, y, outer, n, inner, temperature, threads, non-temporal stores; see kernels/softmax.pxi
+# op, x, y, outer, n, inner, temperature, threads, non-temporal stores; see kernels/softmax/softmax.pxi
 ctypedef int (*Contiguous)(int, const void*, void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, double, int, bint) except -1
 
 cdef Contiguous f16_rows = NULL

@@ -25,7 +25,7 @@ from fastsoftmax._dtypes import (
 from fastsoftmax._fastpath import broadcast_to, tag
 from fastsoftmax._layout import cached_full, elements_overlap
 
-MAX_DISTANCE = 1 << 40      # positions and distances: beyond any array's length, and so that kernels can add them
+MAX_DISTANCE = 1 << 40      # of positions: larger than any array, and small enough that their sums fit in int64
 TEMPERATURES = 1e-30, 1e30  # between these the kernels' arithmetic holds
 
 # ---- the softmax family

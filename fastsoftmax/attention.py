@@ -101,13 +101,13 @@ def scaled_dot_product_attention(
     enable_gqa : bool, default False
         Grouped heads: Hq may be a multiple of Hk; query head h reads key head ``h // (Hq // Hk)`` [5]_.
     bias : array_like of floats, optional
-        Added to the scaled scores, as a floating attn_mask is, and in addition to attn_mask. May be as short.
+        Added to the scaled scores, as a floating attn_mask is, and in addition to attn_mask. May end early, as attn_mask may.
     causal_offset : int or array_like of ints, default 0
         The position of query 0 among the keys, for is_causal, window and alibi_slopes; an array broadcasts to the
-        dimensions before the heads. In keys.
+        dimensions before the heads. The unit is keys.
     window : (int or None, int or None), optional
         (left, right): visible is ``i + causal_offset - left <= j <= i + causal_offset + right``; None: no limit.
-        In keys, from 0.
+        The unit is keys; not negative.
     softcap : float, optional
         Positive and finite: scores become ``softcap * tanh(scores / softcap)``, before anything is added [6]_.
     alibi_slopes : array_like, (Hq,) or (..., Hq)

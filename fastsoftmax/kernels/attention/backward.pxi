@@ -11,14 +11,15 @@
 # keys and one tile of queries at a time.
 #
 # One pass: blocks of keys, and for each the tiles of queries that see it. dkey and dvalue of a block stay in the cache
-# until it is done; dquery is summed over the blocks in a buffer of its own (`grad_rows`), before scale, whose gradient
-# is then the sum of query * grad_rows. A task is a pair of batch and key head, with one split of its keys: splits are a
-# function of the number of keys alone, and their grad_rows are added in order, so that neither threads nor the rest of
-# the batch change a bit.
+# until it is done. dquery is summed over the blocks in a buffer of its own, dquery_sums, before scale: the gradient of
+# scale is then the sum of query * dquery_sums. A task is a pair of batch and key head, with one split of its keys.
+# Splits are a function of the number of keys alone, and their dquery_sums are added in order, so that neither threads
+# nor the rest of the batch change a bit.
 #
 # A key that is hidden from a row has P = dS = 0, whatever it, the row or grad_out hold. Since 0 times NaN is not 0, the
 # operands of the products that sum over keys or rows are copied without NaN and infinities wherever there are any. A
-# visible one makes P or dS NaN, so nothing is lost, except in dvalue, where grad_out itself is a factor: it is added.
+# visible NaN still reaches the result, through P or dS. Only dvalue multiplies by grad_out itself: there
+# restore_nonfinite_grads adds it.
 
 cdef enum:
     MAX_GRAD_SPLITS = 16
@@ -51,9 +52,9 @@ cdef struct BackwardWorkspace:              # one thread's buffers; rows are pad
     real[TILE_ROWS * KV_BLOCK] bias_sum     # a row a query
     real* grad_t                            # (Ev, columns * LANES): grad_out of the tile
     real* query_rows                        # (TILE_ROWS, E): scale * query, finite
-    real* grad_rows                         # (TILE_ROWS, Ev): grad_out, finite
+    real* grad_out_rows                     # (TILE_ROWS, Ev): grad_out, finite
     bint grad_finite
-    KvBlock block
+    KvRun block
     const real* key                         # the block's keys and values as reals, where they stand or in *_reals
     const real* value
     Py_ssize_t key_row, value_row
@@ -75,7 +76,7 @@ cdef inline Py_ssize_t grad_split_keys(const AttentionParams* params) noexcept n
     """Keys of a split: whole blocks."""
     return ceil_div(ceil_div(params.keys, splits_of(params)), KV_BLOCK) * KV_BLOCK
 
-cdef inline Py_ssize_t grad_rows_size(const AttentionParams* params) noexcept nogil:
+cdef inline Py_ssize_t dquery_sums_size(const AttentionParams* params) noexcept nogil:
     """Reals of a task's sums of dquery; the last tile may write beyond its rows."""
     return (rows_of_head(params) + TILE_ROWS) * padded(params.head_dim)
 
@@ -117,7 +118,7 @@ cdef void load_grad_block(const BackwardParams* p, Py_ssize_t b, Py_ssize_t key_
     """The next block of keys, and no gradient of it yet."""
     cdef const AttentionParams* params = &p.forward
     cdef Py_ssize_t dim = padded(params.head_dim), value_dim = padded(params.value_dim), j, count
-    ws.block = kv_block(&params.key, &params.value, b, key_head, start, stop)
+    ws.block = kv_run(&params.key, &params.value, b, key_head, start, stop)
     count = ws.block.stop - start
     ws.key, ws.key_row = <const real*>ws.block.key, ws.block.key_row
     if sizeof(elem) < sizeof(real) or dim != params.head_dim:
@@ -161,12 +162,12 @@ cdef void load_grad_tile(const BackwardParams* p, Py_ssize_t b, BackwardWorkspac
         if lane < tile.rows:
             convert_padded(row_address(&params.query, b, tile.head[lane], tile.query[lane]), params.query_is_real,
                            params.head_dim, scale[lane], ws.query_rows + lane * dim)
-            convert_padded(grad[lane], p.grad_is_real, params.value_dim, 1, ws.grad_rows + lane * value_dim)
+            convert_padded(grad[lane], p.grad_is_real, params.value_dim, 1, ws.grad_out_rows + lane * value_dim)
         else:
             memset(ws.query_rows + lane * dim, 0, dim * sizeof(real))
-            memset(ws.grad_rows + lane * value_dim, 0, value_dim * sizeof(real))
+            memset(ws.grad_out_rows + lane * value_dim, 0, value_dim * sizeof(real))
     clear_nonfinite_reals(ws.query_rows, dim, lanes, dim, ws.query_rows)
-    ws.grad_finite = clear_nonfinite_reals(ws.grad_rows, value_dim, lanes, value_dim, ws.grad_rows)
+    ws.grad_finite = clear_nonfinite_reals(ws.grad_out_rows, value_dim, lanes, value_dim, ws.grad_out_rows)
     for c in range(tile.columns):
         ws.lse[c], ws.delta[c] = load(lse + c * LANES), load(delta + c * LANES)
         tile.scale[c] = load(scale + c * LANES)
@@ -261,12 +262,12 @@ cdef void restore_nonfinite_grads(const BackwardParams* p, Py_ssize_t b, Py_ssiz
                         and (params.biases == 0 or ws.bias_sum[lane * KV_BLOCK + j] != -INFINITY)):
                     ws.dvalue[(skipped + j) * padded(params.value_dim) + e] += ws.weights[j * lanes + lane] * x
 
-# One tile of queries and the present block of keys.
+# One tile of queries and the current block of keys.
 
 cdef inline void grad_kv_block(int rows, int columns, const BackwardParams* p, Py_ssize_t b, Py_ssize_t split,
                                int bias, Py_ssize_t key, Py_ssize_t count, BackwardWorkspace* ws,
-                               real* grad_rows) noexcept nogil:
-    """grad_rows: of the tile's first row. rows x columns: the tile of the products."""
+                               real* dquery_sums) noexcept nogil:
+    """dquery_sums: of the tile's first row. rows x columns: the tile of the products."""
     cdef const AttentionParams* params = &p.forward
     cdef QueryTile* tile = &ws.tile
     cdef Py_ssize_t skipped = key - ws.block.start, lanes = columns * LANES
@@ -295,29 +296,29 @@ cdef inline void grad_kv_block(int rows, int columns, const BackwardParams* p, P
         add_slope_grads(p, b, split, tile, count, ws.grads)
     if params.softcap != 0:
         multiply_softcap_grads(params.softcap, count * columns, ws.capped, ws.grads)
-    add_product(count, value_dim, lanes, ws.weights, lanes, 1, ws.grad_rows, value_dim,
+    add_product(count, value_dim, lanes, ws.weights, lanes, 1, ws.grad_out_rows, value_dim,
                 ws.dvalue + skipped * value_dim, value_dim)
     if not ws.grad_finite:
         restore_nonfinite_grads(p, b, skipped, count, ws)
     add_product(count, dim, lanes, ws.grads, lanes, 1, ws.query_rows, dim, ws.dkey + skipped * dim, dim)
     add_product(lanes, dim, count, ws.grads, 1, lanes, ws.finite_key + skipped * ws.finite_row, ws.finite_row,
-                grad_rows, dim)
+                dquery_sums, dim)
 
 cdef void grad_kv_block_1(const BackwardParams* p, Py_ssize_t b, Py_ssize_t split, int bias, Py_ssize_t key,
-                          Py_ssize_t count, BackwardWorkspace* ws, real* grad_rows) noexcept nogil:
-    grad_kv_block(TILE_1, 1, p, b, split, bias, key, count, ws, grad_rows)
+                          Py_ssize_t count, BackwardWorkspace* ws, real* dquery_sums) noexcept nogil:
+    grad_kv_block(TILE_1, 1, p, b, split, bias, key, count, ws, dquery_sums)
 
 cdef void grad_kv_block_2(const BackwardParams* p, Py_ssize_t b, Py_ssize_t split, int bias, Py_ssize_t key,
-                          Py_ssize_t count, BackwardWorkspace* ws, real* grad_rows) noexcept nogil:
-    grad_kv_block(TILE_2, 2, p, b, split, bias, key, count, ws, grad_rows)
+                          Py_ssize_t count, BackwardWorkspace* ws, real* dquery_sums) noexcept nogil:
+    grad_kv_block(TILE_2, 2, p, b, split, bias, key, count, ws, dquery_sums)
 
 cdef void grad_kv_block_3(const BackwardParams* p, Py_ssize_t b, Py_ssize_t split, int bias, Py_ssize_t key,
-                          Py_ssize_t count, BackwardWorkspace* ws, real* grad_rows) noexcept nogil:
-    grad_kv_block(TILE_3, 3, p, b, split, bias, key, count, ws, grad_rows)
+                          Py_ssize_t count, BackwardWorkspace* ws, real* dquery_sums) noexcept nogil:
+    grad_kv_block(TILE_3, 3, p, b, split, bias, key, count, ws, dquery_sums)
 
 cdef Py_ssize_t grad_tile(const BackwardParams* p, Py_ssize_t b, Py_ssize_t key_head, Py_ssize_t split,
-                          Py_ssize_t row, BackwardWorkspace* ws, real* grad_rows) noexcept nogil:
-    """The tile of rows from `row` on and the present block. Returns the number of its rows."""
+                          Py_ssize_t row, BackwardWorkspace* ws, real* dquery_sums) noexcept nogil:
+    """The tile of rows from `row` on and the current block. Returns the number of its rows."""
     cdef const AttentionParams* params = &p.forward
     cdef QueryTile* tile = &ws.tile
     cdef Py_ssize_t left = rows_of_head(params) - row, rows, lane, key, count
@@ -339,11 +340,11 @@ cdef Py_ssize_t grad_tile(const BackwardParams* p, Py_ssize_t b, Py_ssize_t key_
             ws.bias_sum[lane] = -INFINITY
     load_grad_tile(p, b, ws)
     if tile.columns == 3:
-        grad_kv_block_3(p, b, split, bias, key, count, ws, grad_rows + row * padded(params.head_dim))
+        grad_kv_block_3(p, b, split, bias, key, count, ws, dquery_sums + row * padded(params.head_dim))
     elif tile.columns == 2:
-        grad_kv_block_2(p, b, split, bias, key, count, ws, grad_rows + row * padded(params.head_dim))
+        grad_kv_block_2(p, b, split, bias, key, count, ws, dquery_sums + row * padded(params.head_dim))
     else:
-        grad_kv_block_1(p, b, split, bias, key, count, ws, grad_rows + row * padded(params.head_dim))
+        grad_kv_block_1(p, b, split, bias, key, count, ws, dquery_sums + row * padded(params.head_dim))
     return rows
 
 cdef void store_row(const real* x, bint is_real, Py_ssize_t dim, elem* row) noexcept nogil:
@@ -382,7 +383,7 @@ cdef struct BackwardTasks:
     Py_ssize_t first_pair, splits
     char* workspaces                            # BackwardWorkspace, one a thread
     Py_ssize_t workspace_bytes
-    real* grad_rows                             # (pairs, splits, grad_rows_size)
+    real* dquery_sums                           # (pairs, splits, dquery_sums_size)
 
 cdef bint saw_sink_alone(const AttentionParams* params, real lse, Py_ssize_t head, const elem* out) noexcept nogil:
     """Whether lse and out of a row are those of its sink and no key."""
@@ -438,13 +439,13 @@ cdef Py_ssize_t grad_task(const void* context, Py_ssize_t task, int thread) noex
     cdef Py_ssize_t b = pair // params.key_heads, key_head = pair % params.key_heads
     cdef Py_ssize_t start = split * grad_split_keys(params), end = min(start + grad_split_keys(params), params.keys)
     cdef Py_ssize_t row, cost = 0
-    cdef real* grad_rows = tasks.grad_rows + task * grad_rows_size(params)
-    memset(grad_rows, 0, grad_rows_size(params) * sizeof(real))
+    cdef real* dquery_sums = tasks.dquery_sums + task * dquery_sums_size(params)
+    memset(dquery_sums, 0, dquery_sums_size(params) * sizeof(real))
     while start < end:
         load_grad_block(p, b, key_head, start, min(start + KV_BLOCK, end), ws)
         row = 0
         while row < rows_of_head(params):
-            row += grad_tile(p, b, key_head, split, row, ws, grad_rows)
+            row += grad_tile(p, b, key_head, split, row, ws, dquery_sums)
         store_grad_block(p, b, key_head, ws)
         cost += ws.block.stop - start
         start = ws.block.stop
@@ -456,10 +457,10 @@ cdef Py_ssize_t dquery_task(const void* context, Py_ssize_t task, int thread) no
     cdef const BackwardParams* p = tasks.p
     cdef const AttentionParams* params = &p.forward
     cdef BackwardWorkspace* ws = <BackwardWorkspace*>(tasks.workspaces + thread * tasks.workspace_bytes)
-    cdef Py_ssize_t pair = tasks.first_pair + task, dim = padded(params.head_dim), size = grad_rows_size(params)
+    cdef Py_ssize_t pair = tasks.first_pair + task, dim = padded(params.head_dim), size = dquery_sums_size(params)
     cdef Py_ssize_t b = pair // params.key_heads, key_head = pair % params.key_heads, row, split, r, head, query
     cdef Py_ssize_t registers = dim // LANES
-    cdef real* grads = tasks.grad_rows + task * tasks.splits * size
+    cdef real* grads = tasks.dquery_sums + task * tasks.splits * size
     cdef real* x
     cdef vreal sums, scale, grad
     for row in range(rows_of_head(params)):
@@ -485,7 +486,7 @@ cdef Py_ssize_t dquery_task(const void* context, Py_ssize_t task, int thread) no
 cdef class BackwardWorkspaces:
     """The buffers of `threads` threads, and the sums of dquery of `tasks` tasks; freed with it."""
     cdef char* block
-    cdef real* grad_rows
+    cdef real* dquery_sums
     cdef Py_ssize_t thread_bytes
 
     def __cinit__(self, int threads, Py_ssize_t head_dim, Py_ssize_t value_dim, Py_ssize_t tasks, Py_ssize_t rows_size):
@@ -497,7 +498,7 @@ cdef class BackwardWorkspaces:
                              + round_up_to_line((2 * TILE_ROWS + 3 * KV_BLOCK) * dim)
                              + round_up_to_line((2 * TILE_ROWS + 2 * KV_BLOCK) * value_bytes))
         self.block = <char*>allocate(threads * self.thread_bytes + tasks * rows_size * <Py_ssize_t>sizeof(real))
-        self.grad_rows = <real*>(self.block + threads * self.thread_bytes)
+        self.dquery_sums = <real*>(self.block + threads * self.thread_bytes)
         for t in range(threads):
             ws = <BackwardWorkspace*>(self.block + t * self.thread_bytes)
             at = <char*>ws + round_up_to_line(sizeof(BackwardWorkspace))
@@ -506,7 +507,7 @@ cdef class BackwardWorkspaces:
             ws.key_reals, ws.finite_reals = <real*>at, <real*>(at + KV_BLOCK * dim)
             ws.dkey = <real*>(at + 2 * KV_BLOCK * dim)
             at += round_up_to_line(3 * KV_BLOCK * dim)
-            ws.grad_t, ws.grad_rows = <real*>at, <real*>(at + TILE_ROWS * value_bytes)
+            ws.grad_t, ws.grad_out_rows = <real*>at, <real*>(at + TILE_ROWS * value_bytes)
             at += 2 * TILE_ROWS * value_bytes
             ws.value_reals, ws.dvalue = <real*>at, <real*>(at + KV_BLOCK * value_bytes)
 
@@ -516,7 +517,7 @@ cdef class BackwardWorkspaces:
 cdef int backward(const BackwardParams* p, bint in_order, int threads) except -1:
     """in_order: the tasks add to the same elements of dbias, so one thread does them all."""
     cdef const AttentionParams* params = &p.forward
-    cdef Py_ssize_t pairs = params.batch * params.key_heads, size = grad_rows_size(params)
+    cdef Py_ssize_t pairs = params.batch * params.key_heads, size = dquery_sums_size(params)
     cdef Py_ssize_t at_once, count, slice_, start
     cdef BackwardTasks tasks
     cdef BackwardWorkspaces workspaces
@@ -525,7 +526,7 @@ cdef int backward(const BackwardParams* p, bint in_order, int threads) except -1
     at_once = min(pairs, max(<Py_ssize_t>1, 4 * threads // tasks.splits))
     workspaces = BackwardWorkspaces(threads, params.head_dim, params.value_dim, at_once * tasks.splits, size)
     tasks.workspaces, tasks.workspace_bytes = workspaces.block, workspaces.thread_bytes
-    tasks.grad_rows = workspaces.grad_rows
+    tasks.dquery_sums = workspaces.dquery_sums
     run_tasks(delta_task, &tasks, params.batch * params.heads,
               max(<Py_ssize_t>(2 * threads), <Py_ssize_t>100000000 // (params.length * params.value_dim)), threads)
     # tasks between two looks for an interrupt: a fraction of a second by any kernel, or one a thread

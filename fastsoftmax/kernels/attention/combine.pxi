@@ -1,8 +1,9 @@
 # Decode's states in memory: one row over one split of the keys, and how the splits are combined (Dao et al.,
 # Flash-Decoding, 2023).
 #
-# A state is a PartialState, followed by its output of `padded` reals. Row and split number one: states (splits,
-# rows + 1, state_size); the last row is for the rows that decode computes beyond its own.
+# Each row has a state for each split: a PartialState, followed by its output of `padded` reals. They stand in an array
+# states (splits, rows + 1, state_size). The extra row takes the results of the fourth row where three are left: see
+# rows_at_once.
 
 cdef enum:
     STATE_REALS = 6

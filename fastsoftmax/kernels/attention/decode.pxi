@@ -14,12 +14,12 @@ cdef enum:
     MAX_SPLITS = 64
 
 cdef struct DecodeWorkspace:                # one thread's buffers
-    real[DECODE_ROWS * DECODE_KV_BLOCK] scores  # a line a row; then weights. Three rows left over count as four
+    real[DECODE_ROWS * DECODE_KV_BLOCK] scores  # a line a row; then weights
     real[DECODE_ROWS * DECODE_KV_BLOCK] bias_sum
     int[DECODE_ROWS] bias                   # BIAS_ bits of the present block
     Py_ssize_t[DECODE_ROWS] head, query, begin, end
     real[DECODE_ROWS + 1] rescale
-    vmask tail                              # the lanes of a key's last register that the one before has not
+    vmask tail                              # lanes of a key's last register that do not overlap the one before
     int skipped, count                      # which keys of a block `order` and `run_end` are of
     int[DECODE_KV_BLOCK] order
     int[VALUE_RUNS] run_end
@@ -31,7 +31,8 @@ cdef inline Py_ssize_t split_size(Py_ssize_t keys) noexcept nogil:
     return max(<Py_ssize_t>SPLIT_KEYS, ceil_div(ceil_div(keys, MAX_SPLITS), DECODE_KV_BLOCK) * DECODE_KV_BLOCK)
 
 cdef inline int rows_at_once(Py_ssize_t rows) noexcept nogil:
-    """Of so many rows left, the number that share a pass over a block: 4, 2 or 1. Three are computed as four."""
+    """Of so many rows left, the number that share a pass over a block: 4, 2 or 1. If three are left, four are computed,
+    and the fourth is dropped."""
     return 4 if rows >= 3 else <int>rows
 
 cdef void load_query_rows(const AttentionParams* params, Py_ssize_t b, Py_ssize_t key_head,
@@ -94,7 +95,7 @@ cdef inline void add_products(int rows, int keys, const ConstRowPointer* key, Py
             sums[r * keys + k] = fma_(x, load(query + r * query_step), sums[r * keys + k])
 
 cdef inline void dot_products(int rows, int keys, const AttentionParams* params, const DecodeWorkspace* ws,
-                              const KvBlock* block, Py_ssize_t row, int first, int last,
+                              const KvRun* block, Py_ssize_t row, int first, int last,
                               real* scores) noexcept nogil:
     """The scores of keys number first to last - 1 in order, `keys` at a time."""
     cdef vreal[4 * LANES] sums
@@ -119,7 +120,7 @@ cdef inline void dot_products(int rows, int keys, const AttentionParams* params,
                 scores[r * DECODE_KV_BLOCK + ws.order[first + turn * keys + k]] = lane[r * keys + k]
 
 cdef inline void scores_of_block(int rows, const AttentionParams* params, const DecodeWorkspace* ws,
-                                 const KvBlock* block, Py_ssize_t row, real* scores) noexcept nogil:
+                                 const KvRun* block, Py_ssize_t row, real* scores) noexcept nogil:
     """(rows, DECODE_KV_BLOCK), of rows `row` and those after it."""
     cdef int keys = max(LANES // rows, 1), count = <int>(block.stop - block.start), done = count // keys * keys
     dot_products(rows, keys, params, ws, block, row, 0, done, scores)
@@ -260,7 +261,7 @@ cdef inline void add_values_of_rows(int rows, const AttentionParams* params, con
                 store(to, load(to) + load(sums + r * step + i * LANES))
         first = last
 
-cdef void restore_nonfinite_rows(const AttentionParams* params, DecodeWorkspace* ws, const KvBlock* block,
+cdef void restore_nonfinite_rows(const AttentionParams* params, DecodeWorkspace* ws, const KvRun* block,
                                  real* states) noexcept nogil:
     cdef WeightedRows to
     cdef Py_ssize_t dim = params.value_dim
@@ -273,7 +274,7 @@ cdef void restore_nonfinite_rows(const AttentionParams* params, DecodeWorkspace*
 
 # One block of keys, for all rows.
 
-cdef bint load_biases(const AttentionParams* params, Py_ssize_t b, const KvBlock* block, DecodeWorkspace* ws,
+cdef bint load_biases(const AttentionParams* params, Py_ssize_t b, const KvRun* block, DecodeWorkspace* ws,
                       bint* hidden) noexcept nogil:
     """The biases of all rows; hidden: whether a key is hidden from a row. False if no key is visible to any."""
     cdef Py_ssize_t row
@@ -289,7 +290,7 @@ cdef bint load_biases(const AttentionParams* params, Py_ssize_t b, const KvBlock
             hidden[0] = True
     return params.biases == 0 or any_ & BIAS_SHOWS
 
-cdef void decode_kv_block(const AttentionParams* params, Py_ssize_t b, const KvBlock* block, DecodeWorkspace* ws,
+cdef void decode_kv_block(const AttentionParams* params, Py_ssize_t b, const KvRun* block, DecodeWorkspace* ws,
                           real* states) noexcept nogil:
     """Updates the states of all rows with the keys of a block."""
     cdef Py_ssize_t rows = rows_of_head(params), row, count = block.stop - block.start
@@ -354,7 +355,7 @@ cdef Py_ssize_t decode_split(const void* context, Py_ssize_t task, int thread) n
     cdef Py_ssize_t size = split_size(params.keys), start = split * size, stop, begin = params.keys, end = 0, read = 0
     cdef real* states = states_of_pair(tasks, task // tasks.splits)
     cdef OnlineState state
-    cdef KvBlock block
+    cdef KvRun block
     load_query_rows(params, b, key_head, ws)
     states += split * (rows + 1) * state_size(params)
     memset(states, 0, (rows + 1) * state_size(params) * sizeof(real))
@@ -368,7 +369,7 @@ cdef Py_ssize_t decode_split(const void* context, Py_ssize_t task, int thread) n
     start = max(start, begin // LANES * LANES)      # a score's lane must not depend on where the others begin
     while start < end:
         stop = min(start - start % DECODE_KV_BLOCK + DECODE_KV_BLOCK, end)
-        block = kv_block(&params.key, &params.value, b, key_head, start, stop)
+        block = kv_run(&params.key, &params.value, b, key_head, start, stop)
         decode_kv_block(params, b, &block, ws, states)
         read += block.stop - start
         start = block.stop

@@ -1,8 +1,9 @@
 # Masks and biases: which keys a query sees, and what is added to its scores. Prefill and decode share all of it.
 #
-# Scores of a block stand as (count, columns) registers, with key number first + j * step in register (j, c) of a
-# query's lanes: in prefill a register holds one key for LANES queries (first 0, step 1); in decode LANES keys for one
-# query (first 0 .. LANES - 1, step LANES, one column).
+# The scores of a block stand in (count, columns) registers. The lanes of register (j, c) are the keys first + j * step:
+#
+#   prefill   one key for LANES queries      first = 0, step = 1: count keys, `columns` registers of queries
+#   decode    LANES keys for one query       first = (0, 1, ... LANES - 1), step = LANES, columns = 1
 
 cdef inline void visible_keys(const AttentionParams* params, Py_ssize_t b, Py_ssize_t query, Py_ssize_t* begin,
                               Py_ssize_t* end) noexcept nogil:
@@ -92,7 +93,8 @@ cdef struct LaneMask:
     bint steep                              # slope * distance may overflow
 
 cdef inline bint is_steep(real slope) noexcept nogil:
-    """Whether its product with a distance may be huge: no distance is beyond 2**42, the limit of attention.py."""
+    """Whether its product with a distance may be huge: no distance is beyond 2**42, since no offset is
+    beyond MAX_DISTANCE of _validate.py, 2**40."""
     return abs(slope) > HUGE_BIAS / (<real>(1 << 21) * (1 << 21))
 
 cdef inline void limits_in_block(Py_ssize_t begin, Py_ssize_t end, Py_ssize_t key, Py_ssize_t count, real* before,

@@ -7,7 +7,7 @@
 cdef struct OnlineState:                    # of a register of rows
     vreal row_max
     vreal row_sum                           # of the weights; the output is divided by it
-    vreal excess, excess_rest               # row_sum without one weight of 1, if row_max is that of all keys
+    vreal excess, excess_rest               # row_sum - 1, without cancellation; if these keys reach row_max
     vreal moment, moment_rest               # of weight * log(weight)
 
 cdef inline OnlineState state_of_sink(vreal sink) noexcept nogil:

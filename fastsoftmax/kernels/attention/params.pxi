@@ -9,8 +9,8 @@
 #
 # Sums of weights are taken in runs of WEIGHT_RUN, since the error of a sum grows with its length. For lse and entropy
 # (`statistics`), the `excess` of row_sum over 1 is summed beside it, without the largest weights, which are exactly 1:
-# where one key leads by 17, row_sum has no digits left of the others (Blanchard, Higham and Higham, 2021). The excess
-# and the moment are compensated sums, each a number and its `rest`.
+# if one score is 17 above the others, 1 + exp(-17) is 1 in float32 (Blanchard, Higham and Higham, 2021). The excess and
+# the moment are compensated sums, each a number and its `rest`.
 #
 # Sums of finite scores and biases saturate, since an overflow to -inf would hide a key.
 #

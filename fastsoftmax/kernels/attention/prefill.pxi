@@ -10,8 +10,8 @@ cdef struct PrefillWorkspace:               # one thread's buffers
     QueryTile[QUERY_TILES] tile
     real[KV_BLOCK * TILE_ROWS] scores       # of a block, transposed; then weights
     real[TILE_ROWS * KV_BLOCK] bias_sum     # a row a query
-    KvBlock block                           # the present one
-    const real* key                         # it as reals: where it stands, or in key_reals
+    KvRun block                             # the current block of keys
+    const real* key                         # its keys as reals: where they stand, or in key_reals
     const real* value
     Py_ssize_t key_row, value_row
     bint value_known, value_finite          # whether its values were looked at, and all are finite
@@ -23,7 +23,7 @@ cdef void load_kv_block(const AttentionParams* params, Py_ssize_t b, Py_ssize_t 
                         Py_ssize_t stop, PrefillWorkspace* ws) noexcept nogil:
     """The next block of keys; 16-bit elements are converted once for all tiles."""
     cdef Py_ssize_t count
-    ws.block = kv_block(&params.key, &params.value, b, key_head, start, stop)
+    ws.block = kv_run(&params.key, &params.value, b, key_head, start, stop)
     ws.value_known, ws.value_finite = False, True
     if sizeof(elem) == sizeof(real):
         ws.key, ws.key_row = <const real*>ws.block.key, ws.block.key_row
@@ -98,7 +98,7 @@ cdef inline void update_tile(int columns, Py_ssize_t skipped, Py_ssize_t count, 
 
 cdef inline void attend_kv_block(int rows, int columns, const AttentionParams* params, Py_ssize_t b, QueryTile* tile,
                                  PrefillWorkspace* ws) noexcept nogil:
-    """One tile of queries and the present block of keys. rows x columns: the tile of the products."""
+    """One tile of queries and the current block of keys. rows x columns: the tile of the products."""
     cdef Py_ssize_t lane, key = max(ws.block.start, tile.any_begin), end = min(ws.block.stop, tile.any_end)
     cdef Py_ssize_t count = end - key, skipped = key - ws.block.start
     cdef bint partial = key < tile.all_begin or end > tile.all_end

@@ -14,7 +14,7 @@ cdef struct QueryTile:
     LaneMask[COLUMNS] mask
     OnlineState[COLUMNS] state
     vreal[COLUMNS] rescale                  # by which the output is to be multiplied, since row_max has risen
-    vreal[COLUMNS] scale                    # of products with keys; products of 16-bit numbers are exact before it
+    vreal[COLUMNS] scale                    # applied after the dot product: products of 16-bit numbers are exact
     real* query_t                           # (E, columns * LANES)
     real* out_t                             # (Ev, columns * LANES)
 

@@ -5,8 +5,8 @@
    a hundred times as long as on one. Nothing tells beforehand whether a core is free, so every region is measured. The
    caller's own tasks tell how long one thread would have needed for all of them. The time that the region took beyond
    that is its loss. After a loss, callers compute serially for FIRST_BACKOFF times the loss, which bounds the time lost
-   to a tenth, whatever the scheduler does. Only the time of tasks counts: a program that calls now and then would
-   otherwise lose as often as it tries. If loss follows loss, the factor doubles up to LARGEST_BACKOFF, and the time grows
+   to a tenth, whatever the scheduler does. The back-off counts the time of tasks, not that of the clock: otherwise it
+   would have expired before each call of a program that calls only now and then. If loss follows loss, the factor doubles up to LARGEST_BACKOFF, and the time grows
    up to LONGEST_BACKOFF; a call that gains resets the factor. Earlier gains are set against a loss, up to MOST_CREDIT:
    one hiccup among thousands of calls is no reason to stop. The regions of a call count together, since the maximum of a
    long row is too short to gain, and its exponentials are not.

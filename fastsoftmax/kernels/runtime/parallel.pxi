@@ -4,8 +4,8 @@
 # any unit that all tasks of the loop share. It runs in the default floating-point environment, whatever the caller's.
 # It must not depend on which thread runs it, or when, but for the workspace of that thread.
 #
-# One thread and many go the same way: while the contention record says so (see contention.h), the caller does the
-# next task alone; then all threads share the rest.
+# While the contention record asks for it (see contention.h), the caller runs tasks alone; then all threads share the
+# rest. With one thread the caller runs them all.
 
 ctypedef Py_ssize_t (*Task)(const void* context, Py_ssize_t task, int thread) noexcept nogil
 

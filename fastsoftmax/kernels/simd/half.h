@@ -57,8 +57,14 @@ SIMD_INLINE void store_elem(elem *p, vreal a)
 #endif
 #endif
 
-/* LANES rows of TRANSPOSE_ROWS elements become TRANSPOSE_ROWS registers, one a column, and back. Before the transposition
- * register r holds row r; where registers are longer than rows (HALVED), row r and row r + TRANSPOSE_ROWS. */
+/* LANES rows of TRANSPOSE_ROWS elements become TRANSPOSE_ROWS registers, one a column, and back. If registers are longer
+ * than rows (HALVED), each is loaded with two rows. With 4 lanes and rows of 2 elements:
+ *
+ *   rows  a0 a1    registers, loaded  [a0 a1 c0 c1]    transposed  [a0 b0 c0 d0]
+ *         b0 b1                       [b0 b1 d0 d1]                [a1 b1 c1 d1]
+ *         c0 c1
+ *         d0 d1
+ */
 #if defined HALVED
 #define TRANSPOSE_ROWS (LANES / 2)
 SIMD_INLINE void load_squares(const elem *x, ptrdiff_t stride, vreal *square)

@@ -158,8 +158,8 @@ SIMD_INLINE vmask is_subnormal(vreal a)
     return lt_bits(add_bits(bits(a), (ireal)(sign - 1)), broadcast_bits((ireal)(sign + least_normal - 1)));
 }
 
-/* scale(a, hi, lo), where the result is subnormal rounded to its quantum once. There scale's a * lo is less than half a
- * quantum, and lost. So the product is made larger, rounded, and what that lost is added. */
+/* mul_dd(a, hi, lo), but rounded only once where the result is subnormal. There a * lo of mul_dd is below half of the
+ * smallest step, and lost. So the product is computed on a larger scale and rounded, and the error of that is added. */
 COLD vreal mul_dd_rounded_once(vreal a, vreal hi, vreal lo)
 {
     const real up = REAL_BITS == 32 ? 0x1p64 : 0x1p512;

@@ -1,6 +1,6 @@
-# Tiles of causal rows. A tile starts so that its longest row, unless it sees all elements, sees a multiple of PARTIALS.
-# Then all its rows are summed in the same way (see the limits PARTIALS, UNROLL and CHUNK), and an element of the
-# longest row that another row does not see adds nothing to the sum of that row.
+# Tiles of causal rows. A tile starts so that its longest row sees a multiple of PARTIALS elements, or all of them. The
+# shorter rows hold -inf where they do not see, which adds exactly 0 to their sums. No limit at which rows are summed in
+# another way (PARTIALS, UNROLL, CHUNK) then falls between the rows of a tile.
 
 cdef inline Py_ssize_t causal_peel(const Rows* rows) noexcept nogil:
     return (rows.offset % PARTIALS + PARTIALS) % PARTIALS

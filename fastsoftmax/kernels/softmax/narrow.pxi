@@ -1,7 +1,7 @@
 # Narrow rows: contiguous, of at most PARTIALS elements, without mask and temperature.
 #
 # The passes of strided_tile would mostly wait for the maxima and sums of one tile. So this is a pipeline of two tiles:
-# pass 1 of the next tile stands between the steps of passes 2 and 3 of this one.
+# pass 1 of the next tile is interleaved with passes 2 and 3 of this one.
 
 cdef inline bint is_narrow(const Rows* rows) noexcept nogil:
     return (rows.n <= PARTIALS and rows.where == NULL and not rows.scaled and not rows.causal and rows.op != ENTROPY

@@ -2,8 +2,9 @@
 # nearly twice the digits of a real.
 #
 # needs_refinement marks rows whose normalizer is not final. For SUM_EXCLUDING_MAX: the sum is not accurate enough. For
-# SUM_WEIGHTS: the largest weight may outweigh all others together. It was rounded, but the sum it is divided by was
-# not, so that the largest result would be NEARLY_ONE instead of 1 in one of seven such rows. `one` replaces it.
+# SUM_WEIGHTS: the largest weight may outweigh all others together. The weight was rounded and the sum was not, so a
+# result that should be 1 comes out one step below it, as NEARLY_ONE, in one of seven such rows. Those rows store `one`
+# in its place.
 
 cdef struct Normalizer:
     vreal hi

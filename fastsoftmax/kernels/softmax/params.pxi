@@ -9,9 +9,8 @@
 #   LOGSUMEXP     maximum   SUM_EXCLUDING_MAX; if it is small, SUM_EXACT   STORE_SCALAR
 #   ENTROPY       maximum   SUM_MOMENTS                                    STORE_SCALAR
 #
-# To add the gradient of softmax, w * (g - sum(w * g)) of weights w = x and gradients g: Rows, Row, row_of and next_row
-# get g beside x, and a file with the two passes (sum of x * g; store) and their loop over Row stands beside dense.pxi.
-# dense_rows calls it for the new op. It needs no maximum, so no pass above changes.
+# The gradients are in backward.pxi, which has passes of its own over the same rows; cross entropy is in
+# cross_entropy.pxi, which uses the passes of LOG_SOFTMAX and SOFTMAX.
 #
 # Rows are computed in one of two ways, chosen by shape:
 #   dense     one row at a time, its elements in the lanes                      (dense.pxi, contiguous.pxi)
@@ -30,7 +29,7 @@ cdef enum:
     CAUSAL_TILE_MAX = 3 * UNROLL    # elements: contiguous causal rows up to this use tiles
     KEEP = 1 << 20                  # reals: up to this, the weights of a row are kept; beyond, they are computed twice
 
-cdef enum Op:                       # the same numbers as in softmax.py
+cdef enum Op:                       # the same numbers as in _fastpath.pyx
     SOFTMAX = 0
     LOG_SOFTMAX = 1
     LOGSUMEXP = 2
