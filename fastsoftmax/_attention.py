@@ -1,4 +1,4 @@
-"""Attention from checked arguments to kernel calls, for all dtypes and instruction sets.
+"""Attention and its gradients from checked arguments to kernel calls, for all dtypes and instruction sets.
 
 `without_options` is for calls that set no optional argument, since decoding makes very many of them. All others have
 their arguments checked by `_validate`, and made as the kernels take them here; the reference computes long double,
@@ -253,13 +253,12 @@ def attention_backward(inputs, grad_out, query, key, value, out, lse, attn_mask,
                                           alibi_slopes, sinks, key_lengths, None)
     forward = _validate.forward_results(inputs, options, grad_out, out, lse, grad_lse)
     wanted = _validate.wanted_gradients(options, scale, wanted)
-    results = [(x.shape, native(x.dtype)) for x in (query, key, value)]     # and dscale, dmask, dbias, dsinks, dslopes
-    results += [((inputs.heads,), options.statistics_dtype) if asked else None for asked in wanted]
-    for i, asked, x, checked in ((4, wanted.mask, attn_mask, options.attn_mask), (5, wanted.bias, bias, options.bias)):
-        if asked:
-            results[i] = np.shape(x), native(checked.dtype)
-    if wanted.slopes:
-        results[7] = np.broadcast_shapes(np.shape(alibi_slopes), (inputs.heads,)), options.statistics_dtype
+    per_head = (inputs.heads,), options.statistics_dtype
+    results = [             # shape and dtype of each
+        *((x.shape, native(x.dtype)) for x in (query, key, value)), per_head if wanted.scale else None,
+        (np.shape(attn_mask), native(options.attn_mask.dtype)) if wanted.mask else None,
+        (np.shape(bias), native(options.bias.dtype)) if wanted.bias else None, per_head if wanted.sinks else None,
+        (np.broadcast_shapes(np.shape(alibi_slopes), per_head[0]), per_head[1]) if wanted.slopes else None]
     if _needs_reference(inputs, options):
         gradients = _gradients_from_reference(inputs, options, forward, wanted)
     else:
