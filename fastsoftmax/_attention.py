@@ -326,7 +326,7 @@ def _gradients_from_kernel(inputs, options, forward, wanted, results):
         options.causal_offset, left, 0 if options.is_causal else right, options.key_lengths, options.softcap or 0.0,
         options.alibi_slopes, options.sinks, None if forward.grad_lse is None else _contiguous(forward.grad_lse),
         dq, dk, dv, np.empty(inputs.out_shape[:-1], statistics), dscale,
-        tuple([_as_scores(dx, x, inputs) for dx, x in ((dbias, options.bias), (dmask, options.attn_mask))
+        tuple([broadcast_to(dx, x.shape) for dx, x in ((dbias, options.bias), (dmask, options.attn_mask))
                if dx is not None]),
         dsinks, dslopes))
     return [dq, dk, dv, dscale, dmask, dbias, dsinks, None if dslopes is None else dslopes.sum(-1)]
@@ -341,12 +341,6 @@ def _contiguous(x):
     if flags.c_contiguous and flags.aligned and x.dtype.isnative:
         return x
     return np.require(x, native(x.dtype), "CA")
-
-
-def _as_scores(dx, x, inputs):
-    """The gradient of a bias as a kernel adds to it: as `_prepare_bias` makes the bias x, already broadcast."""
-    dx = broadcast_to(dx, x.shape)
-    return dx if dx.shape[-1] == inputs.keys else as_strided(dx, (*dx.shape[:-1], inputs.keys), dx.strides)
 
 
 def _compute_backward(tag, call):

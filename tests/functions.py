@@ -98,7 +98,7 @@ class Function(NamedTuple):
     refused: Callable = lambda a: []
 
 
-def lses(*shape, least=4, dtype=STATISTICS):
+def lses(*shape, least=6, dtype=STATISTICS):
     """Above all scores, as those of a forward call are."""
     return Operand(shape, lambda rng, size: rng.uniform(least, least + 1, size), dtype)
 

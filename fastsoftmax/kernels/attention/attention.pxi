@@ -83,8 +83,9 @@ def attention_backward(const elem[:, :, :, :] grad_out, const elem[:, :, :, :] q
     """See BackwardParams for the shapes; lse, grad_lse, delta, dscale, dsinks and dslopes are C-contiguous.
 
     Gradients of query, key and value may hold reals beside keys of 16 bits, as `attention` says of query and out.
-    dbiases: arrays of reals or doubles (B, Hq, L, S), added to; with strides of 0 where the bias broadcasts. in_order:
-    tasks may add to the same elements of them, so one thread runs all. dscale and dslopes are added to.
+    dbiases: arrays of reals or doubles (B, Hq, L, S), added to; with strides of 0 where the bias broadcasts. They may
+    end where the longest of lengths does. in_order: tasks may add to the same elements of them, so one thread runs all.
+    dscale and dslopes are added to.
     """
     cdef BackwardParams p
     cdef real[:, :, :, :] reals
