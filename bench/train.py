@@ -2,8 +2,8 @@
 
     python bench/train.py [--steps 100] [--threads 1] [--json FILE]
 
-The model is that of docs/train.md: two layers of causal attention with a learned scale a head, no MLP. Prints the losses
-of both, the largest relative difference, and the time of a step. Without PyTorch it says so, and trains ours alone.
+The model is that of docs/train.md: two layers of causal attention with a learned scale a head, no MLP. Prints the
+losses of both, the largest relative difference, and the time of a step. Without PyTorch it says so, and trains ours.
 """
 
 import argparse

@@ -37,7 +37,7 @@ def supports(isa):
 
 
 cdef class DefaultFPEnv:
-    """Context manager: C's default floating-point environment for the calling thread, and its own, with its flags, after.
+    """Context manager: C's default floating-point environment for the calling thread; afterwards its own again, flags too.
 
     Kernels set it themselves. This is for the NumPy functions that run before and after them.
     """

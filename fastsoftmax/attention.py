@@ -101,7 +101,8 @@ def scaled_dot_product_attention(
     enable_gqa : bool, default False
         Grouped heads: Hq may be a multiple of Hk; query head h reads key head ``h // (Hq // Hk)`` [5]_.
     bias : array_like of floats, optional
-        Added to the scaled scores, as a floating attn_mask is, and in addition to attn_mask. May end early, as attn_mask may.
+        Added to the scaled scores, as a floating attn_mask is, and in addition to attn_mask. May end early, as that
+        may.
     causal_offset : int or array_like of ints, default 0
         The position of query 0 among the keys, for is_causal, window and alibi_slopes; an array broadcasts to the
         dimensions before the heads. The unit is keys.
