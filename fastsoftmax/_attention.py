@@ -149,13 +149,25 @@ def _from_kernel(inputs, options, bias, attn_mask, return_lse, return_entropy, o
     y = np.asarray(out)[(None,) * inputs.added] if in_place else np.empty(inputs.out_shape, options.result_dtype)
     lse = np.empty(inputs.out_shape[:-1], statistics) if return_lse else None
     entropy = np.empty(inputs.out_shape[:-1], statistics) if return_entropy else None
-    left, right = [-1 if limit is None else min(limit, MAX_DISTANCE) for limit in options.window]
+    left, right = _limits(options.window)
     _compute(inputs.tag, (
-        q, k, v, y, tuple([x for x in (bias, attn_mask) if x is not None]),
+        q, k, v, y, _given(bias, attn_mask),
         _default_scale(inputs.head_dim, inputs.heads) if options.scale is None else options.scale,
         options.causal_offset, left, 0 if options.is_causal else right, options.key_lengths, options.softcap or 0.0,
         options.alibi_slopes, options.sinks, lse, entropy))
     return y, lse, entropy
+
+
+def _limits(window):
+    """(left, right) as a kernel takes them: -1 for no limit."""
+    if window == (None, None):
+        return -1, -1
+    return tuple([-1 if limit is None else min(limit, MAX_DISTANCE) for limit in window])
+
+
+def _given(bias, attn_mask):
+    """Those of the two that are not None."""
+    return () if bias is None and attn_mask is None else tuple([x for x in (bias, attn_mask) if x is not None])
 
 
 @functools.lru_cache(maxsize=64)
@@ -318,7 +330,7 @@ def _gradients_from_kernel(inputs, options, forward, wanted, results):
         np.zeros(result[0], statistics if math.prod(result[0]) == x.size else np.float64) if result else None
         for x, result in ((options.attn_mask, results[4]), (options.bias, results[5])))
     dslopes = np.zeros((*per_head, splits), np.float64) if wanted.slopes else None
-    left, right = [-1 if limit is None else min(limit, MAX_DISTANCE) for limit in options.window]
+    left, right = _limits(options.window)
     _compute_backward(inputs.tag, BackwardCall(
         _rows_ready(forward.grad_out), q, k, v, _rows_ready(forward.out), _contiguous(forward.lse),
         tuple([_prepare_bias(x, inputs) for x in (options.bias, options.attn_mask) if x is not None]),
