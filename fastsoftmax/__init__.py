@@ -9,22 +9,31 @@ from fastsoftmax.attention import (
     scaled_dot_product_attention,
     scaled_dot_product_attention_backward,
 )
+from fastsoftmax.losses import cross_entropy, linear_cross_entropy
 from fastsoftmax.softmax import (
     causal_mask_,
     causal_softmax,
     log_softmax,
+    log_softmax_backward,
     logsumexp,
+    logsumexp_backward,
     softmax,
+    softmax_backward,
     softmax_entropy,
+    softmax_entropy_backward,
 )
 
 __all__ = [
     "__version__",
     "causal_mask_",
     "causal_softmax",
+    "cross_entropy",
     "get_num_threads",
+    "linear_cross_entropy",
     "log_softmax",
+    "log_softmax_backward",
     "logsumexp",
+    "logsumexp_backward",
     "merge_attention_states",
     "num_threads",
     "scaled_dot_product_attention",
@@ -32,5 +41,7 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "softmax",
+    "softmax_backward",
     "softmax_entropy",
+    "softmax_entropy_backward",
 ]

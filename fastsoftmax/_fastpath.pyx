@@ -355,3 +355,69 @@ def rows(int op, x, axis, temperature, where=None, dtype=None, out=None, dim=Non
     if cnp.PyArray_NDIM(y) == 0:
         return y[()]
     return y
+
+
+def gradient_operands(grad, y, axis, temperature, out):
+    """(tag, y, grad, dx as the gradient's kernel takes them, (outer, n, inner); dx; whether it is y or grad).
+
+    For C-contiguous arrays of one dtype and shape, along one axis or all, at temperature 1; None for any other call.
+    """
+    cdef cnp.ndarray x, g, dx
+    cdef int number, ndim, reduced_axis = -1, i, overflow = 0
+    cdef long given_axis
+    cdef bint in_place
+    cdef cnp.npy_intp* shape
+    cdef cnp.npy_intp[3] sizes = [1, 1, 1]
+
+    if not PyArray_CheckExact(y) or not PyArray_CheckExact(grad) or not type(temperature) in (float, int):
+        return None
+    x, g = <cnp.ndarray>y, <cnp.ndarray>grad
+    number, ndim, shape = cnp.PyArray_TYPE(x), cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x)
+    if (temperature != 1 or ndim == 0 or cnp.PyArray_SIZE(x) == 0 or not PyArray_ISCARRAY_RO(x)
+            or not PyArray_ISCARRAY_RO(g) or kernel_of(x) == NULL or not same_kind(x, g)):
+        return None
+    if axis is not None:
+        if not PyLong_CheckExact(axis):
+            return None
+        given_axis = PyLong_AsLongAndOverflow(axis, &overflow)
+        if overflow or given_axis >= ndim or given_axis < -ndim:
+            return None
+        reduced_axis = given_axis + ndim if given_axis < 0 else given_axis
+    for i in range(ndim):
+        sizes[1 if axis is None or i == reduced_axis else 0 if i < reduced_axis else 2] *= shape[i]
+
+    in_place = False
+    if out is None:
+        dx = cnp.PyArray_EMPTY(ndim, shape, number, 0)
+    else:
+        if not PyArray_CheckExact(out):
+            return None
+        dx = <cnp.ndarray>out
+        if not PyArray_ISCARRAY(dx) or not same_kind(x, dx):
+            return None
+        for array in (x, g):
+            if cnp.PyArray_DATA(dx) == cnp.PyArray_DATA(array):
+                in_place = True
+            elif not no_overlap(dx, array):
+                return None
+    return (tag(<cnp.dtype>cnp.PyArray_DESCR(x)), of_rows(x, sizes), of_rows(g, sizes), of_rows(dx, sizes), dx,
+            in_place)
+
+
+cdef bint same_kind(cnp.ndarray x, cnp.ndarray y) noexcept:
+    """Whether both have one dtype and one shape."""
+    cdef int i
+    if cnp.PyArray_TYPE(x) != cnp.PyArray_TYPE(y) or cnp.PyArray_NDIM(x) != cnp.PyArray_NDIM(y):
+        return False
+    for i in range(cnp.PyArray_NDIM(x)):
+        if cnp.PyArray_DIM(x, i) != cnp.PyArray_DIM(y, i):
+            return False
+    return True
+
+
+cdef cnp.ndarray of_rows(cnp.ndarray array, const cnp.npy_intp* sizes):
+    """A C-contiguous array with three dimensions; 16-bit floats by their bits."""
+    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(array)
+    cdef cnp.npy_intp[3] strides = [sizes[1] * sizes[2] * size, sizes[2] * size, size]
+    cdef cnp.ndarray rows = view(array, 3, sizes, strides)
+    return rows.view("u2") if size == 2 else rows

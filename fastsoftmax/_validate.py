@@ -254,6 +254,261 @@ def _offset(offset):
     return _clipped(offset)
 
 
+# ---- the gradients of the softmax family
+
+
+class GradientArguments(NamedTuple):
+    """The checked arguments of a gradient of rows."""
+
+    x: Any                      # what the forward function returned or took: the gradient has its shape
+    grad: Any                   # of the shape of x, or with length 1 along the axes
+    value: Any                  # the lse, with length 1 along the axes; or None
+    axes: tuple[int, ...]
+    temperature: Any            # these three as in RowArguments
+    where: Any
+    compute_dtype: Any
+    result_dtype: Any
+    has_kernel: bool
+
+
+def elementwise_gradient(grad, y, name, axis, temperature, out):
+    """The arguments of softmax_backward and log_softmax_backward, whose y has this name."""
+    y = _real_floats(y, name, f"{name}.filled({'0' if name == 'y' else '-inf'})")
+    axes = _axes(axis, y.ndim)
+    grad = _upstream(grad, y.shape, f"{name} of shape {y.shape}")
+    temperature, moderate = _temperature(temperature, y.shape, axes)
+    result_dtype = native(y.dtype)
+    compute_dtype = _wider(result_dtype, grad.dtype)
+    if out is not None:
+        _check_out(out, y.shape, result_dtype)
+    return GradientArguments(y, grad, None, axes, temperature, None, compute_dtype, result_dtype,
+                             moderate and tag(compute_dtype) is not None)
+
+
+def logsumexp_gradient(grad, a, lse, axis, keepdims, where, out):
+    """The arguments of logsumexp_backward."""
+    x = _scores(a, "a")
+    axes = _axes(axis, x.ndim)
+    result_dtype = natural_dtype(x.dtype, integers_to_float64=True)
+    _refuse_complex(result_dtype, "logsumexp_backward")
+    kept, shape = _reduced_shapes(x.shape, axes)
+    fitting = f"a logsumexp of a of shape {x.shape} along axis {axis}, keepdims={bool(keepdims)}"
+    lse = _real_floats(lse, "lse", "lse.filled(-inf)")
+    if lse.shape != (kept if keepdims else shape):
+        raise ValueError(f"lse of shape {lse.shape} does not fit a of shape {x.shape}: the shape of {fitting} is "
+                         f"{kept if keepdims else shape}")
+    grad = _upstream(grad, kept if keepdims else shape, fitting)
+    where = _where(where, x.shape)
+    compute_dtype = result_dtype
+    if lse.dtype.itemsize > statistics_dtype(result_dtype).itemsize:
+        compute_dtype = native(lse.dtype)
+    if out is not None:
+        _check_out(out, x.shape, result_dtype)
+    return GradientArguments(x, grad.reshape(kept), lse.reshape(kept), axes, 1.0, where, compute_dtype, result_dtype,
+                             tag(compute_dtype) is not None)
+
+
+def entropy_gradient(grad, x, axis, temperature, where, out):
+    """The arguments of softmax_entropy_backward."""
+    rows = _rows(x, axis, temperature, where, None, None)
+    _refuse_complex(rows.result_dtype, "softmax_entropy_backward")
+    kept, shape = _reduced_shapes(rows.x.shape, rows.axes)
+    grad = _upstream(grad, shape, f"an entropy of x of shape {rows.x.shape} along axis {axis}")
+    if out is not None:
+        _check_out(out, rows.x.shape, rows.result_dtype)
+    return GradientArguments(rows.x, grad.reshape(kept), None, rows.axes, rows.temperature, rows.where,
+                             statistics_dtype(rows.compute_dtype), rows.result_dtype, rows.has_kernel)
+
+
+def _reduced_shapes(shape, axes):
+    """(with length 1 along the axes, without them)."""
+    return (tuple([1 if i in axes else size for i, size in enumerate(shape)]),
+            tuple([size for i, size in enumerate(shape) if i not in axes]))
+
+
+def _upstream(grad, shape, like):
+    """The gradient with respect to a result of this shape."""
+    grad = _real_floats(grad, "grad", "grad.filled(0)")
+    if grad.shape != tuple(shape):
+        raise ValueError(f"grad of shape {grad.shape} does not fit {like}: it must be {tuple(shape)}")
+    return grad
+
+
+def _real_floats(x, name, instead_of_masked):
+    array = _array(x, name, instead_of_masked)
+    if array.dtype.kind != "f" and tag(array.dtype) is None:
+        raise TypeError(f"{name} must be floating, got dtype {array.dtype}")
+    return array
+
+
+def _refuse_complex(dtype, name):
+    if dtype.kind == "c":
+        raise TypeError(f"{name} takes real numbers, got {dtype}")
+
+
+def _wider(dtype, other):
+    """The dtype of a computation on two floating dtypes: that which holds both."""
+    other = native(other)
+    if other.itemsize == dtype.itemsize:
+        return dtype if other == dtype else np.dtype(np.float32)        # float16 and bfloat16: neither holds the other
+    return other if other.itemsize > dtype.itemsize else dtype
+
+
+# ---- the losses
+
+REDUCTIONS = "mean", "sum", "none"
+
+
+class LossArguments(NamedTuple):
+    """The checked arguments of cross_entropy."""
+
+    logits: Any
+    axis: int                   # from 0
+    classes: Any                # int64 of the shape of the rows, -1 where ignored; or None
+    target: Any                 # probabilities of the shape of the logits; or None
+    weight: Any                 # (C,), C-contiguous, in the dtype of the loss; or None
+    smoothing: float
+    reduction: str
+    z_loss: float
+    softcap: float | None
+    temperature: Any            # as in RowArguments
+    result_dtype: Any           # of the gradient
+    loss_dtype: Any
+    has_kernel: bool
+
+
+def cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, reduction, z_loss, softcap, temperature,
+                  grad_into):
+    """The arguments of cross_entropy."""
+    x = _array(logits, "logits", "logits.filled(-inf)")
+    axis = _axis(axis, x.ndim)
+    result_dtype = natural_dtype(x.dtype, integers_to_float64=False)
+    _refuse_complex(result_dtype, "cross_entropy")
+    loss_dtype = statistics_dtype(result_dtype)
+    rows, count = x.shape[:axis] + x.shape[axis + 1:], x.shape[axis]
+    if count == 0:
+        raise ValueError(f"there are no classes: axis {axis} of logits of shape {x.shape} is empty")
+    options = _loss_options(weight, count, label_smoothing, reduction, z_loss, softcap, loss_dtype)
+    temperature, moderate = _temperature_of_rows(temperature, x.shape, axis)
+    classes, probabilities = _target(target, rows, x.shape, f"logits of shape {x.shape}", count, ignore_index)
+    if grad_into is not None:
+        _check_out(grad_into, x.shape, result_dtype, "grad_into")
+    return LossArguments(x, axis, classes, probabilities, *options, temperature, result_dtype, loss_dtype,
+                         moderate and tag(result_dtype) is not None)
+
+
+class LinearLossArguments(NamedTuple):
+    """The checked arguments of linear_cross_entropy."""
+
+    hidden: Any                 # (N, D)
+    linear_weight: Any          # (V, D)
+    linear_bias: Any            # (V,) or None
+    loss: LossArguments         # for logits of the dtype of the computation; their place is empty
+    compute_dtype: Any
+
+
+def linear_cross_entropy(hidden, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, reduction,
+                         z_loss, softcap):
+    """The arguments of linear_cross_entropy."""
+    h = _real_floats(hidden, "hidden", "hidden.filled(0)")
+    w = _real_floats(linear_weight, "linear_weight", "linear_weight.filled(0)")
+    for array, name, dims in ((h, "hidden", "(N, D)"), (w, "linear_weight", "(V, D)")):
+        if array.ndim != 2:
+            raise ValueError(f"{name} must have two dimensions {dims}, got shape {array.shape}")
+    if h.shape[1] != w.shape[1]:
+        raise ValueError(f"linear_weight of shape {w.shape} does not fit hidden of shape {h.shape}: their last "
+                         f"dimensions, D, are {w.shape[1]} and {h.shape[1]}")
+    if len(w) == 0:
+        raise ValueError(f"there are no classes: linear_weight of shape {w.shape} is empty")
+    compute_dtype = _wider(statistics_dtype(native(h.dtype)), w.dtype)
+    b = None
+    if linear_bias is not None:
+        b = _real_floats(linear_bias, "linear_bias", "linear_bias.filled(0)")
+        if b.shape != (len(w),):
+            raise ValueError(f"linear_bias of shape {b.shape} does not fit linear_weight of shape {w.shape}: it must "
+                             f"be {(len(w),)}")
+        compute_dtype = _wider(compute_dtype, b.dtype)
+    options = _loss_options(weight, len(w), label_smoothing, reduction, z_loss, softcap, compute_dtype)
+    shape = len(h), len(w)
+    classes, probabilities = _target(target, shape[:1], shape, f"logits of shape {shape}", len(w), ignore_index)
+    loss = LossArguments(None, 1, classes, probabilities, *options, 1.0, compute_dtype,
+                         statistics_dtype(native(h.dtype)), tag(compute_dtype) is not None)
+    return LinearLossArguments(h, w, b, loss, compute_dtype)
+
+
+def _loss_options(weight, count, label_smoothing, reduction, z_loss, softcap, dtype):
+    """(weight, smoothing, reduction, z_loss, softcap), checked."""
+    if weight is not None:
+        weight = _real_floats(weight, "weight", "weight.filled(0)")
+        if weight.shape != (count,):
+            raise ValueError(f"weight of shape {weight.shape} does not fit: there are {count} classes, so that it must "
+                             f"be {(count,)}")
+        weight = converted(weight, dtype, "C")
+    smoothing = _number(label_smoothing, "label_smoothing")
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing}")
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}")
+    z_loss = _number(z_loss, "z_loss")
+    if not 0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss must be finite and not negative, got {z_loss}")
+    return weight, smoothing, reduction, z_loss, None if softcap is None else _softcap(softcap)
+
+
+def _temperature_of_rows(temperature, shape, axis):
+    """As `_temperature`; an array may also have the shape of the rows, without the axis."""
+    if not isinstance(temperature, np.ma.MaskedArray) and 0 < np.ndim(temperature) < len(shape):
+        t = np.asarray(temperature)
+        view = broadcast_to(t, shape[:axis] + shape[axis + 1:])
+        if view is None:
+            raise ValueError(f"temperature of shape {t.shape} does not broadcast to {shape[:axis] + shape[axis + 1:]}: "
+                             "one for each row")
+        temperature = np.expand_dims(view, axis)
+    return _temperature(temperature, shape, (axis,))
+
+
+def _target(target, rows, shape, like, count, ignore_index):
+    """(classes, None) for class numbers, (None, probabilities) for floats."""
+    target = _array(target, "target", "target.filled(ignore_index)")
+    if target.dtype.kind == "f" or tag(target.dtype) is not None:
+        if target.shape != shape:
+            raise ValueError(f"target of shape {target.shape} does not fit {like}: probabilities have their shape, "
+                             f"class numbers are integers of shape {rows}")
+        return None, target
+    if target.dtype.kind not in "iu":
+        raise TypeError(f"target must be class numbers (integers) or probabilities (floats), got dtype {target.dtype}")
+    if target.shape != rows:
+        raise ValueError(f"target of shape {target.shape} does not fit {like}: class numbers have shape {rows}")
+    ignore_index = _int(ignore_index, "ignore_index")
+    ignored = np.asarray(target == ignore_index)
+    wrong = ~ignored & ((target < 0) | (target >= count))
+    if wrong.any():
+        at = tuple([int(i) for i in np.argwhere(wrong)[0]])
+        place = f"target[{', '.join(map(str, at))}]" if at else "target"
+        raise IndexError(f"{place} is class {int(target[at])}, which is neither from 0 to {count - 1} nor ignore_index, "
+                         f"{ignore_index}")
+    if not ignored.any():
+        return converted(target, np.dtype(np.int64)), None
+    return np.where(ignored, -1, converted(target, np.dtype(np.int64))), None
+
+
+def _int(x, name):
+    if isinstance(x, (bool, np.bool_)) or not hasattr(x, "__index__"):
+        raise TypeError(f"{name} must be an int, not {type(x).__name__}")
+    return operator.index(x)
+
+
+def _number(x, name):
+    if type(x) is float:
+        return x
+    if isinstance(x, (str, bytes, bool, np.bool_)) or np.ndim(x):
+        raise TypeError(f"{name} must be a number, got {x!r}")
+    try:
+        return float(x)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {type(x).__name__}") from None
+
+
 # ---- attention
 
 
@@ -434,10 +689,7 @@ def attention_states(outputs, lses):
 
 
 def _floats(x, name):
-    array = _array(x, name, instead_of_masked=f"{name}.data, with attn_mask to hide keys,")
-    if array.dtype.kind != "f" and tag(array.dtype) is None:
-        raise TypeError(f"{name} must be floating, got dtype {array.dtype}")
-    return array
+    return _real_floats(x, name, f"{name}.data, with attn_mask to hide keys,")
 
 
 def _score_bias(x, name, inputs, lengths):
@@ -525,14 +777,7 @@ def _window(window):
 
 
 def _softcap(softcap):
-    if type(softcap) is float and 0 < softcap < math.inf:
-        return softcap
-    if isinstance(softcap, (str, bytes, bool, np.bool_)) or np.ndim(softcap):
-        raise TypeError(f"softcap must be a number, got {softcap!r}")
-    try:
-        number = float(softcap)
-    except (TypeError, ValueError):
-        raise TypeError(f"softcap must be a number, got {type(softcap).__name__}") from None
+    number = _number(softcap, "softcap")
     if not 0 < number < math.inf:
         raise ValueError(f"softcap must be positive and finite, got {softcap}")
     return number
@@ -552,16 +797,16 @@ def _array(x, name, instead_of_masked=None):
     return array
 
 
-def _check_out(out, shape, dtype):
+def _check_out(out, shape, dtype, name="out"):
     """Raise unless out is a writeable array of this shape and dtype, with a place for each result."""
     if isinstance(out, np.ma.MaskedArray) or not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be an ndarray, got {type(out).__name__}")
+        raise TypeError(f"{name} must be an ndarray, got {type(out).__name__}")
     if native(out.dtype) != dtype:
-        raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
+        raise TypeError(f"{name} must have dtype {dtype}, got {out.dtype}")
     if out.shape != tuple(shape):
-        raise ValueError(f"out must have shape {tuple(shape)}, got {out.shape}")
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {out.shape}")
     if not out.flags.writeable:
-        raise ValueError("out is read-only; expected a writeable array")
+        raise ValueError(f"{name} is read-only; expected a writeable array")
     if elements_overlap(out):
-        raise ValueError(f"elements of out share memory (shape {out.shape}, strides {out.strides}); expected an array "
-                         "with a place for each result")
+        raise ValueError(f"elements of {name} share memory (shape {out.shape}, strides {out.strides}); expected an "
+                         "array with a place for each result")

@@ -1,4 +1,4 @@
-"""The softmax family: softmax, log_softmax, logsumexp, causal_softmax, causal_mask_, softmax_entropy."""
+"""The softmax family: softmax, log_softmax, logsumexp, causal_softmax, causal_mask_, softmax_entropy; gradients."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any, Literal, SupportsIndex, overload
 
 from numpy.typing import ArrayLike, DTypeLike
 
-from fastsoftmax import _fastpath, _softmax
+from fastsoftmax import _fastpath, _gradients, _softmax
 from fastsoftmax._fastpath import LOG_SOFTMAX, LOGSUMEXP, SOFTMAX, SOFTMAX_ENTROPY
+from fastsoftmax._gradients import GRAD_LOG_SOFTMAX, GRAD_SOFTMAX
 from fastsoftmax._typing import Array, Axis, Scores, signature_without_dim
 
 
@@ -86,6 +87,69 @@ def softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, wh
     return _softmax.elementwise(SOFTMAX, x, axis, temperature, where, dtype, out, dim) if y is None else y
 
 
+def softmax_backward(grad: ArrayLike, y: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0,
+                     out: Array | None = None) -> Array:
+    """Gradient of `softmax` or `causal_softmax` for x: ``y * (grad - sum(y * grad)) / temperature``.
+
+    Parameters
+    ----------
+    grad : array_like
+        Gradient of the loss with respect to y, in its shape. Floating; of another dtype than y, the computation is in
+        the wider of the two. Where y is 0, grad is not read, and the result is 0.
+    y : array_like
+        The weights that the forward function returned: float16, bfloat16, float32 or float64. Long double goes
+        through `fastsoftmax.reference`.
+    axis, temperature
+        As they were given to the forward function; -1 for `causal_softmax`.
+    out : ndarray, optional
+        The array to write the result to: shape and dtype of y, any strides, no two elements at the same address. May be
+        grad or y itself.
+
+    Returns
+    -------
+    ndarray or scalar
+        Shape and dtype of y; `out`, if given. NaN for a row of NaN.
+
+    Raises
+    ------
+    TypeError
+        If grad or y is not floating or is a masked array, or an argument has the wrong type.
+    ValueError
+        If grad does not have the shape of y, a temperature is not positive and finite, or `out` does not fit.
+    numpy.exceptions.AxisError
+        If an axis is out of range.
+
+    See Also
+    --------
+    log_softmax_backward : of log weights. `cross_entropy` has it built in.
+
+    Notes
+    -----
+    Error at most 2 ULP of the largest ``abs(y * grad)`` of the row: the sum includes its rounding errors. The gradient
+    for a temperature is ``-sum(dx * x) / temperature``, where dx is the result here and the sum is over the elements
+    which that temperature divides, as below.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsoftmax import softmax, softmax_backward
+    >>> softmax_backward(np.array([1.0, 0.0, np.nan]), np.array([0.75, 0.25, 0.0]))
+    array([ 0.1875, -0.1875,  0.    ])
+
+    The gradient of a loss ``sum(c * y)`` for one temperature a row, beside a difference:
+
+    >>> x, c = np.array([[3.0, 2.0, 1.0], [0.0, 2.0, 2.0]]), np.array([1.0, 0.0, 0.0])
+    >>> temperature = np.array([[0.5], [2.0]])
+    >>> dx = softmax_backward(np.tile(c, (2, 1)), softmax(x, -1, temperature=temperature), -1, temperature=temperature)
+    >>> (-(dx * x).sum(-1, keepdims=True) / temperature).round(4).tolist()
+    [[-0.5349], [0.1309]]
+    >>> high, low = (softmax(x, -1, temperature=temperature + step) @ c for step in (1e-5, -1e-5))
+    >>> ((high - low) / 2e-5).round(4).tolist()
+    [-0.5349, 0.1309]
+    """
+    return _gradients.elementwise(GRAD_SOFTMAX, grad, y, axis, temperature, out)
+
+
 @signature_without_dim
 def log_softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, where: ArrayLike | None = None,
                 dtype: DTypeLike | None = None, out: Array | None = None, dim: None = None) -> Array:
@@ -123,6 +187,47 @@ def log_softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0
     """
     y = _fastpath.rows(LOG_SOFTMAX, x, axis, temperature, where, dtype, out, dim)
     return _softmax.elementwise(LOG_SOFTMAX, x, axis, temperature, where, dtype, out, dim) if y is None else y
+
+
+def log_softmax_backward(grad: ArrayLike, log_y: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0,
+                         out: Array | None = None) -> Array:
+    """Gradient of `log_softmax` for x: ``(grad - exp(log_y) * sum(grad)) / temperature``.
+
+    Parameters
+    ----------
+    grad : array_like
+        Gradient of the loss with respect to log_y, in its shape; dtypes as in `softmax_backward`. Where log_y is -inf,
+        grad is not read, and the result is 0.
+    log_y : array_like
+        The log weights that `log_softmax` returned.
+    axis, temperature
+        As they were given to `log_softmax`.
+    out : ndarray, optional
+        As in `softmax_backward`; may be grad or log_y itself.
+
+    Returns
+    -------
+    ndarray or scalar
+        Shape and dtype of log_y; `out`, if given.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax_backward`.
+
+    Notes
+    -----
+    Error at most 2 ULP of the largest ``abs(grad)``, or result, of the row. The gradient for a temperature is
+    ``-sum(dx * x) / temperature``, as in `softmax_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsoftmax import log_softmax_backward
+    >>> log_softmax_backward(np.array([1.0, 0.0, np.nan]), np.array([np.log(0.75), np.log(0.25), -np.inf])).round(4)
+    array([ 0.25, -0.25,  0.  ])
+    """
+    return _gradients.elementwise(GRAD_LOG_SOFTMAX, grad, log_y, axis, temperature, out)
 
 
 @overload
@@ -195,6 +300,51 @@ def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepd
     return _softmax.logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out, dim)
 
 
+def logsumexp_backward(grad: ArrayLike, a: ArrayLike, lse: ArrayLike, axis: Axis = None, *, keepdims: bool = False,
+                       where: ArrayLike | None = None, out: Array | None = None) -> Array:
+    """Gradient of `logsumexp` for a: ``grad * exp(a - lse)``.
+
+    Parameters
+    ----------
+    grad : array_like
+        Gradient of the loss with respect to lse, in its shape. Floating; converted to the dtype of the computation.
+    a : array_like
+        As it was given to `logsumexp`.
+    lse : array_like
+        The result of ``logsumexp(a, axis, keepdims=keepdims, where=where)``. If it is wider than a, so is the
+        computation.
+    axis, keepdims, where
+        As they were given to `logsumexp`.
+    out : ndarray, optional
+        The array to write the result to; may be a itself.
+
+    Returns
+    -------
+    ndarray or scalar
+        Shape of a and dtype of its `logsumexp`; `out`, if given. 0 where a weight ``exp(a - lse)`` is 0 or `where` is
+        False, whatever grad holds.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax_backward`.
+
+    Notes
+    -----
+    The error follows that of lse: half an ULP of lse is as much in the logarithm of every weight. For 16-bit input pass
+    the lse of ``logsumexp(a, axis, dtype=numpy.float32)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsoftmax import logsumexp, logsumexp_backward
+    >>> a = np.array([1000.0, 1000.0])
+    >>> logsumexp_backward(2.0, a, logsumexp(a)).round(3)
+    array([1., 1.])
+    """
+    return _gradients.logsumexp(grad, a, lse, axis, keepdims, where, out)
+
+
 @signature_without_dim
 def softmax_entropy(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0,
                     where: ArrayLike | None = None, dim: None = None) -> Any:
@@ -230,6 +380,45 @@ def softmax_entropy(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike =
     """
     y = _fastpath.rows(SOFTMAX_ENTROPY, x, axis, temperature, where, None, None, dim)
     return _softmax.entropy(x, axis, temperature, where, dim) if y is None else y
+
+
+def softmax_entropy_backward(grad: ArrayLike, x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0,
+                             where: ArrayLike | None = None, out: Array | None = None) -> Array:
+    """Gradient of `softmax_entropy` for x: ``-grad * weights * (log(weights) + entropy) / temperature``.
+
+    Parameters
+    ----------
+    grad : array_like
+        Gradient of the loss with respect to the entropy, in its shape: that of x without the axes. Floating; converted
+        to the dtype of the computation.
+    x, axis, temperature, where
+        As they were given to `softmax_entropy`.
+    out : ndarray, optional
+        The array to write the result to; may be x itself.
+
+    Returns
+    -------
+    ndarray or scalar
+        Shape of x and dtype of its `softmax`; `out`, if given. 0 where a weight is 0.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax_entropy`, and as `softmax_backward` for grad and `out`.
+
+    Notes
+    -----
+    The entropy is ``sum(weights * -log(weights))``; of its gradient for the weights, ``-log(weights) - 1``, the softmax
+    removes what all elements of a row share. The log weights stand where the result will be.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsoftmax import softmax_entropy_backward
+    >>> softmax_entropy_backward(1.0, np.array([0.0, 0.0, np.log(2)])).round(4)
+    array([ 0.0866,  0.0866, -0.1733])
+    """
+    return _gradients.entropy(grad, x, axis, temperature, where, out)
 
 
 def causal_softmax(scores: ArrayLike, *, offset: SupportsIndex = 0, temperature: ArrayLike = 1.0,

@@ -7,10 +7,11 @@
 #   GRAD_ENTROPY       log weights       -g * exp(x) * (x + value) / temperature     value: the entropy
 #
 # g has the shape of x in the first two, and one number a row in the others. A weight of 0 (a log weight or score of
-# -inf) has a gradient of exactly 0; g is not read there. The sums are compensated: exact_sums.pxi. Two passes over a
-# row, the sum and the store; the last two kinds need none but the store.
+# -inf; in the last two also an exponential that underflows) has a gradient of exactly 0; g is not read there. The sums
+# are compensated: exact_sums.pxi. Two passes over a row, the sum and the store; the last two kinds need none but the
+# store.
 
-cdef enum GradKind:                             # the same numbers as in _softmax.py
+cdef enum GradKind:                             # the same numbers as in _gradients.py
     GRAD_SOFTMAX = 0
     GRAD_LOG_SOFTMAX = 1
     GRAD_LOGSUMEXP = 2
@@ -44,6 +45,7 @@ cdef inline void grad_term(GradKind kind, vreal x, vreal g, vreal* term, vreal* 
 
 cdef inline vreal grad_of(GradKind kind, bint scaled, const GradShift* s, vreal x, vreal g) noexcept nogil:
     cdef vreal d, weight, y
+    cdef vmask none = has_no_weight(kind, x)
     if kind == GRAD_SOFTMAX:
         y = x * ((g - s.hi) - s.lo)
     elif kind == GRAD_LOG_SOFTMAX:
@@ -52,12 +54,15 @@ cdef inline vreal grad_of(GradKind kind, bint scaled, const GradShift* s, vreal 
     elif kind == GRAD_LOGSUMEXP:
         d = x - s.value
         weight = exp_(vmin(broadcast(1), d))
+        none = eq(weight, broadcast(0))         # also where it underflows: s.g may be infinite or NaN
         y = s.g * fma_(weight, finite_or_none(two_sum_err(x, -s.value, d)), weight)
     else:
-        y = -(s.g * exp_(vmin(broadcast(1), x))) * (x + s.value)
+        weight = exp_(vmin(broadcast(1), x))
+        none = eq(weight, broadcast(0))
+        y = -(s.g * weight) * (x + s.value)
     if scaled:
         y = fma_(y, s.factor, y * s.factor_lo)
-    return zero_where(has_no_weight(kind, x), y)
+    return zero_where(none, y)
 
 cdef inline GradShift grad_shift(const GradRows* a, const Row* row) noexcept nogil:
     """All but the sum."""
