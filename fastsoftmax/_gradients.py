@@ -126,10 +126,11 @@ def _entropy_gradient_staged(arguments, x, where, upstream, dx):
     for piece in _layout.pieces(x.shape[:len(kept)], max(1, _softmax.STAGED_ELEMENTS // max(n, 1))):
         visible = None if where is None else where[piece]
         rows, _ = _softmax._contiguous(x[piece], arguments.compute_dtype, along, visible, copy=True)
+        rows = np.asarray(rows)                 # of 0-d x, a scalar
         _entropy_gradient(
             arguments._replace(x=rows, axes=along, where=visible,
                                temperature=temperature if isinstance(temperature, float) else temperature[piece]),
-            upstream[piece], rows)
+            np.asarray(upstream[piece]), rows)
         with np.errstate(all="ignore"):
             dx[piece] = rows
 
@@ -193,7 +194,7 @@ def _compute_staged(kind, dtype, axes, x, grad, dx, temperature, where, upstream
         visible = None if where is None else where[piece]
         rows, peak = _softmax._contiguous(x[piece], dtype, along, visible, copy=True)
         shape = rows.shape
-        rows = elements(rows).reshape(-1, n, 1)
+        rows = elements(np.asarray(rows)).reshape(-1, n, 1)
         grads = None if grad is None else elements(converted(grad[piece], dtype, "C", copy=True)).reshape(-1, n, 1)
         mask = None if visible is None else elements(np.ascontiguousarray(visible)).reshape(-1, n, 1)
         t = None if temperature is None else np.ascontiguousarray(temperature[piece]).reshape(-1, 1)

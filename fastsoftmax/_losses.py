@@ -97,7 +97,7 @@ def _compute(a, x, dx, grad_scale, loss, lse):
         return False
     t = _softmax._broadcast_temperature(a.temperature, x.shape)
     classes, loss, lse = (
-        None if v is None else _fastpath.broadcast_to(np.expand_dims(v, a.axis), x.shape)
+        None if v is None else _fastpath.as_strided(v, x.shape, (*v.strides[:a.axis], 0, *v.strides[a.axis:]))
         for v in (a.classes, loss, lse))
     operands = x, dx, classes, a.target, t, loss, lse
     none = (0,) * x.ndim
@@ -154,7 +154,7 @@ def _compute_by_pieces(a, x, dx, grad_scale, loss, lse):
         if not isinstance(t, float):
             temperature = np.ascontiguousarray(t[piece]).reshape(-1, 1)
         elif t != 1:
-            temperature = np.full((1, 1), t)
+            temperature = np.full((len(rows), 1), t)
         _call(inner, rows, None if dx is None else rows, classes, probabilities, temperature, grad_scale, losses, lses,
               _threads.threads_for(rows.size), False)
         with np.errstate(all="ignore"):
@@ -202,7 +202,8 @@ def linear_cross_entropy(hidden, linear_weight, target, linear_bias, weight, ign
 def _linear_by_reference(arguments, return_grad):
     hidden, linear_weight, linear_bias, a, dtype = arguments
     target = a.target if a.classes is None else a.classes
-    arrays = [None if v is None else converted(v, native(v.dtype)) for v in (hidden, linear_weight, target, linear_bias)]
+    arrays = [None if v is None else converted(v, native(v.dtype))
+              for v in (hidden, linear_weight, target, linear_bias)]
     loss, gradients = reference.linear_cross_entropy(
         converted(arrays[0], dtype), *arrays[1:3], linear_bias=arrays[3], weight=a.weight, ignore_index=-1,
         label_smoothing=a.smoothing, reduction=a.reduction, z_loss=a.z_loss, softcap=a.softcap, return_grad=True)
@@ -215,9 +216,7 @@ class _Linear:
 
     def __init__(self, hidden, weight, bias, dtype, has_grad):
         self.hidden, self.dtype, self.has_grad = hidden, dtype, has_grad
-        self.weight = converted(weight, dtype)
-        if not self.weight.flags.forc:          # each product would copy it
-            self.weight = np.ascontiguousarray(self.weight)
+        self.weight = np.ascontiguousarray(converted(weight, dtype))    # BLAS adds in another order in others
         self.bias = None if bias is None else converted(bias, dtype)
         self.dtypes = [native(v.dtype) for v in (hidden, weight, bias) if v is not None]
         if has_grad:

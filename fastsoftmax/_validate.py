@@ -485,8 +485,8 @@ def _target(target, rows, shape, like, count, ignore_index):
     if wrong.any():
         at = tuple([int(i) for i in np.argwhere(wrong)[0]])
         place = f"target[{', '.join(map(str, at))}]" if at else "target"
-        raise IndexError(f"{place} is class {int(target[at])}, which is neither from 0 to {count - 1} nor ignore_index, "
-                         f"{ignore_index}")
+        raise IndexError(f"{place} is class {int(target[at])}, which is neither from 0 to {count - 1} nor "
+                         f"ignore_index, {ignore_index}")
     if not ignored.any():
         return converted(target, np.dtype(np.int64)), None
     return np.where(ignored, -1, converted(target, np.dtype(np.int64))), None

@@ -108,8 +108,8 @@ def cross_entropy(logits: ArrayLike, target: ArrayLike, axis: SupportsIndex = -1
     array([[ 0.25, -0.75,  0.25,  0.25],
            [ 0.  ,  0.  ,  0.  ,  0.  ]])
     """
-    return _losses.cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, reduction, z_loss, softcap,
-                                 temperature, return_lse, return_grad, grad_into)
+    return _losses.cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, reduction, z_loss,
+                                 softcap, temperature, return_lse, return_grad, grad_into)
 
 
 def linear_cross_entropy(hidden: ArrayLike, linear_weight: ArrayLike, target: ArrayLike, *,

@@ -28,13 +28,19 @@ import fastsoftmax
 from fastsoftmax import (
     causal_mask_,
     causal_softmax,
+    cross_entropy,
+    linear_cross_entropy,
     log_softmax,
+    log_softmax_backward,
     logsumexp,
+    logsumexp_backward,
     merge_attention_states,
     scaled_dot_product_attention,
     scaled_dot_product_attention_backward,
     softmax,
+    softmax_backward,
     softmax_entropy,
+    softmax_entropy_backward,
 )
 
 STATISTICS = "statistics"               # a dtype: float32 for the 16-bit types and float32, else that under test
@@ -78,6 +84,30 @@ def visible(*shape):
 def positive(*shape):
     """Temperatures, slopes, statistics: float64, whatever dtype is under test."""
     return Operand(shape, lambda rng, size: rng.uniform(0.5, 2, size), np.float64)
+
+
+def weights(*shape, axis=-1):
+    """Weights of a softmax along the axis, some of which are 0."""
+    def fill(rng, size):
+        w = rng.exponential(size=size) * (rng.random(size) < 0.9)
+        return w / w.sum(axis, keepdims=True).clip(1e-3)
+    return Operand(shape, fill)
+
+
+def below_zero(*shape):
+    """Log weights, or scores none of which is above its lse."""
+    return Operand(shape, lambda rng, size: -rng.uniform(0, 4, size))
+
+
+def above_zero(*shape):
+    """lse that no score of `below_zero` exceeds."""
+    return Operand(shape, lambda rng, size: rng.uniform(0, 1, size))
+
+
+def classes(*shape, count):
+    """Class numbers below `count`; every fifth or so is to be ignored."""
+    return Operand(shape, lambda rng, size: np.where(rng.random(size) < 0.2, -100, rng.integers(0, count, size)),
+                   np.int64)
 
 
 def out(*shape, dtype=None):
@@ -156,6 +186,72 @@ FUNCTIONS = {
         large={"square": dict(scores=scores(300, 600, role="in place"))},
         other_ways=lambda a: [lambda: causal_mask_(a.out)],
         refused=lambda a: [lambda: causal_mask_(a.frozen)]),
+    "softmax_backward": Function(
+        samples={"every option": dict(
+                     grad=scores(5, 37), y=weights(5, 37), axis=-1, temperature=positive(5, 1), out=out(5, 37)),
+                 "columns": dict(grad=scores(37, 5), y=weights(37, 5, axis=0), axis=0)},
+        large={"rows": dict(grad=scores(300, 1000), y=weights(300, 1000), axis=-1),
+               "columns": dict(grad=scores(300, 1000), y=weights(300, 1000, axis=0), axis=0)},
+        other_ways=lambda a: [
+            lambda: softmax_backward(a.x, a.x, -1), lambda: softmax_backward(a.x, a.x, 0, out=a.out),
+            lambda: softmax_backward(a.double, a.x, -1), lambda: softmax_backward(a.swapped, a.swapped),
+            lambda: softmax_backward(a.bfloat, a.bfloat, -1), lambda: softmax_backward(a.x[:, ::2], a.x[:, ::2], -1),
+            lambda: softmax_backward(a.x, a.x, 1, temperature=a.temperature)],
+        refused=lambda a: [
+            lambda: softmax_backward(a.x, a.short, -1), lambda: softmax_backward(a.x, a.x, 2),
+            lambda: softmax_backward(a.x, a.x, -1, temperature=0.0), lambda: softmax_backward(a.where, a.x, -1),
+            lambda: softmax_backward(a.x, a.x, -1, out=a.frozen)]),
+    "log_softmax_backward": Function(
+        samples={"every option": dict(
+            grad=scores(37, 5), log_y=below_zero(37, 5), axis=0, temperature=positive(1, 5), out=out(37, 5))},
+        large={"rows": dict(grad=scores(300, 1000), log_y=below_zero(300, 1000), axis=-1)},
+        other_ways=lambda a: [lambda: log_softmax_backward(a.x, a.x, -1), lambda: log_softmax_backward(a.half, a.half)],
+        refused=lambda a: [lambda: log_softmax_backward(a.x, a.x, -1, temperature=a.numbers)]),
+    "logsumexp_backward": Function(
+        samples={"where": dict(grad=vectors(37), a=below_zero(5, 37), lse=positive(37), axis=0, where=visible(5, 37),
+                               out=out(5, 37)),
+                 "rows": dict(grad=vectors(5, 1), a=below_zero(5, 37), lse=above_zero(5, 1), axis=1, keepdims=True)},
+        large={"rows": dict(grad=vectors(300), a=below_zero(300, 1000), lse=above_zero(300), axis=-1)},
+        other_ways=lambda a: [lambda: logsumexp_backward(a.numbers, a.x - 9, a.numbers, 0)],
+        refused=lambda a: [lambda: logsumexp_backward(a.numbers, a.x, a.numbers, 1)]),
+    "softmax_entropy_backward": Function(
+        samples={"every option": dict(grad=vectors(5), x=scores(5, 37), axis=1, where=visible(37),
+                                      temperature=positive(5, 1), out=out(5, 37))},
+        large={"rows": dict(grad=vectors(300), x=scores(300, 1000), axis=-1)},
+        other_ways=lambda a: [lambda: softmax_entropy_backward(a.numbers, a.x, 0),
+                              lambda: softmax_entropy_backward(a.numbers, a.half, 0, where=a.where)],
+        refused=lambda a: [lambda: softmax_entropy_backward(a.row, a.x, 0)]),
+    "cross_entropy": Function(
+        samples={
+            "classes": dict(
+                logits=scores(5, 37, 3), target=classes(5, 3, count=37), axis=1, weight=positive(37), z_loss=0.01,
+                label_smoothing=0.1, temperature=positive(5, 3), reduction="none", return_lse=True, return_grad=True,
+                grad_into=out(5, 37, 3)),
+            "rows": dict(logits=scores(5, 37), target=classes(5, count=37), return_grad=True),
+            "probabilities": dict(
+                logits=scores(37, 5), target=weights(37, 5, axis=0), axis=0, reduction="sum", return_grad=True),
+            "a softcap": dict(logits=scores(5, 37), target=classes(5, count=37), softcap=3.0, return_grad=True)},
+        large={"rows": dict(logits=scores(300, 1000), target=classes(300, count=1000), return_grad=True),
+               "columns": dict(logits=scores(10, 9000), target=classes(9000, count=10), axis=0, return_grad=True)},
+        other_ways=lambda a: [
+            lambda: cross_entropy(a.x, [0, 1, -100, 2]), lambda: cross_entropy(a.x, a.x, return_grad=True),
+            lambda: cross_entropy(a.bfloat, [0, 1, 2, 3], return_lse=True, grad_into=a.bfloat.copy()),
+            lambda: cross_entropy(a.swapped, [0, 1, 2, 3], softcap=2.0, weight=a.numbers, return_grad=True)],
+        refused=lambda a: [
+            lambda: cross_entropy(a.x, [0, 1, 2, 9]), lambda: cross_entropy(a.x, a.short),
+            lambda: cross_entropy(a.x, [0, 1, 2, 3], reduction="mena"), lambda: cross_entropy(a.x, a.where),
+            lambda: cross_entropy(a.x, [0, 1, 2, 3], grad_into=a.frozen)]),
+    "linear_cross_entropy": Function(
+        samples={"every option": dict(
+            hidden=vectors(40, 7), linear_weight=vectors(37, 7), target=classes(40, count=37), linear_bias=vectors(37),
+            weight=positive(37), label_smoothing=0.1, reduction="sum", z_loss=0.01, softcap=8.0, return_grad=True)},
+        large={"rows": dict(hidden=vectors(300, 16), linear_weight=vectors(1000, 16), target=classes(300, count=1000),
+                            return_grad=True)},
+        other_ways=lambda a: [
+            lambda: linear_cross_entropy(a.x, a.x, [0, 1, -100, 2], return_grad=True),
+            lambda: linear_cross_entropy(a.half, a.half, [0, 1, 3, 2], linear_bias=a.half[:, 0])],
+        refused=lambda a: [
+            lambda: linear_cross_entropy(a.x, a.short, [0, 1, 2, 3]), lambda: linear_cross_entropy(a.x, a.x, [4] * 4)]),
     "scaled_dot_product_attention": Function(
         samples={
             "every option": dict(
@@ -274,8 +370,10 @@ def prepared(name, sample, dtype):
 
 
 def results(got):
-    """A call's results as a list of arrays, however many there are."""
-    return [np.asarray(y) for y in (got if isinstance(got, tuple | list) else [got])]
+    """A call's results as a list of arrays, however many there are, and however deep."""
+    if isinstance(got, tuple | list):
+        return [array for y in got for array in results(y)]
+    return [np.asarray(got)]
 
 
 @functools.cache

@@ -11,13 +11,19 @@ import fastsoftmax
 from fastsoftmax import (
     causal_mask_,
     causal_softmax,
+    cross_entropy,
+    linear_cross_entropy,
     log_softmax,
+    log_softmax_backward,
     logsumexp,
+    logsumexp_backward,
     merge_attention_states,
     scaled_dot_product_attention,
     scaled_dot_product_attention_backward,
     softmax,
+    softmax_backward,
     softmax_entropy,
+    softmax_entropy_backward,
 )
 
 X = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
@@ -246,6 +252,182 @@ def test_everything_behind_the_star_is_keyword_only():
     with pytest.raises(TypeError, match="unexpected"):
         softmax(X, axes=1)
     assert fastsoftmax.softmax is softmax
+
+
+# ---------------------------------------------------------------- gradients
+
+ROWS = np.ones(2)
+BACKWARD = {            # function -> its operands, grad first, that fit along axis 1
+    softmax_backward: {"grad": X, "y": X},
+    log_softmax_backward: {"grad": X, "log_y": X},
+    logsumexp_backward: {"grad": ROWS, "a": X, "lse": ROWS},
+    softmax_entropy_backward: {"grad": ROWS, "x": X},
+}
+backward = pytest.mark.parametrize("f", BACKWARD, **by_name)
+
+
+def gradient_refuses(error, match, f, axis=1, out=(2, 3), **changes):
+    """Also with an out, whose content stays."""
+    for out_ in (None, np.full(out, 7.0)):
+        with pytest.raises(error, match=match) as caught:
+            f(**{**BACKWARD[f], "axis": axis, "out": out_, **changes})
+        assert type(caught.value) is error
+        assert out_ is None or np.all(out_ == 7)
+
+
+@backward
+def test_gradient_operands(f):
+    for name, operand in BACKWARD[f].items():
+        for bad in UNSUPPORTED:
+            gradient_refuses(TypeError, f"{name} must be.*", f, **{name: np.broadcast_to(bad, (2, bad.size))})
+        gradient_refuses(TypeError, f"{name} is a masked array; pass {name}", f, **{name: np.ma.masked_array(operand)})
+        gradient_refuses(TypeError, "complex128", f, **{name: operand.astype(complex)})
+        if name not in ("a", "x"):                      # the forward functions take integers, and return none
+            for dtype in (int, bool, np.uint8):
+                gradient_refuses(TypeError, f"{name} must be floating.*{np.dtype(dtype)}", f,
+                                 **{name: operand.astype(dtype)})
+    first, *_ = [name for name in BACKWARD[f] if name != "grad"]
+    for shape in ((3,), (2, 3, 1), (2, 1), (1, 3), (), (3, 2)):
+        gradient_refuses(ValueError, rf"grad of shape {re.escape(str(shape))}.*{first} of shape \(2, 3\).*must be", f,
+                         grad=np.ones(shape))
+
+
+@backward
+def test_gradient_options(f):
+    for axis in (2, -3, (0, 2)):
+        gradient_refuses(np.exceptions.AxisError, "axis -?[23] is out of bounds", f, axis)
+    gradient_refuses(ValueError, "duplicate", f, (0, 0))
+    gradient_refuses(TypeError, r"\bint", f, 1.0)
+    if f is not logsumexp_backward:
+        for bad in (0, -1.0, np.nan, np.inf, np.ones(3), np.zeros((2, 1))):
+            gradient_refuses(ValueError, "temperature", f, temperature=bad)
+        gradient_refuses(TypeError, "temperature", f, temperature=None)
+    if "where" in inspect.signature(f).parameters:
+        gradient_refuses(TypeError, "where.*bool", f, where=np.ones(3))
+        gradient_refuses(ValueError, "where", f, where=np.ones((3, 3), bool))
+    for out, error, match in (
+            (np.ones(3), ValueError, r"out must have shape \(2, 3\), got \(3,\)"),
+            (np.ones((3, 2)), ValueError, r"out must have shape \(2, 3\), got \(3, 2\)"),
+            (np.full((2, 3), 7, np.float32), TypeError, "out must have dtype float64.*float32"),
+            ([1.0], TypeError, "out must be an ndarray, got list"),
+            (np.broadcast_to(7.0, (2, 3)), ValueError, "read-only"),
+            (next(sharing((2, 3), np.float64)), ValueError, "elements of out share memory")):
+        with pytest.raises(error, match=match):
+            f(**BACKWARD[f], axis=1, out=out)
+
+
+def test_gradients_of_logsumexp_and_entropy_have_the_shape_of_rows():
+    for shape in ((2, 1), (3,), ()):
+        gradient_refuses(ValueError, r"lse of shape.*\(2, 3\).*keepdims=False is \(2,\)", logsumexp_backward,
+                         lse=np.ones(shape))
+    gradient_refuses(ValueError, r"lse of shape \(2,\).*keepdims=True is \(2, 1\)", logsumexp_backward, keepdims=True)
+    with pytest.raises(ValueError, match="empty"):
+        softmax_entropy_backward(np.ones(3), np.ones((3, 0)), 1)
+    with pytest.raises(TypeError, match="positional"):
+        softmax_backward(X, X, 1, 2.0)
+
+
+# ---------------------------------------------------------------- losses
+
+TARGET = [0, 2]
+
+
+def loss_refuses(error, match, logits=X, target=TARGET, axis=-1, **options):
+    """Also with a grad_into, whose content stays."""
+    for into in (None, np.full((2, 3), 7.0)):
+        with pytest.raises(error, match=match) as caught:
+            cross_entropy(logits, target, axis, **{"grad_into": into, **options})
+        assert type(caught.value) is error
+        assert into is None or np.all(into == 7)
+    np.testing.assert_allclose(cross_entropy(X, TARGET), 1.40760596)
+
+
+def test_losses_refuse_arrays():
+    for bad in UNSUPPORTED:
+        loss_refuses(TypeError, "logits must be", np.broadcast_to(bad, (2, bad.size)))
+        loss_refuses(TypeError, "target must be", target=np.broadcast_to(bad, 2))
+    loss_refuses(TypeError, "complex128", X.astype(complex))
+    for bad in ([True, False], [1j, 0j]):
+        loss_refuses(TypeError, "target must be class numbers.*or probabilities", target=bad)
+    for name, array in (("logits", X), ("target", np.array(TARGET)), ("weight", np.ones(3))):
+        loss_refuses(TypeError, f"{name} is a masked array; pass {name}", **{name: np.ma.masked_array(array)})
+    for shape in ((3,), (2, 1), (2, 3), ()):
+        loss_refuses(ValueError, r"target of shape.*logits of shape \(2, 3\).*class numbers have shape \(2,\)",
+                     target=np.zeros(shape, int))
+    for shape in ((2,), (3, 2), (2, 3, 1)):
+        loss_refuses(ValueError, r"target of shape.*logits of shape \(2, 3\): probabilities have their shape",
+                     target=np.zeros(shape))
+    loss_refuses(TypeError, "weight must be floating, got dtype int64", weight=np.ones(3, int))
+    for shape in ((2,), (3, 1), ()):
+        loss_refuses(ValueError, r"weight of shape.*3 classes.*\(3,\)", weight=np.ones(shape))
+    for axis in (2, -3):
+        loss_refuses(np.exceptions.AxisError, "out of bounds", axis=axis)
+    for axis in (1.0, None, (1,)):
+        loss_refuses(TypeError, r"\bint", axis=axis)
+    with pytest.raises(np.exceptions.AxisError):
+        cross_entropy(1.0, 0)
+    with pytest.raises(ValueError, match="no classes"):
+        cross_entropy(np.zeros((2, 0)), [0, 0])
+
+
+def test_losses_refuse_options():
+    for bad in ("average", "Mean", None, 1, ["mean"]):
+        loss_refuses(ValueError, "reduction must be one of 'mean', 'sum', 'none'; got", reduction=bad)
+    for bad in (-0.1, 1.5, np.nan):
+        loss_refuses(ValueError, f"label_smoothing must be from 0 to 1, got {bad}", label_smoothing=bad)
+    for bad in (-1, np.inf, np.nan):
+        loss_refuses(ValueError, "z_loss", z_loss=bad)
+    for bad in (0, -1, np.inf, np.nan):
+        loss_refuses(ValueError, "softcap.*positive", softcap=bad)
+        loss_refuses(ValueError, "temperature.*positive", temperature=bad)
+    for name in ("label_smoothing", "z_loss", "softcap"):
+        for bad in ("1", [0.5], 1j, True):
+            loss_refuses(TypeError, name, **{name: bad})
+    for bad in (1.0, "1", None, True):
+        loss_refuses(TypeError, "ignore_index must be an int", ignore_index=bad)
+    for shape in ((3,), (1, 3), (2, 3)):
+        loss_refuses(ValueError, "temperature", temperature=np.ones(shape))
+    loss_refuses(TypeError, "temperature", temperature=None)
+
+
+def test_losses_refuse_grad_into():
+    frozen = np.full((2, 3), 7.0)
+    frozen.flags.writeable = False
+    for into, error, match in (
+            (np.full((2, 3), 7, np.float32), TypeError, "grad_into must have dtype float64, got float32"),
+            ([[1.0]], TypeError, "grad_into must be an ndarray, got list"),
+            (frozen, ValueError, "grad_into is read-only"),
+            (np.full((3, 2), 7.0), ValueError, r"grad_into must have shape \(2, 3\), got \(3, 2\)"),
+            (next(sharing((2, 3), np.float64)), ValueError, "elements of grad_into share memory")):
+        with pytest.raises(error, match=match):
+            cross_entropy(X, TARGET, grad_into=into)
+        assert isinstance(into, list) or np.all(into == 7)
+
+
+def test_linear_losses_refuse():
+    hidden, weight = np.ones((2, 4)), np.ones((3, 4))
+
+    def refused(error, match, hidden=hidden, weight=weight, target=TARGET, **options):
+        with pytest.raises(error, match=match) as caught:
+            linear_cross_entropy(hidden, weight, target, **options)
+        assert type(caught.value) is error
+
+    refused(ValueError, r"linear_weight of shape \(3, 5\) does not fit hidden of shape \(2, 4\): .*5 and 4",
+            weight=np.ones((3, 5)))
+    for shape in ((4,), (1, 2, 4)):
+        refused(ValueError, r"hidden must have two dimensions \(N, D\)", np.ones(shape))
+        refused(ValueError, r"linear_weight must have two dimensions \(V, D\)", weight=np.ones(shape))
+    refused(ValueError, r"linear_bias of shape \(2,\) does not fit linear_weight of shape \(3, 4\)",
+            linear_bias=[1.0, 2])
+    refused(ValueError, "no classes", weight=np.ones((0, 4)))
+    for name in ("hidden", "weight", "linear_bias"):
+        for bad in (np.ones((2, 4), int), np.ones((2, 4), complex), np.ones((2, 4), object)):
+            refused(TypeError, str(bad.dtype), **{name: bad})
+    refused(ValueError, r"target of shape \(3,\).*logits of shape \(2, 3\)", target=[0, 1, 2])
+    refused(IndexError, r"target\[1\] is class 3", target=[0, 3])
+    refused(TypeError, "bool", target=[True, False])
+    for name, bad in (("label_smoothing", 2.0), ("z_loss", -1.0), ("softcap", 0.0), ("reduction", "all")):
+        refused(ValueError, name, **{name: bad})
 
 
 # ---------------------------------------------------------------- attention

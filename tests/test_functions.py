@@ -49,5 +49,6 @@ def test_help_shows_the_annotations_as_they_are_written(name):
     text = pydoc.render_doc(function, renderer=pydoc.plaintext)
     assert "_SupportsArray" not in text and "Union[" not in text
     if name in functions.FUNCTIONS:
-        assert re.search(r"\b(x|a|scores|query|outputs): '?(ArrayLike|Scores|Iterable\[ArrayLike\])", text)
+        first = r"\b(x|a|scores|query|outputs|grad|logits|hidden)"
+        assert re.search(first + r": '?(ArrayLike|Scores|Iterable\[ArrayLike\])", text)
         typing.get_type_hints(function)         # the names are there

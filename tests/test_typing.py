@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 import fastsoftmax
 from fastsoftmax import (
-    causal_mask_, causal_softmax, get_num_threads, log_softmax, logsumexp, merge_attention_states, num_threads,
+    causal_mask_, causal_softmax, cross_entropy, get_num_threads, linear_cross_entropy, log_softmax,
+    log_softmax_backward, logsumexp, logsumexp_backward, merge_attention_states, num_threads,
     scaled_dot_product_attention, scaled_dot_product_attention_backward, set_num_threads, show_config, softmax,
-    softmax_entropy,
+    softmax_backward, softmax_entropy, softmax_entropy_backward,
 )
 
 x: npt.NDArray[np.float32] = np.zeros((2, 3, 4), np.float32)
@@ -53,6 +54,14 @@ print(entropy.mean(), float(softmax_entropy([1.0, 2.0])))
 
 weights = causal_softmax(x, offset=x.shape[2] - x.shape[1], temperature=8, dtype=np.float32, out=x)
 assert_type(causal_mask_(x, offset=np.int32(1), fill_value=-1e9), npt.NDArray[np.float32])
+
+dx: npt.NDArray[np.float32] = softmax_backward(y, y, -1, temperature=2.0, out=np.empty_like(y))
+log_softmax_backward([1.0, 0.0], [-0.5, -1.5], (0,), temperature=[0.5])
+logsumexp_backward(np.ones((2, 3, 1)), y, rows, -1, keepdims=True, where=keep).sum()
+softmax_entropy_backward(np.ones((2, 3)), x, axis=2, temperature=0.5, where=keep, out=x.copy())
+loss = float(cross_entropy(x, np.ones((2, 3), int), weight=[1.0] * 4, label_smoothing=0.1))
+loss, lse, grad = cross_entropy(x, [[0] * 4] * 2, 1, return_lse=True, grad_into=x.copy(), reduction="sum", z_loss=1e-4)
+loss, (dhidden, dweight) = linear_cross_entropy(x[0], np.ones((5, 4)), [0, 1, 2], softcap=30, return_grad=True)
 
 out: npt.NDArray[np.float32] = scaled_dot_product_attention(x, x, x)
 scaled_dot_product_attention(x, x, x, None, 0.0, True, 0.5, True, causal_offset=np.array([1]), out=out)
@@ -96,8 +105,8 @@ MISUSE = '''
 import numpy as np
 
 from fastsoftmax import (
-    causal_mask_, logsumexp, merge_attention_states, num_threads, scaled_dot_product_attention,
-    scaled_dot_product_attention_backward, set_num_threads, show_config, softmax,
+    causal_mask_, cross_entropy, logsumexp, merge_attention_states, num_threads, scaled_dot_product_attention,
+    scaled_dot_product_attention_backward, set_num_threads, show_config, softmax, softmax_backward,
 )
 
 x = np.zeros((2, 3))
@@ -108,6 +117,10 @@ softmax(x, out=[0.0, 0.0])  # type: ignore
 softmax(x, axes=1)  # type: ignore
 logsumexp(x, keepdims="yes")  # type: ignore
 causal_mask_([[1.0]])  # type: ignore
+softmax_backward(x)  # type: ignore
+softmax_backward(x, x, 1.0)  # type: ignore
+cross_entropy(x, [0, 1], reduction="average")  # type: ignore
+cross_entropy(x, [0, 1], None)  # type: ignore
 scaled_dot_product_attention(x, x)  # type: ignore
 scaled_dot_product_attention(x, x, x, None, 0.0, False, None, False, x)  # type: ignore
 scaled_dot_product_attention(x, x, x, mask=x)  # type: ignore

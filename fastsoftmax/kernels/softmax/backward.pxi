@@ -53,7 +53,7 @@ cdef inline vreal grad_of(GradKind kind, bint scaled, const GradShift* s, vreal 
         y = fma_(-weight, s.lo, fma_(-weight, s.hi, g))
     elif kind == GRAD_LOGSUMEXP:
         d = x - s.value
-        weight = exp_(vmin(broadcast(1), d))
+        weight = zero_where(none, exp_(vmin(broadcast(1), d)))      # -inf - -inf would be NaN
         none = eq(weight, broadcast(0))         # also where it underflows: s.g may be infinite or NaN
         y = s.g * fma_(weight, finite_or_none(two_sum_err(x, -s.value, d)), weight)
     else:

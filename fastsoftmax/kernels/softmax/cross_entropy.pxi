@@ -2,7 +2,7 @@
 #
 #   z = x / temperature, lse = logsumexp(z), log p = z - lse
 #   loss = -sum(q * log p) + z_loss * lse**2
-#   gradient of x = grad_scale / temperature * (p * (sum(q) + 2 * z_loss * lse) - q)
+#   gradient of x = grad_scale / temperature * (p * (sum(q) + 2 * z_loss * lse) - q)     both terms rounded once
 #
 # q of a class c is weight[c] * ((1 - smoothing) * target[c] + smoothing / n), with target[c] 1 for the class of the row
 # and 0 for others, or probabilities of the classes. Rows of class -1 are ignored: loss and gradient are 0.
@@ -32,7 +32,7 @@ cdef struct RowTarget:                          # of one row
     Py_ssize_t cls                              # -1: ignored, or probabilities
     bint ignored
     double class_share                          # q of the class beyond the share of smoothing
-    double smooth_share                         # smoothing / n
+    double other_share                          # that of all classes by smoothing, together
     double total                                # sum of q
 
 cdef inline const real* target_at(const CrossEntropy* a, const Row* row, Py_ssize_t k) noexcept nogil:
@@ -41,24 +41,24 @@ cdef inline const real* target_at(const CrossEntropy* a, const Row* row, Py_ssiz
 cdef inline RowTarget target_of(const CrossEntropy* a, const Row* row) noexcept nogil:
     cdef RowTarget t
     t.cls, t.class_share, t.total = -1, 0, 0
-    t.smooth_share = a.smoothing / <double>a.log_rows.n
+    t.other_share = a.smoothing / <double>a.log_rows.n * a.weight_sum
     t.ignored = False
     if a.classes != NULL:
         t.cls = <Py_ssize_t>a.classes[row.o * a.class_outer + row.i * a.class_inner]
         t.ignored = t.cls < 0
         if not t.ignored:
             t.class_share = (1 - a.smoothing) * (1 if a.weight == NULL else <double>a.weight[t.cls])
-            t.total = t.class_share + t.smooth_share * a.weight_sum
+            t.total = t.class_share + t.other_share
     return t
 
 cdef inline bint has_terms(const CrossEntropy* a) noexcept nogil:
     """Whether q has more than one element that is not 0."""
     return a.target != NULL or a.smoothing != 0
 
-cdef void shares_of(const CrossEntropy* a, const Row* row, Py_ssize_t start, Py_ssize_t count,
-                    real* q) noexcept nogil:
-    """q of the classes start .. start + count - 1, without the class_share of the row's class, and zeros up to a whole
-    UNROLL. Written for many classes before they are loaded as registers, since a load waits for narrower stores."""
+cdef void shares_of(const CrossEntropy* a, const Row* row, Py_ssize_t start, Py_ssize_t count, double factor,
+                    real* q, real* q_lo) noexcept nogil:
+    """q * factor of the classes start .. start + count - 1, without the class_share of the row's class, as the sum of
+    two reals; zeros up to UNROLL."""
     cdef Py_ssize_t k
     cdef double share, smooth = a.smoothing / <double>a.log_rows.n
     for k in range(count):
@@ -67,18 +67,23 @@ cdef void shares_of(const CrossEntropy* a, const Row* row, Py_ssize_t start, Py_
             share += (1 - a.smoothing) * <double>target_at(a, row, start + k)[0]
         if a.weight != NULL:
             share *= <double>a.weight[start + k]
-        q[k] = <real>share
+        q[k] = <real>(share * factor)
+        q_lo[k] = <real>(share * factor - <double>q[k])
     for k in range(count, ceil_div(count, UNROLL) * UNROLL):
-        q[k] = 0
+        q[k] = q_lo[k] = 0
 
-cdef inline vreal entropy_term(vreal q, vreal log_p) noexcept nogil:
+cdef inline void entropy_term(vreal q, vreal q_lo, vreal log_p, vreal* term, vreal* term_lo) noexcept nogil:
     """q * -log p; 0 where q is 0, also at a logit of -inf."""
-    return zero_where(eq(q, broadcast(0)), -(q * log_p))
+    cdef vreal product = q * -log_p
+    cdef vmask none = eq(q, broadcast(0))
+    term[0] = zero_where(none, product)
+    term_lo[0] = zero_where(none, finite_or_none(two_prod_err(q, -log_p, product) - q_lo * log_p))
 
 cdef double lse_of(const CrossEntropy* a, const Row* row, real row_max, const Shift* s,
                    const Normalizer* normalizer, int lane) noexcept nogil:
     """From what log_softmax subtracts, which may be counted from the largest score: see logarithm_of."""
-    cdef real[LANES] hi, lo, shrink, factor
+    cdef real[LANES] hi, lo, shrink
+    cdef double top = 0
     cdef Py_ssize_t k
     if not (-INFINITY < row_max < INFINITY):
         for k in range(row.n):
@@ -88,12 +93,10 @@ cdef double lse_of(const CrossEntropy* a, const Row* row, real row_max, const Sh
     store(hi, normalizer.hi)
     store(lo, normalizer.lo)
     store(shrink, s.shrink)
-    store(factor, s.factor)
-    if shrink[lane] == 1:
-        return <double>hi[lane] + <double>lo[lane]
-    return (<double>row_max / a.log_rows.temperature[row.o * a.log_rows.temperature_outer
-                                                     + row.i * a.log_rows.temperature_inner]
-            + (<double>hi[lane] + <double>lo[lane]))
+    if a.log_rows.scaled and shrink[lane] != 1:
+        top = row_max / a.log_rows.temperature[row.o * a.log_rows.temperature_outer
+                                               + row.i * a.log_rows.temperature_inner]
+    return top + (<double>hi[lane] + <double>lo[lane])
 
 cdef inline double grad_factor(const CrossEntropy* a, const Row* row) noexcept nogil:
     """grad_scale / temperature."""
@@ -105,11 +108,11 @@ cdef inline double grad_factor(const CrossEntropy* a, const Row* row) noexcept n
 cdef double class_grad(const CrossEntropy* a, const Row* row, const RowTarget* t, double log_p,
                        double lse) noexcept nogil:
     """The gradient at the class of the row. p - 1 is computed from log p, which keeps the digits of a small 1 - p."""
-    cdef real[UNROLL] q
-    cdef double below_one = expm1(log_p), other_share = t.total - t.class_share + 2 * a.z_loss * lse
-    shares_of(a, row, t.cls, 1, q)
+    cdef real[UNROLL] q, q_lo
+    cdef double below_one = expm1(log_p), other_share = t.other_share + 2 * a.z_loss * lse
+    shares_of(a, row, t.cls, 1, 1, q, q_lo)
     return grad_factor(a, row) * (t.class_share * below_one + other_share * (1 + below_one)
-                                  - (<double>q[0] if has_terms(a) else 0))
+                                  - (<double>q[0] + <double>q_lo[0] if has_terms(a) else 0))
 
 cdef void store_loss(const CrossEntropy* a, const Row* row, const RowTarget* t, double class_log_p, double terms,
                      double lse) noexcept nogil:
@@ -131,12 +134,12 @@ cdef void store_loss(const CrossEntropy* a, const Row* row, const RowTarget* t, 
 cdef void sum_terms(const CrossEntropy* a, const Row* row, const Shift* s, const Normalizer* normalizer,
                     const RowWorkspace* workspace, double* terms, double* total) noexcept nogil:
     """terms: the sum of q * -log p, without the class_share; total: that of q, for probabilities."""
-    cdef real[CHUNK] q
+    cdef real[UNROLL] q, q_lo
     cdef elem[PARTIALS] end
     cdef ExactSums sums, totals
     cdef const elem* x
     cdef Py_ssize_t start, count, k, j
-    cdef vreal share, hi, lo
+    cdef vreal share, share_lo, log_p, hi, lo, term, term_lo
     cdef int v, chunk
     clear_exact(&sums)
     clear_exact(&totals)
@@ -144,18 +147,19 @@ cdef void sum_terms(const CrossEntropy* a, const Row* row, const Shift* s, const
         start = chunk * CHUNK
         count = min(row.n - start, CHUNK)
         x = gather_chunk(&a.log_rows, row, start, count, workspace.elements)
-        shares_of(a, row, start, count, q)
         for k in range(ceil_div(count, PARTIALS)):
+            shares_of(a, row, start + k * PARTIALS, min(count - k * PARTIALS, <Py_ssize_t>PARTIALS), 1, q, q_lo)
             if (k + 1) * PARTIALS > count:
                 for j in range(PARTIALS):
                     end[j] = x[k * PARTIALS + j] if k * PARTIALS + j < count else elem_of(0)
                 x = <const elem*>end - k * PARTIALS
             for v in range(PARTIAL_REGS):
-                share = load(q + k * PARTIALS + v * LANES)
-                add_exact(entropy_term(share, normal_result_of(
-                    STORE_LOGS, s, normalizer, a.log_rows.scaled, load_elem(x + k * PARTIALS + v * LANES))),
-                    broadcast(0), &sums.total[v], &sums.rest[v])
-                add_exact(share, broadcast(0), &totals.total[v], &totals.rest[v])
+                share, share_lo = load(q + v * LANES), load(q_lo + v * LANES)
+                log_p = normal_result_of(STORE_LOGS, s, normalizer, a.log_rows.scaled,
+                                         load_elem(x + k * PARTIALS + v * LANES))
+                entropy_term(share, share_lo, log_p, &term, &term_lo)
+                add_exact(term, term_lo, &sums.total[v], &sums.rest[v])
+                add_exact(share, share_lo, &totals.total[v], &totals.rest[v])
         end_exact_chunk(&sums)
         end_exact_chunk(&totals)
     split_exact(dd_total(sums.chunks), &hi, &lo)
@@ -189,24 +193,31 @@ cdef void store_reals(const real* x, elem* y, Py_ssize_t stride, Py_ssize_t coun
         scatter(y + k * stride, stride, line, m)
         k += m
 
+cdef inline Normalizer times(const Normalizer* normalizer, vreal factor, vreal factor_lo) noexcept nogil:
+    """The normalizer of p * (factor + factor_lo), so that this product is rounded once."""
+    cdef Normalizer scaled
+    scaled.hi = normalizer.hi * factor
+    scaled.lo = two_prod_err(normalizer.hi, factor, scaled.hi) + fma_(normalizer.hi, factor_lo, normalizer.lo * factor)
+    scaled.one = normalizer.one
+    return scaled
+
 cdef void store_grad_of_chunk(const CrossEntropy* a, const Row* row, const RowTarget* t, Py_ssize_t start,
-                              Py_ssize_t count, const Normalizer* normalizer, double factor, double weight_factor,
-                              double of_class, real* weights) noexcept nogil:
-    """weights become p * weight_factor - q * factor, and are stored. of_class: the gradient at the class of the row."""
-    cdef real[CHUNK] q
-    cdef vreal hi = normalizer.hi, lo = normalizer.lo, p_factor = broadcast(<real>weight_factor)
-    cdef vreal q_factor = broadcast(<real>factor), p
+                              Py_ssize_t count, const Normalizer* normalizer, double factor, double of_class,
+                              real* weights) noexcept nogil:
+    """weights become weights * normalizer - q * factor, and are stored. of_class: the gradient at the row's class."""
+    cdef real[UNROLL] q, q_lo
+    cdef vreal hi = normalizer.hi, lo = normalizer.lo
     cdef elem* y = row.y + start * a.log_rows.y_n
-    cdef Py_ssize_t k = 0
-    if has_terms(a):
-        shares_of(a, row, start, count, q)
-        while k < count:
-            p = mul_dd(load(weights + k), hi, lo)
-            store(weights + k, fma_(-load(q + k), q_factor, p * p_factor))
-            k += LANES
+    cdef Py_ssize_t k = 0, j
     while k < count:
-        store(weights + k, mul_dd(load(weights + k), hi, lo) * p_factor)
-        k += LANES
+        if not has_terms(a):
+            store(weights + k, mul_dd(load(weights + k), hi, lo))
+            k += LANES
+            continue
+        shares_of(a, row, start + k, min(count - k, <Py_ssize_t>UNROLL), factor, q, q_lo)
+        for j in range(ceil_div(min(count - k, <Py_ssize_t>UNROLL), LANES)):
+            store(weights + k + j * LANES, mul_dd(load(weights + k + j * LANES), hi, lo) - load(q + j * LANES))
+        k += UNROLL
     if start <= t.cls < start + count:
         weights[t.cls - start] = <real>of_class
     store_reals(weights, y, a.log_rows.y_n, count, a.log_rows.nontemporal)
@@ -238,6 +249,8 @@ cdef void cross_entropy_row(const CrossEntropy* a, const Row* row, const RowWork
     normalizer_of_row(&a.weight_rows, row, &s, workspace, &normalizer)
     factor = grad_factor(a, row)
     weight_factor = factor * (t.total + 2 * a.z_loss * lse)
+    normalizer = times(&normalizer, broadcast(<real>weight_factor),
+                       broadcast(<real>(weight_factor - <double>(<real>weight_factor))))
     if t.cls >= 0:
         of_class = class_grad(a, row, &t, class_log_p, lse)
     for chunk in range(ceil_div(row.n, CHUNK)):
@@ -247,7 +260,7 @@ cdef void cross_entropy_row(const CrossEntropy* a, const Row* row, const RowWork
             clear(&unused)
             sum_chunk(SUM_WEIGHTS, &a.weight_rows, row, start, count, &s, workspace, &unused)
         weights = chunk_weights_buf(&a.weight_rows, row, start, workspace)
-        store_grad_of_chunk(a, row, &t, start, count, &normalizer, factor, weight_factor, of_class, weights)
+        store_grad_of_chunk(a, row, &t, start, count, &normalizer, factor, of_class, weights)
 
 # A tile of rows, each in a lane.
 
@@ -258,11 +271,11 @@ cdef void cross_entropy_tile(const CrossEntropy* a, const TilePosition* position
     cdef Shift[PARTIAL_REGS] s
     cdef Normalizer[PARTIAL_REGS] normalizer, zero
     cdef RowTarget[PARTIALS] t
-    cdef double[PARTIALS] of_class, terms, total
-    cdef real[PARTIALS] maxima, logits, log_p, weight_factor, q_factor
+    cdef double[PARTIALS] of_class, terms, total, factor
+    cdef real[PARTIALS] maxima, logits, log_p, weight_factor, weight_factor_lo
     cdef real* x = workspace.weights_buf
     cdef Row row
-    cdef double lse
+    cdef double lse, of_weights
     cdef Py_ssize_t k, c
     cdef int v
     for v in range(PARTIAL_REGS):
@@ -275,7 +288,8 @@ cdef void cross_entropy_tile(const CrossEntropy* a, const TilePosition* position
     if has_terms(a):
         sum_tile_terms(a, position, s, normalizer, workspace, terms, total)
     for c in range(PARTIALS):
-        logits[c] = weight_factor[c] = q_factor[c] = 0
+        logits[c] = weight_factor[c] = weight_factor_lo[c] = 0
+        factor[c] = 0
         if c < position.tile_rows:
             row = row_of(rows, position.first.o, position.first.i + c)
             t[c] = target_of(a, &row)
@@ -290,15 +304,19 @@ cdef void cross_entropy_tile(const CrossEntropy* a, const TilePosition* position
         if a.target != NULL:
             t[c].total = total[c]
         if not t[c].ignored:
-            weight_factor[c] = <real>(grad_factor(a, &row) * (t[c].total + 2 * a.z_loss * lse))
-            q_factor[c] = <real>grad_factor(a, &row)
+            factor[c] = grad_factor(a, &row)
+            of_weights = factor[c] * (t[c].total + 2 * a.z_loss * lse)
+            weight_factor[c] = <real>of_weights
+            weight_factor_lo[c] = <real>(of_weights - <double>weight_factor[c])
         if t[c].cls >= 0:
             of_class[c] = class_grad(a, &row, &t[c], log_p[c], lse)
         store_loss(a, &row, &t[c], log_p[c], terms[c] if has_terms(a) and not t[c].ignored else 0, lse)
     if not a.has_grad:
         return
     normalizers_of_tile(&a.weight_rows, position, s, workspace, normalizer)
-    tile_grads(a, position, normalizer, t, of_class, weight_factor, q_factor, x)
+    for v in range(PARTIAL_REGS):
+        normalizer[v] = times(&normalizer[v], load(weight_factor + v * LANES), load(weight_factor_lo + v * LANES))
+    tile_grads(a, position, normalizer, t, of_class, factor, x)
     for v in range(PARTIAL_REGS):
         zero[v].hi = zero[v].lo = zero[v].one = broadcast(0)
     k = 0
@@ -327,60 +345,64 @@ cdef void sum_tile_terms(const CrossEntropy* a, const TilePosition* position, co
             else:
                 total[v] = <double>hi[v] + <double>lo[v]
 
-cdef void load_shares(const CrossEntropy* a, const TilePosition* position, Py_ssize_t start, Py_ssize_t count,
-                      real* q) noexcept nogil:
-    """q (count, PARTIALS): shares_of the classes from `start` on, for each row of a tile."""
+cdef inline void load_shares(const CrossEntropy* a, const TilePosition* position, Py_ssize_t k, const double* factor,
+                             real* q, real* q_lo) noexcept nogil:
+    """shares_of class k, for each row of a tile; factor NULL: 1."""
     cdef Row row = position.first
-    cdef real[CHUNK] shares
-    cdef Py_ssize_t c, k
+    cdef real[UNROLL] share, share_lo
+    cdef Py_ssize_t c
+    if a.target == NULL and factor == NULL:
+        shares_of(a, &row, k, 1, 1, share, share_lo)
+        for c in range(PARTIALS):
+            q[c], q_lo[c] = share[0], share_lo[0]
+        return
     for c in range(PARTIALS):
-        if c < position.tile_rows and (c == 0 or a.target != NULL):
-            row.i = position.first.i + c
-            shares_of(a, &row, start, count, shares)
-        for k in range(count):
-            q[k * PARTIALS + c] = shares[k]
+        q[c] = q_lo[c] = 0
+    for c in range(position.tile_rows):
+        row.i = position.first.i + c
+        shares_of(a, &row, k, 1, 1 if factor == NULL else factor[c], share, share_lo)
+        q[c], q_lo[c] = share[0], share_lo[0]
 
 cdef void add_tile_terms(const CrossEntropy* a, const TilePosition* position, bint only_shares, const Shift* s,
                          const Normalizer* normalizer, const real* x, TileWorkspace* tile) noexcept nogil:
-    cdef real[BLOCK * PARTIALS] q
-    cdef vreal term, total, rest
+    cdef real[PARTIALS] q, q_lo
+    cdef vreal term, term_lo, log_p, total, rest
     cdef Py_ssize_t k, at
     cdef int v
     for k in range(a.log_rows.n):
-        if k % BLOCK == 0:
-            load_shares(a, position, k, min(a.log_rows.n - k, <Py_ssize_t>BLOCK), q)
+        load_shares(a, position, k, NULL, q, q_lo)
         for v in range(PARTIAL_REGS):
-            term = load(q + k % BLOCK * PARTIALS + v * LANES)
+            term, term_lo = load(q + v * LANES), load(q_lo + v * LANES)
             if not only_shares:
-                term = entropy_term(term, normal_result_of(STORE_LOGS, &s[v], &normalizer[v], a.log_rows.scaled,
-                                                           load(x + k * PARTIALS + v * LANES)))
+                log_p = normal_result_of(STORE_LOGS, &s[v], &normalizer[v], a.log_rows.scaled,
+                                         load(x + k * PARTIALS + v * LANES))
+                entropy_term(term, term_lo, log_p, &term, &term_lo)
             at = k % PARTIALS * PARTIALS + v * LANES
             total, rest = load(tile.total + at), load(tile.lost + at)
-            add_exact(term, broadcast(0), &total, &rest)
+            add_exact(term, term_lo, &total, &rest)
             store(tile.total + at, total)
             store(tile.lost + at, rest)
         if (k + 1) % CHUNK == 0 or k + 1 == a.log_rows.n:
             end_exact_tile_chunk(tile)
 
 cdef void tile_grads(const CrossEntropy* a, const TilePosition* position, const Normalizer* normalizer,
-                     const RowTarget* t, const double* of_class, const real* weight_factor, const real* q_factor,
-                     real* x) noexcept nogil:
-    """Weights x (n, PARTIALS) become gradients; a row that is ignored has factors of 0, and may hold NaN."""
-    cdef real[BLOCK * PARTIALS] q
-    cdef vreal p, grad, wanted
+                     const RowTarget* t, const double* of_class, const double* factor, real* x) noexcept nogil:
+    """Weights x (n, PARTIALS) become gradients; a row that is ignored has a factor of 0, and may hold NaN."""
+    cdef real[PARTIALS] q, q_lo, kept
+    cdef vreal grad
     cdef Py_ssize_t k, c
     cdef int v
+    for c in range(PARTIALS):
+        kept[c] = c < position.tile_rows and not t[c].ignored
     for k in range(a.log_rows.n):
-        if has_terms(a) and k % BLOCK == 0:
-            load_shares(a, position, k, min(a.log_rows.n - k, <Py_ssize_t>BLOCK), q)
+        if has_terms(a):
+            load_shares(a, position, k, factor, q, q_lo)
         for v in range(PARTIAL_REGS):
-            wanted = load(q_factor + v * LANES)
-            p = mul_dd(load(x + k * PARTIALS + v * LANES), normalizer[v].hi, normalizer[v].lo)
-            grad = p * load(weight_factor + v * LANES)
+            grad = mul_dd(load(x + k * PARTIALS + v * LANES), normalizer[v].hi, normalizer[v].lo)
             if has_terms(a):
-                grad = fma_(-load(q + k % BLOCK * PARTIALS + v * LANES), wanted, grad)
+                grad = grad - load(q + v * LANES)
             if a.classes != NULL:
-                grad = zero_where(eq(wanted, broadcast(0)), grad)
+                grad = zero_where(eq(load(kept + v * LANES), broadcast(0)), grad)
             store(x + k * PARTIALS + v * LANES, grad)
     for c in range(position.tile_rows):
         if t[c].cls >= 0:
