@@ -87,9 +87,10 @@ def cross_entropy(logits: ArrayLike, target: ArrayLike, axis: SupportsIndex = -1
 
     Notes
     -----
-    Error: at most 2 ULP for the loss of a row, 4 for sums, also near 0; of the gradient 2 ULP of the largest in the
-    row. With softcap, losses of float64 are exact to some ULP of the capped logits. The logits are read once from
-    memory, and the gradient is written once.
+    Error: at most 2 ULP for the loss of a row, also near 0, and 4 for sums; of the gradient 2 ULP of the largest term
+    in the row. Probabilities, smoothing and a temperature may add half an ULP to a loss and one to a gradient. With
+    softcap, losses of float64 are exact to some ULP of the capped logits. The logits are read once from memory, and the
+    gradient is written once.
 
     References
     ----------

@@ -14,6 +14,16 @@
 cdef extern from "math.h" nogil:
     double expm1(double)
 
+cdef extern from *:
+    """
+    #if REAL_BITS == 32
+    typedef double wider;
+    #else
+    typedef long double wider;
+    #endif
+    """
+    ctypedef long double wider                  # has more digits than a real
+
 cdef struct CrossEntropy:
     Rows log_rows                               # x, y the gradient, temperature; op LOG_SOFTMAX
     Rows weight_rows                            # the same with op SOFTMAX
@@ -24,6 +34,7 @@ cdef struct CrossEntropy:
     const real* weight                          # of each class, or NULL: 1
     double weight_sum                           # of all classes
     double smoothing, z_loss, grad_scale
+    wider target_share, smooth_share            # 1 - smoothing, smoothing / n
     real* loss                                  # (outer, inner), C-contiguous
     real* lse                                   # likewise, or NULL
     bint has_grad
@@ -31,9 +42,9 @@ cdef struct CrossEntropy:
 cdef struct RowTarget:                          # of one row
     Py_ssize_t cls                              # -1: ignored, or probabilities
     bint ignored
-    double class_share                          # q of the class beyond the share of smoothing
-    double other_share                          # that of all classes by smoothing, together
-    double total                                # sum of q
+    wider class_share                           # q of the class beyond the share of smoothing
+    wider other_share                           # that of all classes by smoothing, together
+    wider total                                 # sum of q
 
 cdef inline const real* target_at(const CrossEntropy* a, const Row* row, Py_ssize_t k) noexcept nogil:
     return a.target + row.o * a.target_outer + row.i * a.target_inner + k * a.target_n
@@ -41,13 +52,13 @@ cdef inline const real* target_at(const CrossEntropy* a, const Row* row, Py_ssiz
 cdef inline RowTarget target_of(const CrossEntropy* a, const Row* row) noexcept nogil:
     cdef RowTarget t
     t.cls, t.class_share, t.total = -1, 0, 0
-    t.other_share = a.smoothing / <double>a.log_rows.n * a.weight_sum
+    t.other_share = a.smooth_share * a.weight_sum
     t.ignored = False
     if a.classes != NULL:
         t.cls = <Py_ssize_t>a.classes[row.o * a.class_outer + row.i * a.class_inner]
         t.ignored = t.cls < 0
         if not t.ignored:
-            t.class_share = (1 - a.smoothing) * (1 if a.weight == NULL else <double>a.weight[t.cls])
+            t.class_share = a.target_share * (1 if a.weight == NULL else <wider>a.weight[t.cls])
             t.total = t.class_share + t.other_share
     return t
 
@@ -60,15 +71,16 @@ cdef void shares_of(const CrossEntropy* a, const Row* row, Py_ssize_t start, Py_
     """q * factor of the classes start .. start + count - 1, without the class_share of the row's class, as the sum of
     two reals; zeros up to UNROLL."""
     cdef Py_ssize_t k
-    cdef double share, smooth = a.smoothing / <double>a.log_rows.n
+    cdef wider share
     for k in range(count):
-        share = smooth
+        share = a.smooth_share
         if a.target != NULL:
-            share += (1 - a.smoothing) * <double>target_at(a, row, start + k)[0]
+            share += a.target_share * <wider>target_at(a, row, start + k)[0]
         if a.weight != NULL:
-            share *= <double>a.weight[start + k]
-        q[k] = <real>(share * factor)
-        q_lo[k] = <real>(share * factor - <double>q[k])
+            share *= <wider>a.weight[start + k]
+        share *= factor
+        q[k] = <real>share
+        q_lo[k] = <real>(share - <wider>q[k])
     for k in range(count, ceil_div(count, UNROLL) * UNROLL):
         q[k] = q_lo[k] = 0
 
@@ -79,11 +91,12 @@ cdef inline void entropy_term(vreal q, vreal q_lo, vreal log_p, vreal* term, vre
     term[0] = zero_where(none, product)
     term_lo[0] = zero_where(none, finite_or_none(two_prod_err(q, -log_p, product) - q_lo * log_p))
 
-cdef double lse_of(const CrossEntropy* a, const Row* row, real row_max, const Shift* s,
-                   const Normalizer* normalizer, int lane) noexcept nogil:
+cdef long double lse_of(const CrossEntropy* a, const Row* row, real row_max, const Shift* s,
+                        const Normalizer* normalizer, int lane) noexcept nogil:
     """From what log_softmax subtracts, which may be counted from the largest score: see logarithm_of."""
     cdef real[LANES] hi, lo, shrink
-    cdef double top = 0
+    cdef long double top = 0
+    cdef double temperature
     cdef Py_ssize_t k
     if not (-INFINITY < row_max < INFINITY):
         for k in range(row.n):
@@ -94,9 +107,10 @@ cdef double lse_of(const CrossEntropy* a, const Row* row, real row_max, const Sh
     store(lo, normalizer.lo)
     store(shrink, s.shrink)
     if a.log_rows.scaled and shrink[lane] != 1:
-        top = row_max / a.log_rows.temperature[row.o * a.log_rows.temperature_outer
-                                               + row.i * a.log_rows.temperature_inner]
-    return top + (<double>hi[lane] + <double>lo[lane])
+        temperature = a.log_rows.temperature[row.o * a.log_rows.temperature_outer
+                                             + row.i * a.log_rows.temperature_inner]
+        top = <long double>row_max / temperature
+    return top + (<long double>hi[lane] + <long double>lo[lane])
 
 cdef inline double grad_factor(const CrossEntropy* a, const Row* row) noexcept nogil:
     """grad_scale / temperature."""
@@ -114,17 +128,18 @@ cdef double class_grad(const CrossEntropy* a, const Row* row, const RowTarget* t
     return grad_factor(a, row) * (t.class_share * below_one + other_share * (1 + below_one)
                                   - (<double>q[0] + <double>q_lo[0] if has_terms(a) else 0))
 
-cdef void store_loss(const CrossEntropy* a, const Row* row, const RowTarget* t, double class_log_p, double terms,
-                     double lse) noexcept nogil:
+cdef void store_loss(const CrossEntropy* a, const Row* row, const RowTarget* t, double class_log_p, long double terms,
+                     long double lse) noexcept nogil:
+    """In long double, so that the sum of the terms is rounded once."""
     cdef Py_ssize_t at = row.o * a.log_rows.inner + row.i
-    cdef double loss = terms + a.z_loss * lse * lse
+    cdef long double loss = terms + a.z_loss * lse * lse
     if a.lse != NULL:
         a.lse[at] = <real>lse
     if t.ignored:
         a.loss[at] = 0
         return
     if t.class_share != 0:
-        loss -= t.class_share * class_log_p
+        loss -= t.class_share * <long double>class_log_p
     if lse - lse != 0:                          # a row whose result is NaN
         loss = NAN
     a.loss[at] = <real>loss
@@ -132,7 +147,7 @@ cdef void store_loss(const CrossEntropy* a, const Row* row, const RowTarget* t, 
 # One dense row.
 
 cdef void sum_terms(const CrossEntropy* a, const Row* row, const Shift* s, const Normalizer* normalizer,
-                    const RowWorkspace* workspace, double* terms, double* total) noexcept nogil:
+                    const RowWorkspace* workspace, long double* terms, double* total) noexcept nogil:
     """terms: the sum of q * -log p, without the class_share; total: that of q, for probabilities."""
     cdef real[UNROLL] q, q_lo
     cdef elem[PARTIALS] end
@@ -163,7 +178,7 @@ cdef void sum_terms(const CrossEntropy* a, const Row* row, const Shift* s, const
         end_exact_chunk(&sums)
         end_exact_chunk(&totals)
     split_exact(dd_total(sums.chunks), &hi, &lo)
-    terms[0] = <double>lane0(hi) + <double>lane0(lo)
+    terms[0] = <long double>lane0(hi) + <long double>lane0(lo)
     split_exact(dd_total(totals.chunks), &hi, &lo)
     total[0] = <double>lane0(hi) + <double>lane0(lo)
 
@@ -228,7 +243,8 @@ cdef void cross_entropy_row(const CrossEntropy* a, const Row* row, const RowWork
     cdef Shift s = shift_of(&a.log_rows, row, row_max)
     cdef Normalizer normalizer
     cdef Sums unused
-    cdef double lse, class_log_p = 0, terms = 0, factor, weight_factor, of_class = 0
+    cdef long double lse, terms = 0
+    cdef double class_log_p = 0, factor, weight_factor, of_class = 0
     cdef Py_ssize_t chunk, start, count
     cdef real* weights
     normalizer_of_row(&a.log_rows, row, &s, workspace, &normalizer)
@@ -271,11 +287,13 @@ cdef void cross_entropy_tile(const CrossEntropy* a, const TilePosition* position
     cdef Shift[PARTIAL_REGS] s
     cdef Normalizer[PARTIAL_REGS] normalizer, zero
     cdef RowTarget[PARTIALS] t
-    cdef double[PARTIALS] of_class, terms, total, factor
+    cdef long double[PARTIALS] terms
+    cdef double[PARTIALS] of_class, total, factor
     cdef real[PARTIALS] maxima, logits, log_p, weight_factor, weight_factor_lo
     cdef real* x = workspace.weights_buf
     cdef Row row
-    cdef double lse, of_weights
+    cdef long double lse
+    cdef double of_weights
     cdef Py_ssize_t k, c
     cdef int v
     for v in range(PARTIAL_REGS):
@@ -325,7 +343,7 @@ cdef void cross_entropy_tile(const CrossEntropy* a, const TilePosition* position
         k += BLOCK
 
 cdef void sum_tile_terms(const CrossEntropy* a, const TilePosition* position, const Shift* s,
-                         const Normalizer* normalizer, const RowWorkspace* workspace, double* terms,
+                         const Normalizer* normalizer, const RowWorkspace* workspace, long double* terms,
                          double* total) noexcept nogil:
     """sum_terms of each row, in the same order."""
     cdef const real* x = workspace.weights_buf
@@ -341,7 +359,7 @@ cdef void sum_tile_terms(const CrossEntropy* a, const TilePosition* position, co
             store(lo + v * LANES, lo_)
         for v in range(PARTIALS):
             if pass_ == 0:
-                terms[v] = <double>hi[v] + <double>lo[v]
+                terms[v] = <long double>hi[v] + <long double>lo[v]
             else:
                 total[v] = <double>hi[v] + <double>lo[v]
 
@@ -464,6 +482,7 @@ def cross_entropy_rows(const elem[:, :, :] x, const long long[:, :] classes, con
     if weight is not None:
         a.weight = <real*>&weight[0]
     a.weight_sum, a.smoothing, a.z_loss, a.grad_scale = weight_sum, smoothing, z_loss, grad_scale
+    a.target_share, a.smooth_share = <wider>1 - <wider>smoothing, <wider>smoothing / <wider>x.shape[1]
     a.loss, a.lse = &loss[0, 0], NULL if lse is None else &lse[0, 0]
     if a.log_rows.inner == 1:
         outer_to_inner(&a.log_rows)
