@@ -37,7 +37,7 @@ def supports(isa):
 
 
 cdef class DefaultFPEnv:
-    """Context manager: C's default floating-point environment for the calling thread; afterwards its own again, flags too.
+    """Context manager: C's default floating-point environment for the calling thread; its own, flags too, afterwards.
 
     Kernels set it themselves. This is for the NumPy functions that run before and after them.
     """

@@ -33,7 +33,7 @@ def runtime():
 
 
 def _was_forked():
-    """Whether this process is a forked child that has not started another program since; False where that is unknown."""
+    """Whether this process is a forked child that has not started another program since; False if that is not known."""
     try:
         with open("/proc/self/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[6]) & 0x40 != 0      # PF_FORKNOEXEC of linux/sched.h

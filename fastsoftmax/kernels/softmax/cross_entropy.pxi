@@ -69,7 +69,8 @@ cdef inline bint has_terms(const CrossEntropy* a) noexcept nogil:
 cdef void shares_of(const CrossEntropy* a, const Row* row, Py_ssize_t start, Py_ssize_t count, double factor,
                     real* q, real* q_lo) noexcept nogil:
     """q * factor of the classes start .. start + count - 1, without the class_share of the row's class, as the sum of
-    two reals; zeros up to UNROLL."""
+    two reals; zeros up to a whole UNROLL. Stored for many classes before they are loaded as registers: such a load waits
+    for the narrower stores just before it."""
     cdef Py_ssize_t k
     cdef wider share
     for k in range(count):
@@ -149,7 +150,7 @@ cdef void store_loss(const CrossEntropy* a, const Row* row, const RowTarget* t, 
 cdef void sum_terms(const CrossEntropy* a, const Row* row, const Shift* s, const Normalizer* normalizer,
                     const RowWorkspace* workspace, long double* terms, double* total) noexcept nogil:
     """terms: the sum of q * -log p, without the class_share; total: that of q, for probabilities."""
-    cdef real[UNROLL] q, q_lo
+    cdef real[CHUNK] q, q_lo
     cdef elem[PARTIALS] end
     cdef ExactSums sums, totals
     cdef const elem* x
@@ -162,14 +163,15 @@ cdef void sum_terms(const CrossEntropy* a, const Row* row, const Shift* s, const
         start = chunk * CHUNK
         count = min(row.n - start, CHUNK)
         x = gather_chunk(&a.log_rows, row, start, count, workspace.elements)
+        shares_of(a, row, start, count, 1, q, q_lo)
         for k in range(ceil_div(count, PARTIALS)):
-            shares_of(a, row, start + k * PARTIALS, min(count - k * PARTIALS, <Py_ssize_t>PARTIALS), 1, q, q_lo)
             if (k + 1) * PARTIALS > count:
                 for j in range(PARTIALS):
                     end[j] = x[k * PARTIALS + j] if k * PARTIALS + j < count else elem_of(0)
                 x = <const elem*>end - k * PARTIALS
             for v in range(PARTIAL_REGS):
-                share, share_lo = load(q + v * LANES), load(q_lo + v * LANES)
+                share = load(q + k * PARTIALS + v * LANES)
+                share_lo = load(q_lo + k * PARTIALS + v * LANES)
                 log_p = normal_result_of(STORE_LOGS, s, normalizer, a.log_rows.scaled,
                                          load_elem(x + k * PARTIALS + v * LANES))
                 entropy_term(share, share_lo, log_p, &term, &term_lo)
@@ -220,19 +222,18 @@ cdef void store_grad_of_chunk(const CrossEntropy* a, const Row* row, const RowTa
                               Py_ssize_t count, const Normalizer* normalizer, double factor, double of_class,
                               real* weights) noexcept nogil:
     """weights become weights * normalizer - q * factor, and are stored. of_class: the gradient at the row's class."""
-    cdef real[UNROLL] q, q_lo
+    cdef real[CHUNK] q, q_lo
     cdef vreal hi = normalizer.hi, lo = normalizer.lo
     cdef elem* y = row.y + start * a.log_rows.y_n
-    cdef Py_ssize_t k = 0, j
-    while k < count:
-        if not has_terms(a):
-            store(weights + k, mul_dd(load(weights + k), hi, lo))
+    cdef Py_ssize_t k = 0
+    if has_terms(a):
+        shares_of(a, row, start, count, factor, q, q_lo)
+        while k < count:
+            store(weights + k, mul_dd(load(weights + k), hi, lo) - load(q + k))
             k += LANES
-            continue
-        shares_of(a, row, start + k, min(count - k, <Py_ssize_t>UNROLL), factor, q, q_lo)
-        for j in range(ceil_div(min(count - k, <Py_ssize_t>UNROLL), LANES)):
-            store(weights + k + j * LANES, mul_dd(load(weights + k + j * LANES), hi, lo) - load(q + j * LANES))
-        k += UNROLL
+    while k < count:
+        store(weights + k, mul_dd(load(weights + k), hi, lo))
+        k += LANES
     if start <= t.cls < start + count:
         weights[t.cls - start] = <real>of_class
     store_reals(weights, y, a.log_rows.y_n, count, a.log_rows.nontemporal)
@@ -363,34 +364,32 @@ cdef void sum_tile_terms(const CrossEntropy* a, const TilePosition* position, co
             else:
                 total[v] = <double>hi[v] + <double>lo[v]
 
-cdef inline void load_shares(const CrossEntropy* a, const TilePosition* position, Py_ssize_t k, const double* factor,
-                             real* q, real* q_lo) noexcept nogil:
-    """shares_of class k, for each row of a tile; factor NULL: 1."""
+cdef void load_shares(const CrossEntropy* a, const TilePosition* position, Py_ssize_t start, Py_ssize_t count,
+                      const double* factor, real* q, real* q_lo) noexcept nogil:
+    """q, q_lo (count, PARTIALS): shares_of the classes from `start` on, for each row of a tile; factor NULL: 1.
+    count <= BLOCK."""
     cdef Row row = position.first
-    cdef real[UNROLL] share, share_lo
-    cdef Py_ssize_t c
-    if a.target == NULL and factor == NULL:
-        shares_of(a, &row, k, 1, 1, share, share_lo)
-        for c in range(PARTIALS):
-            q[c], q_lo[c] = share[0], share_lo[0]
-        return
+    cdef real[BLOCK] share, share_lo
+    cdef Py_ssize_t c, k
     for c in range(PARTIALS):
-        q[c] = q_lo[c] = 0
-    for c in range(position.tile_rows):
-        row.i = position.first.i + c
-        shares_of(a, &row, k, 1, 1 if factor == NULL else factor[c], share, share_lo)
-        q[c], q_lo[c] = share[0], share_lo[0]
+        if c < position.tile_rows and (c == 0 or a.target != NULL or factor != NULL):
+            row.i = position.first.i + c
+            shares_of(a, &row, start, count, 1 if factor == NULL else factor[c], share, share_lo)
+        for k in range(count):
+            q[k * PARTIALS + c], q_lo[k * PARTIALS + c] = share[k], share_lo[k]
 
 cdef void add_tile_terms(const CrossEntropy* a, const TilePosition* position, bint only_shares, const Shift* s,
                          const Normalizer* normalizer, const real* x, TileWorkspace* tile) noexcept nogil:
-    cdef real[PARTIALS] q, q_lo
+    cdef real[BLOCK * PARTIALS] q, q_lo
     cdef vreal term, term_lo, log_p, total, rest
-    cdef Py_ssize_t k, at
+    cdef Py_ssize_t k, at, of
     cdef int v
     for k in range(a.log_rows.n):
-        load_shares(a, position, k, NULL, q, q_lo)
+        if k % BLOCK == 0:
+            load_shares(a, position, k, min(a.log_rows.n - k, <Py_ssize_t>BLOCK), NULL, q, q_lo)
         for v in range(PARTIAL_REGS):
-            term, term_lo = load(q + v * LANES), load(q_lo + v * LANES)
+            of = k % BLOCK * PARTIALS + v * LANES
+            term, term_lo = load(q + of), load(q_lo + of)
             if not only_shares:
                 log_p = normal_result_of(STORE_LOGS, &s[v], &normalizer[v], a.log_rows.scaled,
                                          load(x + k * PARTIALS + v * LANES))
@@ -406,19 +405,20 @@ cdef void add_tile_terms(const CrossEntropy* a, const TilePosition* position, bi
 cdef void tile_grads(const CrossEntropy* a, const TilePosition* position, const Normalizer* normalizer,
                      const RowTarget* t, const double* of_class, const double* factor, real* x) noexcept nogil:
     """Weights x (n, PARTIALS) become gradients; a row that is ignored has a factor of 0, and may hold NaN."""
-    cdef real[PARTIALS] q, q_lo, kept
+    cdef real[BLOCK * PARTIALS] q, q_lo
+    cdef real[PARTIALS] kept
     cdef vreal grad
     cdef Py_ssize_t k, c
     cdef int v
     for c in range(PARTIALS):
         kept[c] = c < position.tile_rows and not t[c].ignored
     for k in range(a.log_rows.n):
-        if has_terms(a):
-            load_shares(a, position, k, factor, q, q_lo)
+        if has_terms(a) and k % BLOCK == 0:
+            load_shares(a, position, k, min(a.log_rows.n - k, <Py_ssize_t>BLOCK), factor, q, q_lo)
         for v in range(PARTIAL_REGS):
             grad = mul_dd(load(x + k * PARTIALS + v * LANES), normalizer[v].hi, normalizer[v].lo)
             if has_terms(a):
-                grad = grad - load(q + v * LANES)
+                grad = grad - load(q + k % BLOCK * PARTIALS + v * LANES)
             if a.classes != NULL:
                 grad = zero_where(eq(load(kept + v * LANES), broadcast(0)), grad)
             store(x + k * PARTIALS + v * LANES, grad)
