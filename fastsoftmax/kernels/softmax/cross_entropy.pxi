@@ -69,8 +69,8 @@ cdef inline bint has_terms(const CrossEntropy* a) noexcept nogil:
 cdef void shares_of(const CrossEntropy* a, const Row* row, Py_ssize_t start, Py_ssize_t count, double factor,
                     real* q, real* q_lo) noexcept nogil:
     """q * factor of the classes start .. start + count - 1, without the class_share of the row's class, as the sum of
-    two reals; zeros up to a whole UNROLL. Stored for many classes before they are loaded as registers: such a load waits
-    for the narrower stores just before it."""
+    two reals; zeros up to a whole UNROLL. Many classes are stored before any is loaded as part of a register: such a
+    load would wait for the narrower stores just before it."""
     cdef Py_ssize_t k
     cdef wider share
     for k in range(count):
