@@ -82,35 +82,48 @@ cdef inline GradShift grad_shift(const GradRows* a, const Row* row) noexcept nog
 
 # Dense rows.
 
-cdef inline void sum_grad_step(GradKind kind, const elem* x, const elem* g, ExactSums* sums) noexcept nogil:
-    """PARTIALS elements."""
+cdef inline void sum_grad_register(GradKind kind, const elem* x, const elem* g, ExactSums* sums,
+                                   int v) noexcept nogil:
     cdef vreal term, term_lo
-    cdef int v
-    for v in range(PARTIAL_REGS):
-        grad_term(kind, load_elem(x + v * LANES), load_elem(g + v * LANES), &term, &term_lo)
-        add_exact(term, term_lo, &sums.total[v], &sums.rest[v])
+    grad_term(kind, load_elem(x), load_elem(g), &term, &term_lo)
+    add_exact(term, term_lo, &sums.total[v], &sums.rest[v])
 
 cdef inline void sum_grad_chunk(GradKind kind, const elem* x, const elem* g, Py_ssize_t count,
                                 ExactSums* sums) noexcept nogil:
-    cdef elem[PARTIALS] x_end, g_end
+    cdef elem[LANES] x_end, g_end
     cdef Py_ssize_t k = 0, j
+    cdef int v
     while k + PARTIALS <= count:
-        sum_grad_step(kind, x + k, g + k, sums)
+        for v in range(PARTIAL_REGS):
+            sum_grad_register(kind, x + k + v * LANES, g + k + v * LANES, sums, v)
         k += PARTIALS
-    if k < count:
-        for j in range(PARTIALS):               # elements without weight follow the last
-            x_end[j] = x[k + j] if k + j < count else elem_of(0) if kind == GRAD_SOFTMAX else ELEM_MINUS_INFINITY
-            g_end[j] = g[k + j] if k + j < count else elem_of(0)
-        sum_grad_step(kind, x_end, g_end, sums)
+    for v in range(PARTIAL_REGS):
+        if k + LANES <= count:
+            sum_grad_register(kind, x + k, g + k, sums, v)
+        elif k < count:
+            for j in range(LANES):              # elements without weight follow the last
+                x_end[j] = elem_of(0) if kind == GRAD_SOFTMAX else ELEM_MINUS_INFINITY
+            memset(g_end, 0, sizeof(g_end))
+            memcpy(x_end, x + k, (count - k) * sizeof(elem))
+            memcpy(g_end, g + k, (count - k) * sizeof(elem))
+            sum_grad_register(kind, x_end, g_end, sums, v)
+        k += LANES
     end_exact_chunk(sums)
 
 cdef inline void store_grad_chunk(GradKind kind, bint scaled, const GradShift* shift, const elem* x, const elem* g,
                                   elem* y, Py_ssize_t stride, Py_ssize_t count, bint nontemporal) noexcept nogil:
     """y may be x or g."""
     cdef GradShift s = shift[0]
-    cdef Py_ssize_t k = 0, m
-    cdef vreal grad, zero = broadcast(0)
+    cdef Py_ssize_t k = 0, m, last = count - LANES
+    cdef vreal grad, x_last, g_last
+    cdef vreal zero = broadcast(0)
+    cdef bint overlaps = stride == 1 and count >= LANES and count % LANES != 0
     cdef int v
+    x_last = g_last = zero
+    if overlaps:                                # read before y overwrites some of it
+        x_last = load_elem(x + last)
+        if has_sum(kind):
+            g_last = load_elem(g + last)
     if stride == 1 and nontemporal and count >= 2 * PARTIALS:
         m = peel_to_cache_line(y)
         if m:
@@ -126,7 +139,9 @@ cdef inline void store_grad_chunk(GradKind kind, bint scaled, const GradShift* s
             grad = load_elem(g + k) if has_sum(kind) else zero
             store_elem(y + k, grad_of(kind, scaled, &s, load_elem(x + k), grad))
             k += LANES
-    if k < count:
+    if overlaps:
+        store_elem(y + last, grad_of(kind, scaled, &s, x_last, g_last))
+    elif k < count:
         store_grad_chunk_end(kind, scaled, &s, x + k, g + k, y + k * stride, stride, count - k)
 
 cdef inline void store_grad_chunk_end(GradKind kind, bint scaled, const GradShift* s, const elem* x, const elem* g,
