@@ -12,7 +12,7 @@ import pytest
 from test_turns import DIES_LATER, GOOD, worker
 
 import fastsoftmax
-from fastsoftmax._selfcheck import accuracy, speed, turns
+from fastsoftmax._selfcheck import accuracy, gradients, speed, turns
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -92,3 +92,12 @@ def test_the_wheel_holds_every_package():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "fastsoftmax").rglob("__init__.py")}
     assert set(listed) == found
+
+
+def test_a_wrong_gradient_is_found():
+    rng = np.random.default_rng(0)
+    isa = fastsoftmax.show_config(mode="dicts")["isa"]
+    cases = list(gradients.attention_errors(rng, "f32", np.dtype(np.float32)))
+    assert gradients.check(cases, "f32", isa) == 0
+    wrong = [(column, lambda exact=exact: exact * 1.001, exact, size) for column, _, exact, size in cases]
+    assert gradients.check(wrong, "f32", isa) == 3      # dquery, dkey, dvalue
