@@ -217,8 +217,8 @@ def log_softmax_backward(grad: ArrayLike, log_y: ArrayLike, axis: Axis = None, *
 
     Notes
     -----
-    Error at most 2 ULP of the largest ``abs(grad)``, or result, of the row. The gradient for a temperature is
-    ``-sum(dx * x) / temperature``, as in `softmax_backward`.
+    Error at most 2 ULP of the largest term of the row, grad or ``exp(log_y) * sum(grad)``. The gradient for a
+    temperature is ``-sum(dx * x) / temperature``, as in `softmax_backward`.
 
     Examples
     --------
