@@ -9,9 +9,9 @@ from fastsoftmax._dtypes import converted, native, statistics_dtype
 from fastsoftmax._fp_env import default_fp_env
 from fastsoftmax._layout import copy_if_overlapping, elements, kernel_ready
 
-CHUNK_ELEMENTS = 1 << 22            # logits of a linear layer that are in memory at a time,
-CHUNK_SHARE = 1 / 16                # unless this share of them is less
-MIN_CHUNK_ROWS = 16                 # but no fewer rows than make a product of matrices worth while
+# Logits of a linear layer that are in memory at a time: this share of them, between these numbers; and a few rows,
+# which make a product of matrices worth while.
+CHUNK_SHARE, MIN_CHUNK_ELEMENTS, MAX_CHUNK_ELEMENTS, MIN_CHUNK_ROWS = 1 / 16, 1 << 18, 1 << 22, 16
 PRODUCT_ELEMENTS = 1 << 20          # of the gradient of a linear weight that are computed at a time
 
 
@@ -235,7 +235,7 @@ class _Linear:
         if a.classes is not None and (a.classes < 0).any():
             rows = np.flatnonzero(a.classes >= 0)
         count, n = len(loss) if rows is None else len(rows), len(self.weight)
-        step = min(CHUNK_ELEMENTS // n, math.ceil(len(loss) * CHUNK_SHARE))
+        step = min(max(MIN_CHUNK_ELEMENTS // n, math.ceil(len(loss) * CHUNK_SHARE)), MAX_CHUNK_ELEMENTS // n)
         step = max(step, MIN_CHUNK_ROWS)
         buffer = np.empty((min(step, count), n), self.dtype)
         for start in range(0, count, step):

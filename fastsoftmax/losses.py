@@ -155,8 +155,8 @@ def linear_cross_entropy(hidden: ArrayLike, linear_weight: ArrayLike, target: Ar
     Notes
     -----
     Products are NumPy's, in float32 for 16-bit inputs (float64 where an input is float64), and so is the sum of
-    dlinear_weight over chunks. Memory beyond inputs and results: a sixteenth of the logits or less, at least 16 rows of
-    them; for inputs of 16 bits also a float32 copy of `linear_weight` and of its gradient.
+    dlinear_weight over chunks. Memory beyond inputs and results: a sixteenth of the logits, but from 1 to 16 MB of them
+    in float32 and at least 16 rows; for inputs of 16 bits also a float32 copy of `linear_weight` and of its gradient.
 
     Examples
     --------

@@ -566,7 +566,8 @@ OPTIONS = [{}, {"weight": np.linspace(0.5, 2, 37)}, {"label_smoothing": 0.1}, {"
 @pytest.mark.parametrize("chunk", [None, 100])
 def test_linear_is_cross_entropy_of_a_product(monkeypatch, dtype, has_bias, chunk):
     if chunk is not None:                         # several chunks, and several products of a weight's gradient
-        for name, value in (("CHUNK_ELEMENTS", chunk), ("MIN_CHUNK_ROWS", 3), ("PRODUCT_ELEMENTS", 70)):
+        for name, value in (("MIN_CHUNK_ELEMENTS", chunk), ("MAX_CHUNK_ELEMENTS", chunk), ("MIN_CHUNK_ROWS", 3),
+                            ("PRODUCT_ELEMENTS", 70)):
             monkeypatch.setattr(_losses, name, value)
     with np.errstate(all="ignore"):
         hidden, weight, bias, target = layer(dtype)
