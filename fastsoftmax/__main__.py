@@ -1,8 +1,8 @@
 """``python -m fastsoftmax``: shows the configuration, checks the kernels, shows an example, and measures speed.
 
 1. The configuration: version, compiler, instruction sets, threads and why that many, OpenMP runtime.
-2. A self-check: every kernel of every (dtype, ISA) that this CPU can run, gradients too, against `fastsoftmax.reference`
-   in a wider type.
+2. A self-check: every kernel of every (dtype, ISA) that this CPU can run, gradients too, against
+   `fastsoftmax.reference` in a wider type.
 3. Softmax on real text: the purpose of the function, and the effect of the temperature.
 4. Speed beside plain NumPy, and beside SciPy, PyTorch and ONNX Runtime if they are installed.
 
