@@ -411,6 +411,41 @@ def test_onnx_definitions():
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
+# The shapes of PyTorch's own samples (OpInfo of cross_entropy), classes along axis 1, then a row and narrow rows.
+TORCH_SHAPES = ((2, 3), (5, 3), (5, 3, 2), (5, 3, 4, 2), (4, 50), (3, 70, 6))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shape", TORCH_SHAPES)
+def test_agrees_with_torch(kernel, shape, reduction):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: not compared with it")
+    if kernel.dtype.itemsize == 2:
+        pytest.skip("PyTorch rounds intermediate results to 16 bits")
+    real = kernel.dtype.type
+    logits, classes, probabilities = example(kernel.dtype, shape, 1, ignored=0.3)
+    classes.flat[0] = 1                                 # a mean over nothing has a test of its own
+    weight = np.random.default_rng(0).uniform(0.2, 2, shape[1]).astype(kernel.dtype)
+    for use_weight, smoothing, ignored in itertools.product((False, True), (0.0, 0.3), (None, -100, 2)):
+        options = {"label_smoothing": smoothing, "reduction": reduction}
+        theirs = dict(options)
+        if use_weight:
+            options["weight"], theirs["weight"] = weight, torch.tensor(weight)
+        if ignored is None:                             # PyTorch takes no ignore_index beside probabilities
+            target, tensor = probabilities, torch.tensor(probabilities)
+        else:
+            target = np.where(classes == -100, ignored, classes)
+            tensor = torch.tensor(target)
+            options["ignore_index"] = theirs["ignore_index"] = ignored
+        x = torch.tensor(logits, requires_grad=True)
+        expected = torch.nn.functional.cross_entropy(x, tensor, **theirs)
+        expected.sum().backward()
+        loss, grad = cross_entropy(logits, target, 1, return_grad=True, **options)
+        assert loss.dtype == real
+        tolerance = {"atol": 20 * kernel.eps, "rtol": 20 * kernel.eps}
+        np.testing.assert_allclose(loss, expected.detach().numpy(), **tolerance)
+        np.testing.assert_allclose(grad, x.grad.numpy(), **tolerance)
+
+
 # ---------------------------------------------------------------- arrays
 
 
