@@ -25,10 +25,10 @@ pytestmark = [
 ]
 
 # Loops that spill, at most, by GCC 12: lower a figure when the kernels reach it. New kernels may raise one by their own
-# loops, as the gradients did for v3: of f32 from 87 of 121 loops to 89 of 185.
+# loops, as gradients and losses did for f64 with AVX2: from 75 of 105 loops to 87 of 158.
 SPILLING = {
-    "f32_x86_64_v3": 89, "f64_x86_64_v3": 89, "f16_x86_64_v3": 83, "bf16_x86_64_v3": 85,
-    "f32_x86_64_v4": 18, "f64_x86_64_v4": 59, "f16_x86_64_v4": 18, "bf16_x86_64_v4": 21,
+    "f32_x86_64_v3": 87, "f64_x86_64_v3": 87, "f16_x86_64_v3": 83, "bf16_x86_64_v3": 84,
+    "f32_x86_64_v4": 18, "f64_x86_64_v4": 57, "f16_x86_64_v4": 17, "bf16_x86_64_v4": 21,
 }
 
 LINE = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*([^#<\n]*)", re.MULTILINE)
@@ -37,6 +37,7 @@ BYTES = {"x": 16, "y": 32, "z": 64}
 SCALARS = {"ss": 4, "d": 4, "sd": 8, "q": 8, "lps": 8, "hps": 8, "lpd": 8, "hpd": 8}
 HALF = re.compile(r"vpmov[sz]x(bw|wd|dq)|vcvt(ph2ps|ps2ph|ps2pd|dq2pd)")     # memory operands of half a register
 LONGEST = 800               # instructions of a loop
+UNKNOWN = "an unconditional jump"
 
 
 def loops(file):
@@ -85,7 +86,10 @@ def stack_access(mnemonic, operands):
 def stalling_loads(loop):
     """Loads whose bytes were written last by a store that does not hold all of them."""
     accesses = [stack_access(*instruction) for instruction in loop]
-    return [loop[i] for i, access in enumerate(accesses) if access is not None and not access[3]
+    for i, (mnemonic, _) in enumerate(loop[:-1]):
+        if mnemonic in ("jmp", "ret"):
+            accesses[i] = UNKNOWN
+    return [loop[i] for i, access in enumerate(accesses) if access not in (None, UNKNOWN) and not access[3]
             and waits(access, accesses[i - 1::-1] if i else [], accesses[:i:-1])]
 
 
@@ -93,12 +97,15 @@ def waits(load, before, turn_before):
     """`before` and `turn_before`: the accesses of this turn and of the last one, the latest first.
 
     Those of the last turn count where they hold the load piece by piece: else a slot is used for two things, one after
-    the other, and the loop has a way through it that the list of its instructions does not show.
+    the other, and the loop has a way through it that the list of its instructions does not show. An unconditional jump
+    ends the search: what follows it is reached from elsewhere.
     """
     base, start, size, _ = load
     missing = set(range(start, start + size))
     for stores, same_turn in ((before, True), (turn_before, False)):
         for store in stores:
+            if store == UNKNOWN:
+                return False
             if store is None or not store[3] or store[0] != base:
                 continue
             written = set(range(store[1], store[1] + store[2])) & set(range(start, start + size))
@@ -138,12 +145,14 @@ def test_a_stall_is_seen_and_a_slot_used_twice_is_not():
     for stall in (narrow, halves):
         assert len(stalling_loads(stall)) == 1
         assert len(stalling_loads(stall[-1:] + stall[:-1])) == 1        # in the turn before
+        assert len(stalling_loads(stall + [("jmp", "23340")])) == 1
     again = [("vmovaps", "%xmm5,0x2c8(%rsp)"), ("vmovaps", "0x2c8(%rsp),%xmm6"), ("vmovapd", "%ymm6,0x2c8(%rsp)"),
              ("vaddpd", "0x2c8(%rsp),%ymm5,%ymm5")]
+    other_way = [("vmovaps", "%xmm5,0x2c8(%rsp)"), ("jmp", "23bbe"), ("vmovaps", "0x2c8(%rsp),%ymm6")]
     apart = [("vmovss", "%xmm0,0x240(%rsp)"), ("vmovss", "%xmm0,0x268(%rsp)"), ("vmovaps", "0x248(%rsp),%ymm0")]
     part = [("vmovaps", "%ymm0,0x40(%rsp)"), ("vbroadcastss", "0x44(%rsp),%ymm1"), ("vaddss", "0x48(%rsp),%xmm1,%xmm1"),
             ("vfmadd231ps", "0x44(%rsp){1to16},%zmm2,%zmm1"), ("vbroadcastf32x8", "0x40(%rsp),%zmm1")]
-    for fine in (again, apart, part):
+    for fine in (again, other_way, apart, part):
         assert not stalling_loads(fine)
     assert len(spills(again)) == 2
     assert not spills(apart)

@@ -102,12 +102,14 @@ SIMD_INLINE void store_square_row(elem *y, const vreal *square, ptrdiff_t row) {
 #define ELEM_MINUS_INFINITY (-INFINITY)
 #endif
 
+/* All lanes are set: a load of a register of which only one lane was stored would wait for that store. */
 SIMD_INLINE real real_of(const elem *p)
 {
-    elem one[LANES] = {0};
+    elem copies[LANES];
     real lane[LANES];
-    one[0] = *p;
-    store(lane, load_elem(one));
+    for (int i = 0; i < LANES; i++)
+        copies[i] = *p;
+    store(lane, load_elem(copies));
     return lane[0];
 }
 
