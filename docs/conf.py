@@ -36,7 +36,7 @@ myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"         # pages are stored without output; a cell that raises fails the build
 nb_execution_raise_on_error = True
-nb_execution_timeout = 50
+nb_execution_timeout = 300          # seconds a cell: with both cores taken, training takes a minute
 nb_merge_streams = True
 suppress_warnings = ["myst-nb.lexer"]       # with -D nb_execution_mode=off no kernel names the language of a cell
 nitpick_ignore_regex = [("py:obj", r"torch\..*|numpy\..*|fastsoftmax\.reference.*"), ("py:exc", r"numpy\..*")]

@@ -25,6 +25,9 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="threads are counted 
 
 ROOM = 300 * 1000 * 4                           # bytes of a result, at most
 CALLS = [functions.prepared(name, sample, np.float32) for name, sample in functions.LARGE.values()]
+# A fork while another thread is in a matrix product of NumPy may hang, since OpenBLAS holds locks then.
+WITHOUT_BLAS = [functions.prepared(name, sample, np.float32) for name, sample in functions.LARGE.values()
+                if name != "linear_cross_entropy"]
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +37,9 @@ def _restore():
     set_num_threads(before)
 
 
-def results():
+def results(calls=CALLS):
     found = []
-    for call in CALLS:
+    for call in calls:
         _testing.compute_serially(0)                      # or a busy machine would have it done by one thread
         found.extend(functions.results(call()))
     return found
@@ -48,10 +51,10 @@ def expected():
         return results()
 
 
-def right(expected, threads=3):
+def right(expected, threads=3, calls=CALLS):
     """Whether all calls on several threads give what they should."""
     with num_threads(threads):
-        return all(map(np.array_equal, results(), expected))
+        return all(map(np.array_equal, results(calls), expected))
 
 
 def in_child(work, seconds=300):
@@ -91,18 +94,20 @@ def test_children_of_children_compute(expected):
 
 
 @can_fork
-def test_a_fork_in_a_thread_while_others_call(expected):
+def test_a_fork_in_a_thread_while_others_call():
     """At the moment of the fork other threads are in calls, and workers in tasks; the child has none of them."""
     stop = threading.Event()
+    with num_threads(1):
+        expected = results(WITHOUT_BLAS)
 
     def call_on():
         while not stop.is_set():
-            if not right(expected):
+            if not right(expected, calls=WITHOUT_BLAS):
                 return False
         return True
 
     def fork_on(_):
-        return all(in_child(lambda: right(expected)) for _ in range(5))
+        return all(in_child(lambda: right(expected, calls=WITHOUT_BLAS)) for _ in range(5))
 
     with ThreadPoolExecutor(2) as callers, ThreadPoolExecutor(3) as forkers:
         calling = [callers.submit(call_on) for _ in range(2)]
