@@ -4,8 +4,8 @@
 
 Errors are those of float32 results against `fastsoftmax.reference` in wider precision, on the same numbers, in ULP of
 the largest term of a row: abs(y * grad) for softmax_backward, abs(grad) or the gradient for log_softmax_backward,
-w * (abs(log w) + H) for the entropy, and the row's largest gradient for all others. A gradient that comes by two
-products of matrices has the error of the products.
+w * (abs(log w) + H) for the entropy, a head's largest gradient for attention, and the row's largest gradient for all
+others. A gradient that comes by two products of matrices has the error of the products.
 
 Each library runs in a process of its own, taking turns, as in compare.py. `--python` names an interpreter that has
 PyTorch, if this one has not; where there is none, PyTorch is shown as absent. PyTorch's own backward operators are
@@ -140,7 +140,7 @@ def start(library, folder):
 
 
 def exact(function, arrays):
-    """(gradients in wider precision, the largest term of each row)."""
+    """(gradients in wider precision, the largest term of each row or head)."""
     from fastsoftmax import reference
 
     wide = [a.astype(np.float64) if a.dtype == np.float32 else a for a in arrays]
@@ -166,7 +166,8 @@ def exact(function, arrays):
         logs = reference.log_softmax(wide[1], -1)
         entropy = reference.softmax_entropy(wide[1], -1)
         terms = [np.exp(logs) * (abs(logs) + entropy[:, None]) * wide[0][:, None]]
-    return found, [abs(t).max(-1, keepdims=True) for t in terms]
+    axes = (-2, -1) if function.endswith("attention_backward") else -1     # causal: the first query's gradient is 0
+    return found, [abs(t).max(axes, keepdims=True) for t in terms]
 
 
 def error(path, found, terms):
