@@ -1,9 +1,10 @@
-"""Runs tests/smoke.py and attention of odd shapes under Valgrind's memcheck: no decision on memory that nobody wrote.
+"""Runs tests/smoke.py, and attention, gradients and losses of odd shapes, under Valgrind's memcheck: no decision on
+memory that nobody wrote.
 
     python tests/memcheck.py [--isas generic x86_64_v3]     # as installed; by default all that Valgrind's CPU has
 
 AddressSanitizer (tests/sanitize.py) sees what is read beyond an array, but not what is read before it is written. Needs
-`valgrind`; takes three minutes. Python and NumPy have reports of their own, so those count in which a module of this
+`valgrind`; takes two minutes. Python and NumPy have reports of their own, so those count in which a module of this
 package has a part. A build with `-g1` instead of `-g0`, and without `-Wl,-s`, in setup.py shows their lines.
 """
 
@@ -20,7 +21,7 @@ SHAPES = [(17, 33, 65), (1, 129, 64), (1, 1, 64), (3, 513, 19), (2, 4099, 17), (
 
 
 def check_attention():
-    """Every option, in shapes whose last block, register and lane are partly empty."""
+    """Every option and its gradient, in shapes whose last block, register and lane are partly empty."""
     import numpy as np
 
     import fastsoftmax
@@ -31,13 +32,49 @@ def check_attention():
         {"key_lengths": 1}]
     for dtype in (np.float32, np.float64, np.float16):
         for length, keys, width in SHAPES:
-            query = rng.normal(size=(1, 2, length, width)).astype(dtype)
+            query, grad_out = rng.normal(size=(2, 1, 2, length, width)).astype(dtype)
             key, value = rng.normal(size=(2, 1, 2, keys, width)).astype(dtype)
             masks = [{"attn_mask": rng.random((length, keys)) < 0.7}, {"bias": rng.normal(size=keys).astype(dtype)}]
             for kwargs in options + masks:
-                for out in fastsoftmax.scaled_dot_product_attention(
-                        query, key, value, return_lse=True, return_entropy=True, **kwargs):
-                    assert not np.isnan(out.astype(np.float64)).any()       # decides on each result
+                results = fastsoftmax.scaled_dot_product_attention(
+                    query, key, value, return_lse=True, return_entropy=True, **kwargs)
+                decide(*results)
+                decide(*fastsoftmax.scaled_dot_product_attention_backward(
+                    grad_out, query, key, value, *results[:2], grad_bias="bias" in kwargs,
+                    grad_sinks="sinks" in kwargs, grad_slopes="alibi_slopes" in kwargs, **kwargs))
+
+
+def check_rows():
+    """The gradients of rows, and the losses, of lengths whose last register is partly empty."""
+    import numpy as np
+
+    import fastsoftmax as fs
+
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, np.float64, np.float16):
+        for n in (1, 2, 3, 10, 17, 31, 100, 1000, 4099):
+            x, grad = rng.normal(size=(2, 19, n)).astype(dtype)
+            for axis in (-1, 0):
+                of_rows = grad[:, 0] if axis else grad[0]
+                decide(fs.softmax_backward(grad, fs.softmax(x, axis), axis),
+                       fs.log_softmax_backward(grad, fs.log_softmax(x, axis), axis, temperature=0.7),
+                       fs.logsumexp_backward(of_rows, x, fs.logsumexp(x, axis), axis),
+                       fs.softmax_entropy_backward(of_rows, x, axis))
+                labels = rng.integers(0, x.shape[axis], of_rows.shape)
+                for kwargs in ({}, {"label_smoothing": 0.1, "z_loss": 0.01}):
+                    decide(*fs.cross_entropy(x, labels, axis, return_lse=True, return_grad=True, **kwargs))
+                decide(*fs.cross_entropy(x, fs.softmax(x, axis).astype(fs.cross_entropy(x, labels, axis).dtype), axis,
+                                         return_grad=True))
+            loss, grads = fs.linear_cross_entropy(x, rng.normal(size=(5, n)).astype(dtype), rng.integers(0, 5, 19),
+                                                  return_grad=True)
+            decide(loss, *grads)
+
+
+def decide(*results):
+    """A decision on each number, which memcheck reports if nobody wrote it."""
+    import numpy as np
+
+    assert not any(np.isnan(np.asarray(result, np.float64)).any() for result in results)
 
 
 def memcheck(isa, *command):
@@ -63,6 +100,7 @@ def main():
     options = parser.parse_args()
     if options.inside:
         check_attention()
+        check_rows()
         return
     from fastsoftmax import _dispatch
 
