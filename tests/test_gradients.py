@@ -130,6 +130,22 @@ def test_terms_that_cancel(kernel):
     check("softmax_backward", softmax_backward(grad, y, -1), (grad, y))
 
 
+def test_a_large_weight_multiplies_the_sum(kernel):
+    """Its gradient of 0 leaves small terms, of whose sum an error would be much in units of the largest. Products of
+    large gradients could not be split in halves."""
+    rng = np.random.default_rng(7)
+    for n, scale in itertools.product((40, 1003, 5001), (1, 1e3 if kernel.tag == "f16" else 1e37)):
+        y = rng.uniform(0.2, 1, (3, n)) / n
+        y[:, 1] = 0.5
+        grad = scale * rng.uniform(0.5, 1.5, size=y.shape)
+        grad[:, 1] = 0
+        with np.errstate(under="ignore"):
+            y, grad = y.astype(kernel.dtype), grad.astype(kernel.dtype)
+        for axis, turned in ((1, lambda a: a), (0, lambda a: np.ascontiguousarray(a.T))):
+            arrays = turned(grad), turned(y)
+            check("softmax_backward", softmax_backward(*arrays, axis), arrays, axis)
+
+
 @pytest.mark.parametrize("name", [*FULL, "softmax_entropy_backward"])
 def test_temperatures(kernel, name):
     """One for all, or one a row: each acts, and on its row alone."""
@@ -198,10 +214,10 @@ def test_agrees_with_torch(kernel, shape, axis):
 
 
 def test_grad_is_not_read_where_a_weight_is_zero(kernel):
-    for n in (3, 40, 5001):
+    for n, bad in itertools.product((3, 40, 1003, 5001), (NAN, INF)):
         y = np.zeros((2, n), kernel.dtype)
         y[:, :2] = 0.75, 0.25
-        grad = np.full((2, n), NAN, kernel.dtype)
+        grad = np.full((2, n), bad, kernel.dtype)
         grad[:, :2] = 1, 0
         with np.errstate(all="ignore"):
             log_y = np.log(y.astype(float)).astype(kernel.dtype)
@@ -238,6 +254,26 @@ def test_hidden_places_are_zero_in_rows_of_nan(kernel):
     expected = [[NAN, NAN, 0], [0, 0, 0], [NAN, 0, 0]]
     np.testing.assert_array_equal(
         logsumexp_backward(grad, x, logsumexp(x, 1, where=where), 1, where=where).astype(float), expected)
+
+
+def test_infinite_gradients(kernel):
+    """As in the reference: the sum is infinite too, or NaN where two cancel; in float64 NaN, since double-double sums
+    cannot be infinite. grad is still not read at weights of 0."""
+    for n, (first, second) in itertools.product((3, 40, 1003, 5001), ((INF, 1), (INF, INF), (-INF, 1), (INF, -INF))):
+        y = np.full((3, n), 0.5, kernel.dtype)
+        y[:, -1] = 0
+        grad = np.ones((3, n), kernel.dtype)
+        grad[1, :2], grad[:, -1] = (first, second), NAN
+        with np.errstate(all="ignore"):
+            log_y = np.log(y.astype(float)).astype(kernel.dtype)
+        for name, x in (("softmax_backward", y), ("log_softmax_backward", log_y)):
+            expected = exact(name, (grad, x))[0].astype(float)
+            for axis, turned in ((1, lambda a: a), (0, lambda a: np.ascontiguousarray(a.T))):
+                got = turned(call(name, (turned(grad), turned(x)), axis))
+                np.testing.assert_array_equal(np.isfinite(got[1].astype(float)), np.isfinite(expected[1]))
+                if kernel.tag != "f64":
+                    np.testing.assert_array_equal(np.isnan(got[1].astype(float)), np.isnan(expected[1]))
+                check(name, got[::2], (grad[::2], x[::2]))
 
 
 def test_grad_of_a_row_is_not_read_where_a_weight_underflows(kernel):

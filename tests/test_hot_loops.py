@@ -27,8 +27,8 @@ pytestmark = [
 # Loops that spill, at most, by GCC 12: lower a figure when the kernels reach it. New kernels may raise one by their own
 # loops, as gradients and losses did for f64 with AVX2: from 75 of 105 loops to 86 of 160.
 SPILLING = {
-    "f32_x86_64_v3": 84, "f64_x86_64_v3": 86, "f16_x86_64_v3": 82, "bf16_x86_64_v3": 81,
-    "f32_x86_64_v4": 19, "f64_x86_64_v4": 60, "f16_x86_64_v4": 17, "bf16_x86_64_v4": 21,
+    "f32_x86_64_v3": 87, "f64_x86_64_v3": 87, "f16_x86_64_v3": 84, "bf16_x86_64_v3": 84,
+    "f32_x86_64_v4": 20, "f64_x86_64_v4": 60, "f16_x86_64_v4": 17, "bf16_x86_64_v4": 21,
 }
 
 LINE = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*([^#<\n]*)", re.MULTILINE)

@@ -91,6 +91,17 @@ SIMD_INLINE void dd_split(vdd a, vreal *hi, vreal *lo)
     *hi = dd_to(a);
     *lo = dd_to(dd_sub(a, dd_from(*hi)));
 }
+/* The same of a total, which is in every lane. */
+SIMD_INLINE void dd_split_total(vdd a, real *hi, real *lo)
+{
+#if defined ISA_generic
+    const double total = a.part[0];
+#else
+    const double total = a.part[0][0];
+#endif
+    *hi = (real)total;
+    *lo = (real)(total - *hi);
+}
 /* base + base_lo + a likewise, also where base and a nearly cancel, or differ by many digits. */
 SIMD_INLINE void dd_split_sum(vreal base, vreal base_lo, vdd a, vreal *hi, vreal *lo)
 {
@@ -135,6 +146,11 @@ SIMD_INLINE vdd dd_log1p(vdd z)
     return y;
 }
 SIMD_INLINE void dd_split(vdd a, vreal *hi, vreal *lo) { *hi = a.hi; *lo = a.lo; }
+#if defined ISA_generic
+SIMD_INLINE void dd_split_total(vdd a, real *hi, real *lo) { *hi = a.hi; *lo = a.lo; }
+#else
+SIMD_INLINE void dd_split_total(vdd a, real *hi, real *lo) { *hi = a.hi[0]; *lo = a.lo[0]; }
+#endif
 SIMD_INLINE void dd_split_sum(vreal base, vreal base_lo, vdd a, vreal *hi, vreal *lo)
 {
     vdd sum = dd_of_sum(base, a.hi);

@@ -100,6 +100,17 @@ SIMD_INLINE vreal load_last(const elem *end, ptrdiff_t count)
 #endif
 }
 
+/* a with zeros from lane `count` on. */
+SIMD_INLINE vreal zero_from(vreal a, ptrdiff_t count)
+{
+#if LANES > 1
+    const vint lane = LANE_NUMBERS;
+    return select_or_zero(lane < (ireal)count, a);
+#else
+    return count > 0 ? a : 0;
+#endif
+}
+
 /* The first `count` elements at p, fewer than LANES, and -inf after them. Elements beyond are not read. */
 #if !defined NATIVE_LOAD_FIRST
 COLD vreal load_first(const elem *p, ptrdiff_t count)
@@ -216,6 +227,8 @@ SIMD_INLINE void add_lanes_to(real *sum, real *rest, vreal x)
     for (int i = 0; i < LANES; i++)
         add_real_to(sum, rest, lane[i]);
 }
+
+#include "math/exact_sum.h"
 
 /* 1 / (a + b), b small beside a, as the sum of two reals, with nearly twice the digits of a real. */
 SIMD_INLINE void reciprocal(vreal a, vreal b, vreal *hi, vreal *lo)

@@ -31,6 +31,8 @@ cdef extern from "simd/vec.h" nogil:
     real real_of(const elem*) noexcept
     elem elem_of(real) noexcept
 
+    vreal zero_from(vreal, Py_ssize_t) noexcept         # zeros from this lane on
+
     vreal broadcast(real) noexcept
     vmask lt(vreal, vreal) noexcept
     vmask eq(vreal, vreal) noexcept
@@ -78,12 +80,24 @@ cdef extern from "simd/vec.h" nogil:
     vdd dd_div(vdd, vdd) noexcept
     vdd dd_log1p(vdd) noexcept
     void dd_split(vdd, vreal*, vreal*) noexcept
+    void dd_split_total(vdd, real*, real*) noexcept
     void dd_split_sum(vreal, vreal, vdd, vreal*, vreal*) noexcept
     vdd dd_total(const vdd*) noexcept
     ctypedef struct vdd_sum:
         vdd[4] chain
     vdd_sum dd_sum_start() noexcept
     vdd dd_sum_end(vdd_sum) noexcept
+
+    ctypedef struct vfactor:                    # sums of terms of any sign: math/exact_sum.h
+        pass
+    vfactor factor_of(vreal) noexcept
+    vfactor load_factor(const elem*) noexcept
+    vdd dd_add_term(vdd, vfactor) noexcept
+    vdd dd_add_product(vdd, vfactor, vfactor) noexcept
+    vdd dd_add_small_product(vdd, vfactor, vfactor) noexcept
+    vdd dd_join(vdd, vdd) noexcept
+    vdd dd_end(vdd) noexcept
+    vreal finite_or_none(vreal) noexcept
 
     fp_state fp_enter() noexcept
     void fp_leave(fp_state) noexcept

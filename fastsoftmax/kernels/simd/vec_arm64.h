@@ -13,6 +13,8 @@ SIMD_INLINE float64x2_t widen_low(vreal a) { return vcvt_f64_f32(vget_low_f32((f
 SIMD_INLINE float64x2_t widen_high(vreal a) { return vcvt_high_f64_f32((float32x4_t)a); }
 SIMD_INLINE vreal narrow(float64x2_t low, float64x2_t high) { return (vreal)vcvt_high_f32_f64(vcvt_f32_f64(low),
                                                                                               high); }
+SIMD_INLINE float64x2_t widen_at(const float *p) { return vcvt_f64_f32(vld1_f32(p)); }
+SIMD_INLINE float64x2_t fma_double(float64x2_t a, float64x2_t b, float64x2_t c) { return vfmaq_f64(c, a, b); }
 #else
 SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return (vreal)vfmaq_f64((float64x2_t)c, (float64x2_t)a,
                                                                             (float64x2_t)b); }

@@ -42,6 +42,9 @@ SIMD_INLINE vcount count_where(vmask m, vcount a) { return a + m; }
 SIMD_INLINE vreal real_count(vcount a) { return (vreal)a; }
 
 SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return a * b + c; }
+#if REAL_BITS == 32
+SIMD_INLINE double fma_double(double a, double b, double c) { return a * b + c; }
+#endif
 SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return c - a * b; }
 SIMD_INLINE vreal vmax(vreal a, vreal b) { return a > b ? a : b; }
 SIMD_INLINE vreal vmin(vreal a, vreal b) { return a < b ? a : b; }

@@ -19,6 +19,8 @@ SIMD_INLINE __m256d widen_low(vreal a) { return _mm256_cvtps_pd(_mm256_castps256
 SIMD_INLINE __m256d widen_high(vreal a) { return _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)); }
 SIMD_INLINE vreal narrow(__m256d low, __m256d high) { return _mm256_set_m128(_mm256_cvtpd_ps(high),
                                                                              _mm256_cvtpd_ps(low)); }
+SIMD_INLINE __m256d widen_at(const float *p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+SIMD_INLINE __m256d fma_double(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
 #else
 SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return _mm256_fmadd_pd(a, b, c); }
 SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return _mm256_fnmadd_pd(a, b, c); }

@@ -22,6 +22,8 @@ SIMD_INLINE vreal narrow(__m512d low, __m512d high)
 {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low)), _mm512_cvtpd_ps(high), 1);
 }
+SIMD_INLINE __m512d widen_at(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+SIMD_INLINE __m512d fma_double(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
 #else
 SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return _mm512_fmadd_pd(a, b, c); }
 SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return _mm512_fnmadd_pd(a, b, c); }

@@ -8,8 +8,8 @@
 #
 # g has the shape of x in the first two, and one number a row in the others. A weight of 0 (a log weight or score of
 # -inf; in the last two also an exponential that underflows) has a gradient of exactly 0; g is not read there. The sums
-# are compensated: exact_sums.pxi. Two passes over a row, the sum and the store; the last two kinds need none but the
-# store.
+# contain their rounding errors: exact_sums.pxi. Two passes over a row, the sum and the store; the last two kinds need
+# none but the store.
 
 cdef enum GradKind:                             # the same numbers as in _gradients.py
     GRAD_SOFTMAX = 0
@@ -36,12 +36,18 @@ cdef struct GradShift:                          # the constants of one row, or o
 cdef inline vmask has_no_weight(GradKind kind, vreal x) noexcept nogil:
     return eq(x, broadcast(0) if kind == GRAD_SOFTMAX else broadcast(-INFINITY))
 
-cdef inline void grad_term(GradKind kind, vreal x, vreal g, vreal* term, vreal* term_lo) noexcept nogil:
-    cdef vmask none = has_no_weight(kind, x)
-    term[0], term_lo[0] = zero_where(none, g), broadcast(0)
+# UNROLL elements are a step: the up to 4 terms of each partial sum are added up, and join it together, so that most
+# additions need not wait for one another. A weight of 0 makes a term of 0 unless g is infinite or NaN, so a row is
+# first summed without `hiding` g there, and again if the sum is not finite.
+
+cdef inline bint must_hide(GradKind kind) noexcept nogil:
+    return kind != GRAD_SOFTMAX
+
+cdef inline vdd add_grad_term(GradKind kind, vdd sum, vreal x, vreal g) noexcept nogil:
+    g = zero_where(has_no_weight(kind, x), g)
     if kind == GRAD_SOFTMAX:
-        term[0] = x * term[0]
-        term_lo[0] = zero_where(none, two_prod_err(x, g, term[0]))
+        return dd_add_product(sum, factor_of(x), factor_of(g))
+    return dd_add_term(sum, factor_of(g))
 
 cdef inline vreal grad_of(GradKind kind, bint scaled, const GradShift* s, vreal x, vreal g) noexcept nogil:
     cdef vreal d, weight, y
@@ -82,32 +88,47 @@ cdef inline GradShift grad_shift(const GradRows* a, const Row* row) noexcept nog
 
 # Dense rows.
 
-cdef inline void sum_grad_register(GradKind kind, const elem* x, const elem* g, ExactSums* sums,
-                                   int v) noexcept nogil:
-    cdef vreal term, term_lo
-    grad_term(kind, load_elem(x), load_elem(g), &term, &term_lo)
-    add_exact(term, term_lo, &sums.total[v], &sums.rest[v])
+cdef inline void sum_grad_step(GradKind kind, bint hiding, const elem* x, const elem* g, vdd* running) noexcept nogil:
+    cdef vdd sum = dd_zero()
+    cdef int a
+    for a in range(4):
+        if hiding:
+            sum = add_grad_term(kind, sum, load_elem(x + a * PARTIALS), load_elem(g + a * PARTIALS))
+        else:
+            sum = dd_add_product(sum, load_factor(x + a * PARTIALS), load_factor(g + a * PARTIALS))
+    running[0] = dd_join(running[0], sum)
 
-cdef inline void sum_grad_chunk(GradKind kind, const elem* x, const elem* g, Py_ssize_t count,
-                                ExactSums* sums) noexcept nogil:
-    cdef elem[LANES] x_end, g_end
-    cdef Py_ssize_t k = 0, j
-    cdef int v
-    while k + PARTIALS <= count:
-        for v in range(PARTIAL_REGS):
-            sum_grad_register(kind, x + k + v * LANES, g + k + v * LANES, sums, v)
-        k += PARTIALS
+cdef inline void sum_grad_end(GradKind kind, const elem* x, const elem* g, Py_ssize_t k, Py_ssize_t count,
+                              ExactSums* sums) noexcept nogil:
+    """Elements k .. count - 1 of a chunk, fewer than UNROLL."""
+    cdef vdd sum
+    cdef vreal x_, g_
+    cdef Py_ssize_t at
+    cdef int a, v
     for v in range(PARTIAL_REGS):
-        if k + LANES <= count:
-            sum_grad_register(kind, x + k, g + k, sums, v)
-        elif k < count:
-            for j in range(LANES):              # elements without weight follow the last
-                x_end[j] = elem_of(0) if kind == GRAD_SOFTMAX else ELEM_MINUS_INFINITY
-            memset(g_end, 0, sizeof(g_end))
-            memcpy(x_end, x + k, (count - k) * sizeof(elem))
-            memcpy(g_end, g + k, (count - k) * sizeof(elem))
-            sum_grad_register(kind, x_end, g_end, sums, v)
-        k += LANES
+        sum = dd_zero()
+        for a in range(4):
+            at = k + a * PARTIALS + v * LANES
+            if at >= count:
+                break
+            x_, g_ = load_upto(x, at, count, 0), load_upto(g, at, count, 0)
+            if at + LANES > count:
+                g_ = zero_from(g_, count - at)
+                if kind == GRAD_SOFTMAX:
+                    x_ = zero_from(x_, count - at)
+            sum = add_grad_term(kind, sum, x_, g_)
+        sums.running[v] = dd_join(sums.running[v], sum)
+
+cdef inline void sum_grad_chunk(GradKind kind, bint hiding, const elem* x, const elem* g, Py_ssize_t count,
+                                ExactSums* sums) noexcept nogil:
+    cdef Py_ssize_t k = 0
+    cdef int v
+    while k + UNROLL <= count:
+        for v in range(PARTIAL_REGS):
+            sum_grad_step(kind, hiding, x + k + v * LANES, g + k + v * LANES, &sums.running[v])
+        k += UNROLL
+    if k < count:
+        sum_grad_end(kind, x, g, k, count, sums)
     end_exact_chunk(sums)
 
 cdef inline void store_grad_chunk(GradKind kind, bint scaled, const GradShift* shift, const elem* x, const elem* g,
@@ -168,40 +189,136 @@ cdef inline const elem* gather_grads(const GradRows* a, const Row* grad, Py_ssiz
                                      const RowWorkspace* workspace) noexcept nogil:
     return gather_chunk(&a.grads, grad, start, count, <elem*>workspace.weights_buf)
 
-cdef inline void dense_grad_row(GradKind kind, bint scaled, const GradRows* a, const Row* row, const Row* grad,
-                                const RowWorkspace* workspace) noexcept nogil:
+cdef inline void sum_grad_chunks(GradKind kind, bint hiding, const GradRows* a, const Row* row, const Row* grad,
+                                 Py_ssize_t first, Py_ssize_t last, const RowWorkspace* workspace,
+                                 ExactSums* sums) noexcept nogil:
     cdef Py_ssize_t chunk, start, count
-    cdef GradShift s = grad_shift(a, row)
-    cdef ExactSums sums
+    for chunk in range(first, last):
+        start = chunk * CHUNK
+        count = min(row.n - start, CHUNK)
+        sum_grad_chunk(kind, hiding, gather_chunk(&a.rows, row, start, count, workspace.elements),
+                       gather_grads(a, grad, start, count, workspace), count, sums)
+
+cdef inline void store_grad_chunks(GradKind kind, bint scaled, const GradRows* a, const Row* row, const Row* grad,
+                                   Py_ssize_t first, Py_ssize_t last, const GradShift* s,
+                                   const RowWorkspace* workspace) noexcept nogil:
+    cdef Py_ssize_t chunk, start, count
     cdef const elem* g = NULL
-    if has_sum(kind):
-        clear_exact(&sums)
-        for chunk in range(ceil_div(row.n, CHUNK)):
-            start = chunk * CHUNK
-            count = min(row.n - start, CHUNK)
-            sum_grad_chunk(kind, gather_chunk(&a.rows, row, start, count, workspace.elements),
-                           gather_grads(a, grad, start, count, workspace), count, &sums)
-        split_exact(dd_total(sums.chunks), &s.hi, &s.lo)
-    for chunk in range(ceil_div(row.n, CHUNK)):
+    for chunk in range(first, last):
         start = chunk * CHUNK
         count = min(row.n - start, CHUNK)
         if has_sum(kind):
             g = gather_grads(a, grad, start, count, workspace)
-        store_grad_chunk(kind, scaled, &s, gather_chunk(&a.rows, row, start, count, workspace.elements), g,
+        store_grad_chunk(kind, scaled, s, gather_chunk(&a.rows, row, start, count, workspace.elements), g,
                          row.y + start * a.rows.y_n, a.rows.y_n, count, a.rows.nontemporal)
+
+# Chunks first .. last - 1 of one row. One call for each case, so that the compiler makes each its own loop.
+
+cdef void sum_chunks_of(const GradRows* a, bint hiding, const Row* row, const Row* grad, Py_ssize_t first,
+                        Py_ssize_t last, const RowWorkspace* workspace, ExactSums* sums) noexcept nogil:
+    if a.kind == GRAD_LOG_SOFTMAX:
+        sum_grad_chunks(GRAD_LOG_SOFTMAX, True, a, row, grad, first, last, workspace, sums)
+    elif hiding:
+        sum_grad_chunks(GRAD_SOFTMAX, True, a, row, grad, first, last, workspace, sums)
+    else:
+        sum_grad_chunks(GRAD_SOFTMAX, False, a, row, grad, first, last, workspace, sums)
+
+cdef void store_chunks_of(const GradRows* a, const Row* row, const Row* grad, Py_ssize_t first, Py_ssize_t last,
+                          const GradShift* s, const RowWorkspace* workspace) noexcept nogil:
+    cdef bint scaled = a.rows.scaled
+    if a.kind == GRAD_SOFTMAX and scaled:
+        store_grad_chunks(GRAD_SOFTMAX, True, a, row, grad, first, last, s, workspace)
+    elif a.kind == GRAD_SOFTMAX:
+        store_grad_chunks(GRAD_SOFTMAX, False, a, row, grad, first, last, s, workspace)
+    elif a.kind == GRAD_LOG_SOFTMAX:
+        store_grad_chunks(GRAD_LOG_SOFTMAX, scaled, a, row, grad, first, last, s, workspace)
+    elif a.kind == GRAD_LOGSUMEXP:
+        store_grad_chunks(GRAD_LOGSUMEXP, False, a, row, grad, first, last, s, workspace)
+    else:
+        store_grad_chunks(GRAD_ENTROPY, scaled, a, row, grad, first, last, s, workspace)
+
+cdef inline bint set_grad_sum(vdd total, GradShift* s) noexcept nogil:
+    """Returns whether the sum is finite."""
+    cdef real hi, lo
+    dd_split_total(total, &hi, &lo)
+    if -INFINITY < hi < INFINITY:
+        s.hi, s.lo = broadcast(hi), broadcast(lo)
+        return True
+    s.hi, s.lo = broadcast(hi), broadcast(0)
+    return False
+
+cdef void sum_hidden_grads(const GradRows* a, Row row, Row grad, const RowWorkspace* workspace,
+                           GradShift* s) noexcept nogil:
+    """The sum without g where a weight is 0. The rows are copies, so that the caller can keep its own in registers."""
+    cdef ExactSums sums
+    clear_exact(&sums)
+    sum_chunks_of(a, True, &row, &grad, 0, ceil_div(row.n, CHUNK), workspace, &sums)
+    set_grad_sum(dd_total(sums.chunks), s)
+
+cdef void chunked_grad_rows(const GradRows* a, Py_ssize_t first_row, Py_ssize_t last_row,
+                            const RowWorkspace* workspace) noexcept nogil:
+    cdef Row row = row_at(&a.rows, first_row), grad = row
+    cdef Py_ssize_t r, chunks = ceil_div(row.n, CHUNK)
+    cdef ExactSums sums
+    cdef GradShift s
+    if has_sum(a.kind):
+        grad = row_at(&a.grads, first_row)
+    for r in range(first_row, last_row + 1):
+        s = grad_shift(a, &row)
+        if has_sum(a.kind):
+            clear_exact(&sums)
+            sum_chunks_of(a, False, &row, &grad, 0, chunks, workspace, &sums)
+            if not set_grad_sum(dd_total(sums.chunks), &s) and not must_hide(a.kind):
+                sum_hidden_grads(a, row, grad, workspace, &s)
+        store_chunks_of(a, &row, &grad, 0, chunks, &s, workspace)
+        if r < last_row:
+            next_row(&a.rows, &row)
+            if has_sum(a.kind):
+                next_row(&a.grads, &grad)
+
+# Contiguous rows of one chunk.
+
+cdef inline bint is_one_contiguous_chunk(const GradRows* a) noexcept nogil:
+    return (LANES <= a.rows.n <= CHUNK and a.rows.x_n == 1 and a.grads.x_n == 1 and a.rows.y_n == 1
+            and not a.rows.nontemporal)
+
+cdef inline void store_contiguous_grads(GradKind kind, bint scaled, const GradShift* shift, const elem* x,
+                                        const elem* g, elem* y, Py_ssize_t n) noexcept nogil:
+    """y may be x or g. The first and the last register overlap others, and are read before these are written."""
+    cdef GradShift s = shift[0]
+    cdef vreal x_first = load_elem(x), g_first = load_elem(g)
+    cdef vreal x_last = load_elem(x + n - LANES), g_last = load_elem(g + n - LANES)
+    cdef Py_ssize_t k = peel_to_register(y)
+    while k + LANES <= n:
+        store_elem(y + k, grad_of(kind, scaled, &s, load_elem(x + k), load_elem(g + k)))
+        k += LANES
+    store_elem(y, grad_of(kind, scaled, &s, x_first, g_first))
+    store_elem(y + n - LANES, grad_of(kind, scaled, &s, x_last, g_last))
+
+cdef inline void contiguous_grad_rows(GradKind kind, bint scaled, const GradRows* a, Py_ssize_t first_row,
+                                      Py_ssize_t last_row, const RowWorkspace* workspace) noexcept nogil:
+    cdef Row row = row_at(&a.rows, first_row), grad = row_at(&a.grads, first_row)
+    cdef Py_ssize_t r
+    cdef ExactSums sums
+    cdef GradShift s = grad_shift(a, &row)
+    for r in range(first_row, last_row + 1):
+        clear_exact(&sums)
+        sum_grad_chunk(kind, must_hide(kind), row.x, grad.x, a.rows.n, &sums)
+        if scaled:
+            s = grad_shift(a, &row)
+        if not set_grad_sum(dd_total(sums.chunks), &s) and not must_hide(kind):
+            sum_hidden_grads(a, row, grad, workspace, &s)
+        store_contiguous_grads(kind, scaled, &s, row.x, grad.x, row.y, a.rows.n)
+        if r < last_row:
+            next_row(&a.rows, &row)
+            next_row(&a.grads, &grad)
 
 cdef inline void dense_grad_rows(GradKind kind, bint scaled, const GradRows* a, Py_ssize_t first_row,
                                  Py_ssize_t last_row, const RowWorkspace* workspace) noexcept nogil:
-    cdef Row row = row_at(&a.rows, first_row), grad = row
-    cdef Py_ssize_t r
-    if has_sum(kind):
-        grad = row_at(&a.grads, first_row)
-    for r in range(first_row, last_row + 1):
-        dense_grad_row(kind, scaled, a, &row, &grad, workspace)
-        if r < last_row:
-            next_row(&a.rows, &row)
-            if has_sum(kind):
-                next_row(&a.grads, &grad)
+    if has_sum(kind) and is_one_contiguous_chunk(a):
+        contiguous_grad_rows(kind, scaled, a, first_row, last_row, workspace)
+    else:
+        chunked_grad_rows(a, first_row, last_row, workspace)
 
 # Tiles. The operands of a block stand in tile.p (x) and tile.f (g).
 
@@ -233,20 +350,17 @@ cdef inline GradShift tile_grad_shift(const GradRows* a, const TilePosition* pos
     return s
 
 cdef inline void sum_grad_block(GradKind kind, Py_ssize_t count, TileWorkspace* tile) noexcept nogil:
-    """The terms of a block join their partial sums: elements part, part + PARTIALS, ... the same one."""
-    cdef vreal term, term_lo, total, rest
+    """The terms of a block, which is a step: elements part, part + PARTIALS, ... join partial sum `part`."""
+    cdef vdd sum
     cdef Py_ssize_t part, k, at
     cdef int c
     for part in range(min(count, <Py_ssize_t>PARTIALS)):
         for c in range(PARTIAL_REGS):
-            at = part * PARTIALS + c * LANES
-            total, rest = load(tile.total + at), load(tile.lost + at)
+            sum = dd_zero()
             for k in range(ceil_div(count - part, PARTIALS)):
-                grad_term(kind, load(tile.p + at + k * PARTIALS * PARTIALS),
-                          load(tile.f + at + k * PARTIALS * PARTIALS), &term, &term_lo)
-                add_exact(term, term_lo, &total, &rest)
-            store(tile.total + at, total)
-            store(tile.lost + at, rest)
+                at = (part + k * PARTIALS) * PARTIALS + c * LANES
+                sum = add_grad_term(kind, sum, load(tile.p + at), load(tile.f + at))
+            tile.moments[part * PARTIAL_REGS + c] = dd_join(tile.moments[part * PARTIAL_REGS + c], sum)
 
 cdef inline void grad_tile_of_rows(GradKind kind, bint scaled, const GradRows* a, const TilePosition* position,
                                    const TilePosition* grad, const RowWorkspace* workspace) noexcept nogil:

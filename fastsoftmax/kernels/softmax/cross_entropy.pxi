@@ -85,12 +85,13 @@ cdef void shares_of(const CrossEntropy* a, const Row* row, Py_ssize_t start, Py_
     for k in range(count, ceil_div(count, UNROLL) * UNROLL):
         q[k] = q_lo[k] = 0
 
-cdef inline void entropy_term(vreal q, vreal q_lo, vreal log_p, vreal* term, vreal* term_lo) noexcept nogil:
-    """q * -log p; 0 where q is 0, also at a logit of -inf."""
-    cdef vreal product = q * -log_p
-    cdef vmask none = eq(q, broadcast(0))
-    term[0] = zero_where(none, product)
-    term_lo[0] = zero_where(none, finite_or_none(two_prod_err(q, -log_p, product) - q_lo * log_p))
+cdef inline vdd add_entropy_term(vdd sum, vreal q, vreal q_lo, vreal log_p) noexcept nogil:
+    """sum + q * -log p; a term of 0 where q is 0, also at a logit of -inf."""
+    log_p = zero_where(eq(q, broadcast(0)), -log_p)
+    return dd_add_small_product(dd_add_product(sum, factor_of(q), factor_of(log_p)), factor_of(q_lo), factor_of(log_p))
+
+cdef inline vdd add_share(vdd sum, vreal q, vreal q_lo) noexcept nogil:
+    return dd_add_small_product(dd_add_term(sum, factor_of(q)), factor_of(q_lo), factor_of(broadcast(1)))
 
 cdef long double lse_of(const CrossEntropy* a, const Row* row, real row_max, const Shift* s,
                         const Normalizer* normalizer, int lane) noexcept nogil:
@@ -155,7 +156,7 @@ cdef void sum_terms(const CrossEntropy* a, const Row* row, const Shift* s, const
     cdef ExactSums sums, totals
     cdef const elem* x
     cdef Py_ssize_t start, count, k, j
-    cdef vreal share, share_lo, log_p, hi, lo, term, term_lo
+    cdef vreal share, share_lo, log_p, hi, lo
     cdef int v, chunk
     clear_exact(&sums)
     clear_exact(&totals)
@@ -174,9 +175,8 @@ cdef void sum_terms(const CrossEntropy* a, const Row* row, const Shift* s, const
                 share_lo = load(q_lo + k * PARTIALS + v * LANES)
                 log_p = normal_result_of(STORE_LOGS, s, normalizer, a.log_rows.scaled,
                                          load_elem(x + k * PARTIALS + v * LANES))
-                entropy_term(share, share_lo, log_p, &term, &term_lo)
-                add_exact(term, term_lo, &sums.total[v], &sums.rest[v])
-                add_exact(share, share_lo, &totals.total[v], &totals.rest[v])
+                sums.running[v] = add_entropy_term(sums.running[v], share, share_lo, log_p)
+                totals.running[v] = add_share(totals.running[v], share, share_lo)
         end_exact_chunk(&sums)
         end_exact_chunk(&totals)
     split_exact(dd_total(sums.chunks), &hi, &lo)
@@ -381,24 +381,23 @@ cdef void load_shares(const CrossEntropy* a, const TilePosition* position, Py_ss
 cdef void add_tile_terms(const CrossEntropy* a, const TilePosition* position, bint only_shares, const Shift* s,
                          const Normalizer* normalizer, const real* x, TileWorkspace* tile) noexcept nogil:
     cdef real[BLOCK * PARTIALS] q, q_lo
-    cdef vreal term, term_lo, log_p, total, rest
-    cdef Py_ssize_t k, at, of
+    cdef vreal share, share_lo, log_p
+    cdef vdd* running
+    cdef Py_ssize_t k, of
     cdef int v
     for k in range(a.log_rows.n):
         if k % BLOCK == 0:
             load_shares(a, position, k, min(a.log_rows.n - k, <Py_ssize_t>BLOCK), NULL, q, q_lo)
         for v in range(PARTIAL_REGS):
             of = k % BLOCK * PARTIALS + v * LANES
-            term, term_lo = load(q + of), load(q_lo + of)
-            if not only_shares:
+            share, share_lo = load(q + of), load(q_lo + of)
+            running = &tile.moments[k % PARTIALS * PARTIAL_REGS + v]
+            if only_shares:
+                running[0] = add_share(running[0], share, share_lo)
+            else:
                 log_p = normal_result_of(STORE_LOGS, &s[v], &normalizer[v], a.log_rows.scaled,
                                          load(x + k * PARTIALS + v * LANES))
-                entropy_term(term, term_lo, log_p, &term, &term_lo)
-            at = k % PARTIALS * PARTIALS + v * LANES
-            total, rest = load(tile.total + at), load(tile.lost + at)
-            add_exact(term, term_lo, &total, &rest)
-            store(tile.total + at, total)
-            store(tile.lost + at, rest)
+                running[0] = add_entropy_term(running[0], share, share_lo, log_p)
         if (k + 1) % CHUNK == 0 or k + 1 == a.log_rows.n:
             end_exact_tile_chunk(tile)
 
