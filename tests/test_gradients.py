@@ -16,6 +16,7 @@ from helpers import LAYOUTS, assert_accurate, assert_same_bits, bits, tail_lengt
 import fastsoftmax
 from fastsoftmax import (
     _softmax,
+    _threads,
     causal_softmax,
     log_softmax,
     log_softmax_backward,
@@ -336,6 +337,22 @@ def test_rows_do_not_depend_on_their_neighbours_or_threads(kernel, name):
             assert_same_bits(other, found[0])
         if name in FULL and axis == -1:
             assert_same_bits(call(name, [np.ascontiguousarray(a[2]) for a in arrays]), found[0][2])
+
+
+@every
+def test_threads_share_a_long_row(kernel, monkeypatch, name):
+    """At lengths round those from which they do, and round those of the pieces; with gaps too."""
+    monkeypatch.setattr(_threads, "PARALLEL", 2)
+    for n in (32_767, 32_768, 32_769, 36_863, 36_864, 36_865, 70_001):
+        arrays = operands(name, kernel.dtype, (1, n))
+        apart = [np.repeat(a, 2, -1)[:, ::2] if np.ndim(a) == 2 else a for a in arrays]
+        found = []
+        for threads, inputs in itertools.product((1, 2, 5), (arrays, apart)):
+            with fastsoftmax.num_threads(threads):
+                found.append(call(name, inputs))
+        check(name, found[0], arrays)
+        for other in found[1:]:
+            assert_same_bits(other, found[0])
 
 
 @every

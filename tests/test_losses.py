@@ -14,7 +14,16 @@ import pytest
 from helpers import LAYOUTS, assert_accurate, assert_same_bits, wide
 
 import fastsoftmax
-from fastsoftmax import _losses, _softmax, cross_entropy, linear_cross_entropy, log_softmax, logsumexp, reference
+from fastsoftmax import (
+    _losses,
+    _softmax,
+    _threads,
+    cross_entropy,
+    linear_cross_entropy,
+    log_softmax,
+    logsumexp,
+    reference,
+)
 
 INF, NAN = np.inf, np.nan
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -133,6 +142,26 @@ def test_a_long_row(kernel):
         logits, classes, target = example(kernel.dtype, (1, n), ignored=0)
         check(logits, classes, z_loss=1e-4, label_smoothing=0.1)
         check(logits, target)
+
+
+def test_threads_share_a_long_row(kernel, monkeypatch):
+    """At lengths round those from which they do, and round those of the pieces; with gaps, and over the logits."""
+    monkeypatch.setattr(_threads, "PARALLEL", 2)
+    for n in (32_767, 32_768, 32_769, 36_863, 36_864, 36_865):
+        logits, classes, target = example(kernel.dtype, (1, n), ignored=0)
+        for t, options in ((classes, {"z_loss": 1e-4}), (target, {"label_smoothing": 0.1}), (classes - n - 1, {})):
+            options = {"reduction": "none", "ignore_index": int(classes[0]) - n - 1, **options}
+            found = []
+            for threads in (1, 2, 5):
+                with fastsoftmax.num_threads(threads):
+                    found.append([cross_entropy(logits, t, **options)])
+                    apart = np.repeat(logits, 2, -1)[:, ::2]
+                    for x, into in ((logits, None), (apart, None), (copy := logits.copy(), copy)):
+                        found.append(
+                            cross_entropy(x, t, return_lse=True, return_grad=True, grad_into=into, **options))
+            for got in found:
+                for one, other in zip(got, found[1], strict=False):
+                    assert_same_bits(one, other)
 
 
 def test_losses_near_zero_keep_their_digits(kernel):

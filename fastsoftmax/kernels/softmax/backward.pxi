@@ -443,6 +443,64 @@ cdef Py_ssize_t softmax_grad_task(const void* context, Py_ssize_t task, int thre
         stream_end()
     return 1
 
+# One long row, shared by threads: long_row.pxi.
+
+cdef struct LongGrad:
+    const GradRows* a
+    Row row, grad
+    bint storing, hiding
+    GradShift s
+    ExactSums* sums                             # (chunks)
+
+cdef void long_grad_chunk(const void* context, Py_ssize_t chunk, const RowWorkspace* workspace) noexcept nogil:
+    cdef const LongGrad* now = <const LongGrad*>context
+    if now.storing:
+        store_chunks_of(now.a, &now.row, &now.grad, chunk, chunk + 1, &now.s, workspace)
+    else:
+        clear_exact(&now.sums[chunk])
+        sum_chunks_of(now.a, now.hiding, &now.row, &now.grad, chunk, chunk + 1, workspace, &now.sums[chunk])
+
+cdef bint finish_long_sum(LongGrad* now) noexcept nogil:
+    """Returns whether the sum is finite."""
+    cdef fp_state modes = fp_enter()
+    cdef ExactSums sums
+    cdef bint finite
+    add_exact_chunks(now.sums, ceil_div(now.row.n, CHUNK), &sums)
+    finite = set_grad_sum(dd_total(sums.chunks), &now.s)
+    fp_leave(modes)
+    return finite
+
+cdef void start_long_grad(LongGrad* now, Py_ssize_t r) noexcept nogil:
+    cdef fp_state modes = fp_enter()
+    now.row = now.grad = row_at(&now.a.rows, r)
+    if has_sum(now.a.kind):
+        now.grad = row_at(&now.a.grads, r)
+    now.s = grad_shift(now.a, &now.row)
+    now.storing = now.hiding = False
+    fp_leave(modes)
+
+cdef int long_grad_row(const GradRows* a, Py_ssize_t r, int threads) except -1:
+    cdef LongGrad now
+    cdef ParallelRegion region
+    cdef Workspaces memory = Workspaces(threads, CHUNK, False, False)
+    now.a = a
+    start_long_grad(&now, r)
+    now.sums = <ExactSums*>allocate(ceil_div(a.rows.n, CHUNK) * <Py_ssize_t>sizeof(ExactSums))
+    try:
+        region = open_region(threads)
+        if has_sum(a.kind):
+            run_pass(long_grad_chunk, &now, a.rows.n, memory.workspaces, &region)
+            if not finish_long_sum(&now) and not must_hide(a.kind):
+                now.hiding = True
+                run_pass(long_grad_chunk, &now, a.rows.n, memory.workspaces, &region)
+                finish_long_sum(&now)
+        now.storing = True
+        run_pass(long_grad_chunk, &now, a.rows.n, memory.workspaces, &region)
+        close_region(&region)
+    finally:
+        free(now.sums)
+    return 0
+
 def softmax_backward_rows(int kind, const elem[:, :, :] x, const elem[:, :, :] grad, elem[:, :, :] y,
                           const double[:, :] temperature, const unsigned char[:, :, :] where, const real[:, :] g,
                           const real[:, :] value, int threads, bint nontemporal):
@@ -454,7 +512,7 @@ def softmax_backward_rows(int kind, const elem[:, :, :] x, const elem[:, :, :] g
     cdef GradRows a
     cdef GradTasks tasks
     cdef Workspaces memory
-    cdef Py_ssize_t row_size, row_count
+    cdef Py_ssize_t row_size, row_count, r
     a.kind = <GradKind>kind
     a.rows = describe(SOFTMAX, x, y, temperature, where, None, nontemporal)
     a.grads = describe(SOFTMAX, x if grad is None else grad, y, None, None, None, False)
@@ -474,6 +532,10 @@ def softmax_backward_rows(int kind, const elem[:, :, :] x, const elem[:, :, :] g
     row_size, row_count = a.rows.n, a.rows.outer * a.rows.inner
     if tasks.in_tiles:
         row_size, row_count = a.rows.n * PARTIALS, a.rows.outer * tiles_of(&a.rows)
+    elif is_shared(&a.rows, row_count, threads):
+        for r in range(row_count):
+            long_grad_row(&a, r, threads)
+        return
     memory = Workspaces(threads, CHUNK, False, tasks.in_tiles)
     tasks.workspaces = memory.workspaces
     tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)

@@ -148,41 +148,41 @@ cdef void store_loss(const CrossEntropy* a, const Row* row, const RowTarget* t, 
 
 # One dense row.
 
-cdef void sum_terms(const CrossEntropy* a, const Row* row, const Shift* s, const Normalizer* normalizer,
-                    const RowWorkspace* workspace, long double* terms, double* total) noexcept nogil:
-    """terms: the sum of q * -log p, without the class_share; total: that of q, for probabilities."""
+cdef struct TermSums:
+    ExactSums terms                             # of q * -log p, without the class_share
+    ExactSums totals                            # of q
+
+cdef void sum_terms_of_chunk(const CrossEntropy* a, const Row* row, Py_ssize_t start, Py_ssize_t count,
+                             const Shift* s, const Normalizer* normalizer, const RowWorkspace* workspace,
+                             TermSums* sums) noexcept nogil:
     cdef real[CHUNK] q, q_lo
     cdef elem[PARTIALS] end
-    cdef ExactSums sums, totals
-    cdef const elem* x
-    cdef Py_ssize_t start, count, k, j
-    cdef vreal share, share_lo, log_p, hi, lo
-    cdef int v, chunk
-    clear_exact(&sums)
-    clear_exact(&totals)
-    for chunk in range(ceil_div(row.n, CHUNK)):
-        start = chunk * CHUNK
-        count = min(row.n - start, CHUNK)
-        x = gather_chunk(&a.log_rows, row, start, count, workspace.elements)
-        shares_of(a, row, start, count, 1, q, q_lo)
-        for k in range(ceil_div(count, PARTIALS)):
-            if (k + 1) * PARTIALS > count:
-                for j in range(PARTIALS):
-                    end[j] = x[k * PARTIALS + j] if k * PARTIALS + j < count else elem_of(0)
-                x = <const elem*>end - k * PARTIALS
-            for v in range(PARTIAL_REGS):
-                share = load(q + k * PARTIALS + v * LANES)
-                share_lo = load(q_lo + k * PARTIALS + v * LANES)
-                log_p = normal_result_of(STORE_LOGS, s, normalizer, a.log_rows.scaled,
-                                         load_elem(x + k * PARTIALS + v * LANES))
-                sums.running[v] = add_entropy_term(sums.running[v], share, share_lo, log_p)
-                totals.running[v] = add_share(totals.running[v], share, share_lo)
-        end_exact_chunk(&sums)
-        end_exact_chunk(&totals)
-    split_exact(dd_total(sums.chunks), &hi, &lo)
-    terms[0] = <long double>lane0(hi) + <long double>lane0(lo)
-    split_exact(dd_total(totals.chunks), &hi, &lo)
-    total[0] = <double>lane0(hi) + <double>lane0(lo)
+    cdef const elem* x = gather_chunk(&a.log_rows, row, start, count, workspace.elements)
+    cdef Py_ssize_t k, j
+    cdef vreal share, share_lo, log_p
+    cdef int v
+    shares_of(a, row, start, count, 1, q, q_lo)
+    for k in range(ceil_div(count, PARTIALS)):
+        if (k + 1) * PARTIALS > count:
+            for j in range(PARTIALS):
+                end[j] = x[k * PARTIALS + j] if k * PARTIALS + j < count else elem_of(0)
+            x = <const elem*>end - k * PARTIALS
+        for v in range(PARTIAL_REGS):
+            share = load(q + k * PARTIALS + v * LANES)
+            share_lo = load(q_lo + k * PARTIALS + v * LANES)
+            log_p = normal_result_of(STORE_LOGS, s, normalizer, a.log_rows.scaled,
+                                     load_elem(x + k * PARTIALS + v * LANES))
+            sums.terms.running[v] = add_entropy_term(sums.terms.running[v], share, share_lo, log_p)
+            sums.totals.running[v] = add_share(sums.totals.running[v], share, share_lo)
+    end_exact_chunk(&sums.terms)
+    end_exact_chunk(&sums.totals)
+
+cdef void sums_of_terms(const TermSums* sums, long double* terms, double* total) noexcept nogil:
+    cdef real hi, lo
+    dd_split_total(dd_total(sums.terms.chunks), &hi, &lo)
+    terms[0] = <long double>hi + (<long double>lo if -INFINITY < hi < INFINITY else 0)
+    dd_split_total(dd_total(sums.totals.chunks), &hi, &lo)
+    total[0] = <double>hi + (<double>lo if -INFINITY < hi < INFINITY else 0)
 
 cdef void store_reals(const real* x, elem* y, Py_ssize_t stride, Py_ssize_t count, bint nontemporal) noexcept nogil:
     """x as elements; x may be y."""
@@ -238,46 +238,175 @@ cdef void store_grad_of_chunk(const CrossEntropy* a, const Row* row, const RowTa
         weights[t.cls - start] = <real>of_class
     store_reals(weights, y, a.log_rows.y_n, count, a.log_rows.nontemporal)
 
-cdef void cross_entropy_row(const CrossEntropy* a, const Row* row, const RowWorkspace* workspace) noexcept nogil:
-    cdef RowTarget t = target_of(a, row)
-    cdef real row_max = max_of_row(&a.log_rows, row, workspace)
-    cdef Shift s = shift_of(&a.log_rows, row, row_max)
-    cdef Normalizer normalizer
-    cdef Sums unused
-    cdef long double lse, terms = 0
-    cdef double class_log_p = 0, factor, weight_factor, of_class = 0
-    cdef Py_ssize_t chunk, start, count
-    cdef real* weights
-    normalizer_of_row(&a.log_rows, row, &s, workspace, &normalizer)
-    lse = lse_of(a, row, row_max, &s, &normalizer, 0)
-    if t.cls >= 0:
-        class_log_p = <double>lane0(normal_result_of(STORE_LOGS, &s, &normalizer, a.log_rows.scaled,
-                                                     broadcast(real_of(row.x + t.cls * a.log_rows.x_n))))
-    if has_terms(a) and not t.ignored:
-        sum_terms(a, row, &s, &normalizer, workspace, &terms, &factor)
-        if a.target != NULL:
-            t.total = factor
-    store_loss(a, row, &t, class_log_p, terms, lse)
-    if not a.has_grad:
-        return
-    if t.ignored:
+# The constants of a row between its passes: those of log_softmax, the terms, those of softmax, the gradient.
+cdef struct EntropyRow:
+    RowTarget t
+    real row_max
+    Shift s
+    Normalizer normalizer                       # of log p, then of the gradient: times its factor
+    double class_log_p, factor, of_class
+    long double lse, terms
+
+cdef void start_entropy_row(const CrossEntropy* a, const Row* row, real row_max, EntropyRow* e) noexcept nogil:
+    e.t = target_of(a, row)
+    e.row_max = row_max
+    e.s = shift_of(&a.log_rows, row, row_max)
+    e.class_log_p, e.of_class, e.terms = 0, 0, 0
+
+cdef inline bint needs_terms(const CrossEntropy* a, const EntropyRow* e) noexcept nogil:
+    return has_terms(a) and not e.t.ignored
+
+cdef void set_log_p(const CrossEntropy* a, const Row* row, EntropyRow* e) noexcept nogil:
+    e.lse = lse_of(a, row, e.row_max, &e.s, &e.normalizer, 0)
+    if e.t.cls >= 0:
+        e.class_log_p = <double>lane0(normal_result_of(STORE_LOGS, &e.s, &e.normalizer, a.log_rows.scaled,
+                                                       broadcast(real_of(row.x + e.t.cls * a.log_rows.x_n))))
+
+cdef void set_terms(const CrossEntropy* a, const TermSums* sums, EntropyRow* e) noexcept nogil:
+    cdef double total
+    sums_of_terms(sums, &e.terms, &total)
+    if a.target != NULL:
+        e.t.total = total
+
+cdef bint finish_loss(const CrossEntropy* a, const Row* row, EntropyRow* e) noexcept nogil:
+    """Returns whether there is a gradient to compute."""
+    store_loss(a, row, &e.t, e.class_log_p, e.terms, e.lse)
+    if a.has_grad and e.t.ignored:
         clear_elements(row.y, a.log_rows.y_n, row.n, a.log_rows.nontemporal)
+    return a.has_grad and not e.t.ignored
+
+cdef void set_grad_factors(const CrossEntropy* a, const Row* row, EntropyRow* e) noexcept nogil:
+    cdef double weight_factor
+    e.factor = grad_factor(a, row)
+    weight_factor = e.factor * (e.t.total + 2 * a.z_loss * e.lse)
+    e.normalizer = times(&e.normalizer, broadcast(<real>weight_factor),
+                         broadcast(<real>(weight_factor - <double>(<real>weight_factor))))
+    if e.t.cls >= 0:
+        e.of_class = class_grad(a, row, &e.t, e.class_log_p, e.lse)
+
+cdef void store_entropy_grads(const CrossEntropy* a, const Row* row, Py_ssize_t start, Py_ssize_t count,
+                              const EntropyRow* e, const RowWorkspace* workspace) noexcept nogil:
+    cdef Sums unused
+    if not keeps_weights(&a.weight_rows, row.n):
+        clear(&unused)
+        sum_chunk(SUM_WEIGHTS, &a.weight_rows, row, start, count, &e.s, workspace, &unused)
+    store_grad_of_chunk(a, row, &e.t, start, count, &e.normalizer, e.factor, e.of_class,
+                        chunk_weights_buf(&a.weight_rows, row, start, workspace))
+
+cdef void cross_entropy_row(const CrossEntropy* a, const Row* row, const RowWorkspace* workspace) noexcept nogil:
+    cdef EntropyRow e
+    cdef TermSums sums
+    cdef Py_ssize_t chunk, start
+    start_entropy_row(a, row, max_of_row(&a.log_rows, row, workspace), &e)
+    normalizer_of_row(&a.log_rows, row, &e.s, workspace, &e.normalizer)
+    set_log_p(a, row, &e)
+    if needs_terms(a, &e):
+        clear_terms(&sums)
+        for chunk in range(ceil_div(row.n, CHUNK)):
+            start = chunk * CHUNK
+            sum_terms_of_chunk(a, row, start, min(row.n - start, CHUNK), &e.s, &e.normalizer, workspace, &sums)
+        set_terms(a, &sums, &e)
+    if not finish_loss(a, row, &e):
         return
-    normalizer_of_row(&a.weight_rows, row, &s, workspace, &normalizer)
-    factor = grad_factor(a, row)
-    weight_factor = factor * (t.total + 2 * a.z_loss * lse)
-    normalizer = times(&normalizer, broadcast(<real>weight_factor),
-                       broadcast(<real>(weight_factor - <double>(<real>weight_factor))))
-    if t.cls >= 0:
-        of_class = class_grad(a, row, &t, class_log_p, lse)
+    normalizer_of_row(&a.weight_rows, row, &e.s, workspace, &e.normalizer)
+    set_grad_factors(a, row, &e)
     for chunk in range(ceil_div(row.n, CHUNK)):
         start = chunk * CHUNK
-        count = min(row.n - start, CHUNK)
-        if not keeps_weights(&a.weight_rows, row.n):
-            clear(&unused)
-            sum_chunk(SUM_WEIGHTS, &a.weight_rows, row, start, count, &s, workspace, &unused)
-        weights = chunk_weights_buf(&a.weight_rows, row, start, workspace)
-        store_grad_of_chunk(a, row, &t, start, count, &normalizer, factor, of_class, weights)
+        store_entropy_grads(a, row, start, min(row.n - start, CHUNK), &e, workspace)
+
+cdef inline void clear_terms(TermSums* sums) noexcept nogil:
+    clear_exact(&sums.terms)
+    clear_exact(&sums.totals)
+
+# One long row, shared by threads: long_row.pxi. LongRow has the passes for the maximum and the two sums of weights.
+
+cdef struct LongEntropy:
+    const CrossEntropy* a
+    Row row
+    EntropyRow e
+    bint storing
+    TermSums* sums                              # (chunks), of the terms
+
+cdef void long_entropy_chunk(const void* context, Py_ssize_t chunk, const RowWorkspace* workspace) noexcept nogil:
+    """The pass of the terms, and that of the gradient."""
+    cdef const LongEntropy* now = <const LongEntropy*>context
+    cdef Py_ssize_t start = chunk * CHUNK, count = min(now.row.n - start, CHUNK)
+    if now.storing:
+        store_entropy_grads(now.a, &now.row, start, count, &now.e, workspace)
+    else:
+        clear_terms(&now.sums[chunk])
+        sum_terms_of_chunk(now.a, &now.row, start, count, &now.e.s, &now.e.normalizer, workspace, &now.sums[chunk])
+
+cdef void finish_long_terms(LongEntropy* now) noexcept nogil:
+    cdef TermSums sums
+    cdef Py_ssize_t chunk
+    cdef int v
+    clear_terms(&sums)
+    for chunk in range(ceil_div(now.row.n, CHUNK)):
+        for v in range(PARTIAL_REGS):
+            sums.terms.chunks[v] = dd_add(sums.terms.chunks[v], now.sums[chunk].terms.chunks[v])
+            sums.totals.chunks[v] = dd_add(sums.totals.chunks[v], now.sums[chunk].totals.chunks[v])
+    set_terms(now.a, &sums, &now.e)
+
+cdef int sum_long_row(LongRow* state, const Rows* rows, const RowWorkspace* workspaces, ParallelRegion* region,
+                      Normalizer* normalizer) except -1:
+    """normalizer_of_row."""
+    cdef Sums sums
+    cdef fp_state modes
+    cdef bint refine = True
+    state.rows, state.pass_, state.sum = rows, PASS_SUM, first_sum(rows.op)
+    while refine:
+        run_pass(long_row_chunk, state, state.row.n, workspaces, region)
+        modes = fp_enter()
+        sums_of_chunks(state, &sums)
+        refine = finalize(state.sum, rows.scaled, state.row.n, &state.shift, &sums, normalizer)
+        fp_leave(modes)
+        refine = refine and state.sum == SUM_EXCLUDING_MAX
+        state.sum = SUM_EXACT
+    return 0
+
+cdef int long_entropy_row(const CrossEntropy* a, Py_ssize_t r, int threads) except -1:
+    cdef LongRow state
+    cdef LongEntropy now
+    cdef ParallelRegion region
+    cdef fp_state modes
+    cdef bint has_grad
+    cdef Py_ssize_t n = a.log_rows.n, chunks = ceil_div(n, CHUNK)
+    cdef bint keeps = a.has_grad and keeps_weights(&a.weight_rows, n)
+    cdef Workspaces memory = Workspaces(threads, n if keeps and n <= KEEP else CHUNK, keeps, False)
+    cdef void* block = allocate(chunks * <Py_ssize_t>(sizeof(Sums) + sizeof(TermSums) + sizeof(real)))
+    try:
+        region = open_region(threads)
+        now.a, now.storing, now.sums = a, False, <TermSums*>block
+        state.sums = <Sums*>(now.sums + chunks)
+        state.maxima = <real*>(state.sums + chunks)
+        now.row = state.row = row_at(&a.log_rows, r)
+        state.rows, state.pass_ = &a.log_rows, PASS_MAX
+        run_pass(long_row_chunk, &state, n, memory.workspaces, &region)
+        modes = fp_enter()
+        start_entropy_row(a, &now.row, max_of_chunks(&state), &now.e)
+        state.shift = now.e.s
+        fp_leave(modes)
+        sum_long_row(&state, &a.log_rows, memory.workspaces, &region, &now.e.normalizer)
+        if needs_terms(a, &now.e):
+            run_pass(long_entropy_chunk, &now, n, memory.workspaces, &region)
+        modes = fp_enter()
+        set_log_p(a, &now.row, &now.e)
+        if needs_terms(a, &now.e):
+            finish_long_terms(&now)
+        has_grad = finish_loss(a, &now.row, &now.e)
+        fp_leave(modes)
+        if has_grad:
+            sum_long_row(&state, &a.weight_rows, memory.workspaces, &region, &now.e.normalizer)
+            modes = fp_enter()
+            set_grad_factors(a, &now.row, &now.e)
+            fp_leave(modes)
+            now.storing = True
+            run_pass(long_entropy_chunk, &now, n, memory.workspaces, &region)
+        close_region(&region)
+    finally:
+        free(block)
+    return 0
 
 # A tile of rows, each in a lane.
 
@@ -465,7 +594,7 @@ def cross_entropy_rows(const elem[:, :, :] x, const long long[:, :] classes, con
     cdef CrossEntropy a
     cdef CrossEntropyTasks tasks
     cdef Workspaces memory
-    cdef Py_ssize_t row_size, row_count, size
+    cdef Py_ssize_t row_size, row_count, size, r
     a.log_rows = describe(LOG_SOFTMAX, x, grad, temperature, None, None, nontemporal)
     a.classes, a.target, a.weight, a.has_grad = NULL, NULL, NULL, grad is not None
     a.class_outer = a.class_inner = a.target_outer = a.target_n = a.target_inner = 0
@@ -494,6 +623,10 @@ def cross_entropy_rows(const elem[:, :, :] x, const long long[:, :] classes, con
     if tasks.in_tiles:
         row_size, row_count = a.log_rows.n * PARTIALS, a.log_rows.outer * tiles_of(&a.log_rows)
         size = tile_buffer(&a.log_rows)
+    elif is_shared(&a.log_rows, row_count, threads):
+        for r in range(row_count):
+            long_entropy_row(&a, r, threads)
+        return
     memory = Workspaces(threads, size, False, tasks.in_tiles)
     tasks.workspaces = memory.workspaces
     tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)

@@ -19,6 +19,15 @@ cdef inline void end_exact_chunk(ExactSums* sums) noexcept nogil:
         sums.chunks[v] = dd_add(sums.chunks[v], dd_end(sums.running[v]))
         sums.running[v] = dd_zero()
 
+cdef inline void add_exact_chunks(const ExactSums* parts, Py_ssize_t chunks, ExactSums* sums) noexcept nogil:
+    """The sums of a row from those of its chunks."""
+    cdef Py_ssize_t chunk
+    cdef int v
+    clear_exact(sums)
+    for chunk in range(chunks):
+        for v in range(PARTIAL_REGS):
+            sums.chunks[v] = dd_add(sums.chunks[v], parts[chunk].chunks[v])
+
 cdef inline void split_exact(vdd sum, vreal* hi, vreal* lo) noexcept nogil:
     dd_split(sum, hi, lo)
     lo[0] = finite_or_none(lo[0])

@@ -1,4 +1,47 @@
-# One long row, shared by threads: the passes of dense_row, each over all chunks before the next.
+# One long row, shared by threads: the passes of dense_row, each over all chunks before the next. Gradients and losses
+# share the loop over the chunks.
+
+cdef inline bint is_shared(const Rows* rows, Py_ssize_t row_count, int threads) noexcept nogil:
+    """Whether threads share each row, not the rows: few rows, or such that an interrupt would wait for one."""
+    return rows.n >= SLICE or (threads > 1 and rows.n >= LONG_ROW and row_count < 4 * threads)
+
+# One pass over the chunks of a row. Each thread has the same share of them in every pass. What a chunk gives does not
+# depend on which thread computes it.
+
+ctypedef void (*ChunkFunction)(const void* context, Py_ssize_t chunk, const RowWorkspace* workspace) noexcept nogil
+
+cdef struct ChunkPass:
+    ChunkFunction function
+    const void* context
+    Py_ssize_t start, stop, shares
+    const RowWorkspace* workspaces
+
+cdef Py_ssize_t chunk_pass_task(const void* context, Py_ssize_t share, int thread) noexcept nogil:
+    """A chunk is too short for the clock to be read after each, so a task is a share of the chunks."""
+    cdef const ChunkPass* now = <const ChunkPass*>context
+    cdef Py_ssize_t chunk, chunks = now.stop - now.start
+    cdef Py_ssize_t first = now.start + chunks * share // now.shares
+    cdef Py_ssize_t last = now.start + chunks * (share + 1) // now.shares
+    for chunk in range(first, last):
+        now.function(now.context, chunk, &now.workspaces[thread])
+    stream_end()                                # if there were non-temporal stores
+    return last - first
+
+cdef int run_pass(ChunkFunction function, const void* context, Py_ssize_t n, const RowWorkspace* workspaces,
+                  ParallelRegion* region) except -1:
+    """Runs `function` for the chunks of a row of n elements, and looks for an interrupt after each slice of them."""
+    cdef ChunkPass now
+    cdef Py_ssize_t chunks = ceil_div(n, CHUNK), slice_
+    now.function, now.context, now.shares, now.workspaces = function, context, region.threads, workspaces
+    for slice_ in range(ceil_div(chunks, SLICE // CHUNK)):
+        now.start = slice_ * (SLICE // CHUNK)
+        now.stop = min(now.start + SLICE // CHUNK, chunks)
+        with nogil:
+            parallel_for(chunk_pass_task, &now, 0, now.shares, True, region)
+            if chunks > SLICE // CHUNK:         # a slice is then long enough to be measured by itself
+                close_region(region)
+        PyErr_CheckSignals()
+    return 0
 
 cdef enum:                                      # the passes of a long row, in this order
     PASS_NONE = 0
@@ -7,6 +50,8 @@ cdef enum:                                      # the passes of a long row, in t
     PASS_STORE = 3
 
 cdef struct LongRow:
+    int pass_
+    const Rows* rows
     Row row
     SumKind sum
     StoreKind stored
@@ -15,36 +60,16 @@ cdef struct LongRow:
     Shift shift
     Normalizer normalizer
 
-cdef inline void long_row_chunk(int pass_, const Rows* rows, const LongRow* state, Py_ssize_t chunk,
-                                const RowWorkspace* workspace) noexcept nogil:
+cdef void long_row_chunk(const void* context, Py_ssize_t chunk, const RowWorkspace* workspace) noexcept nogil:
+    cdef const LongRow* state = <const LongRow*>context
     cdef Py_ssize_t start = chunk * CHUNK, count = min(state.row.n - start, CHUNK)
-    if pass_ == PASS_MAX:
-        state.maxima[chunk] = max_of_chunk(rows, &state.row, start, count, workspace)
-    elif pass_ == PASS_SUM:
+    if state.pass_ == PASS_MAX:
+        state.maxima[chunk] = max_of_chunk(state.rows, &state.row, start, count, workspace)
+    elif state.pass_ == PASS_SUM:
         clear(&state.sums[chunk])
-        sum_chunk(state.sum, rows, &state.row, start, count, &state.shift, workspace, &state.sums[chunk])
+        sum_chunk(state.sum, state.rows, &state.row, start, count, &state.shift, workspace, &state.sums[chunk])
     else:
-        store_chunk(state.stored, rows, &state.row, start, count, &state.shift, &state.normalizer, workspace)
-
-# One pass over the chunks start .. stop - 1. Each thread has the same share of them in every pass.
-cdef struct LongRowPass:
-    int pass_
-    const Rows* rows
-    const LongRow* state
-    Py_ssize_t start, stop, shares
-    const RowWorkspace* workspaces
-
-cdef Py_ssize_t long_row_task(const void* context, Py_ssize_t share, int thread) noexcept nogil:
-    """A chunk is too short for the clock to be read after each, so a task is a share of the chunks."""
-    cdef const LongRowPass* now = <const LongRowPass*>context
-    cdef Py_ssize_t chunk, chunks = now.stop - now.start
-    cdef Py_ssize_t first = now.start + chunks * share // now.shares
-    cdef Py_ssize_t last = now.start + chunks * (share + 1) // now.shares
-    for chunk in range(first, last):
-        long_row_chunk(now.pass_, now.rows, now.state, chunk, &now.workspaces[thread])
-    if now.rows.nontemporal:
-        stream_end()
-    return last - first
+        store_chunk(state.stored, state.rows, &state.row, start, count, &state.shift, &state.normalizer, workspace)
 
 cdef real max_of_chunks(const LongRow* state) noexcept nogil:
     cdef real row_max = -INFINITY
@@ -94,34 +119,25 @@ cdef int finish_pass(int pass_, const Rows* rows, LongRow* state) noexcept nogil
 
 cdef int long_row(const Rows* rows, Py_ssize_t r, int threads) except -1:
     cdef LongRow state
-    cdef LongRowPass now
-    cdef Py_ssize_t chunks, slice_
+    cdef Py_ssize_t chunks
     cdef ParallelRegion region
     cdef Workspaces memory
     cdef void* block
-    state.row = row_at(rows, r)
+    state.rows, state.row = rows, row_at(rows, r)
     clear_hidden(rows, &state.row)
     if state.row.n == 0:
         return 0
     chunks = ceil_div(state.row.n, CHUNK)
     memory = Workspaces(threads, state.row.n if state.row.n <= KEEP else CHUNK, keeps_weights(rows, state.row.n), False)
-    now.rows, now.state, now.shares, now.workspaces = rows, &state, threads, memory.workspaces
     block = allocate(chunks * <Py_ssize_t>(sizeof(Sums) + sizeof(real)))
     try:
         region = open_region(threads)
         state.sums = <Sums*>block
         state.maxima = <real*>(state.sums + chunks)
-        now.pass_ = PASS_MAX
-        while now.pass_ != PASS_NONE:
-            for slice_ in range(ceil_div(chunks, SLICE // CHUNK)):
-                now.start = slice_ * (SLICE // CHUNK)
-                now.stop = min(now.start + SLICE // CHUNK, chunks)
-                with nogil:
-                    parallel_for(long_row_task, &now, 0, threads, True, &region)
-                    if chunks > SLICE // CHUNK:         # a slice is then long enough to be measured by itself
-                        close_region(&region)
-                PyErr_CheckSignals()
-            now.pass_ = finish_pass(now.pass_, rows, &state)
+        state.pass_ = PASS_MAX
+        while state.pass_ != PASS_NONE:
+            run_pass(long_row_chunk, &state, state.row.n, memory.workspaces, &region)
+            state.pass_ = finish_pass(state.pass_, rows, &state)
         close_region(&region)
     finally:
         free(block)

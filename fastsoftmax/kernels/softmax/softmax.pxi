@@ -56,7 +56,7 @@ cdef int compute(Rows* rows, int threads) except -1:
         rows.peel = tile_peel(rows)
         row_size, row_count = rows.n * PARTIALS, rows.outer * tiles_of(rows)
         size = tile_buffer(rows)
-    elif rows.n >= SLICE or (threads > 1 and rows.n >= LONG_ROW and row_count < 4 * threads):
+    elif is_shared(rows, row_count, threads):
         for r in range(row_count):
             long_row(rows, r, threads)
         return 0
