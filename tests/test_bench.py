@@ -1,6 +1,7 @@
 """The workers of bench/ measure their libraries; one that is absent, fails or dies is in the results with a reason."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -84,3 +85,14 @@ def test_files_of_results_are_read_as_they_were_written(bench, tmp_path, monkeyp
     record.save(tmp_path / "x.json", data)
     assert record.load("x.json") == data
     assert len((tmp_path / "x.json").read_text(encoding="utf-8").splitlines()) == 9
+
+
+def test_a_training_step_is_timed_and_an_absent_peer_is_named(tmp_path):
+    sizes = ["--layers=1", "--width=16", "--heads=2", "--length=8", "--batch=2", "--threads=2", "--rounds=1"]
+    paths = os.pathsep.join([os.fspath(BENCH), *filter(None, sys.path)])
+    done = subprocess.run([sys.executable, os.fspath(BENCH / "training.py"), *sizes, "--json", tmp_path / "out.json"],
+                          capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["width"] == 16 and found["threads"] == 2 and found["libraries"]["fastsoftmax"]["seconds"]
+    assert ("PyTorch" in found["libraries"]) != ("absent" in done.stdout)
