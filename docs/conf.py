@@ -20,9 +20,9 @@ release = version = fastsoftmax.__version__
 
 extensions = [
     "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.doctest", "numpydoc", "myst_nb",
-    "figures", "mathml",            # in _ext
+    "figures", "lab", "mathml",     # in _ext
 ]
-exclude_patterns = ["_ext"]
+exclude_patterns = ["_ext", "generated/lab"]
 
 # Signatures as they are typed, not the overloads that type checkers read; types stand under Parameters.
 autodoc_typehints = "none"
