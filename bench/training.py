@@ -138,7 +138,7 @@ def arguments():
 
 
 def command(name, options, start):
-    """What starts the worker of one library."""
+    """The arguments that start the worker of one library."""
     sizes = [f"--{size}={getattr(options, size)}" for size in (*SHAPE, "threads")]
     return [os.path.abspath(__file__), *sizes, "--start", start, "--worker", name]
 

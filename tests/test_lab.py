@@ -31,7 +31,7 @@ def rng():
 
 @pytest.fixture(scope="module")
 def checked():
-    """What `--check` prints: {configuration: {parameter: error}}."""
+    """The lines that `--check` prints: {configuration: {parameter: error}}."""
     done = lab("--check")
     assert done.returncode == 0, done.stderr
     found = {}

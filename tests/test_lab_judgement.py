@@ -22,7 +22,7 @@ def test_perplexity_of_a_token_is_that_of_its_bytes():
 
 
 def learned(gain, temperatures=((1.2, 1.3), (1.0, 1.1)), seeds=3):
-    """What `heads` measures where the perplexity of a token falls by so many %, a value for each seed."""
+    """The numbers that `heads` measures where the perplexity of a token falls by so many %, a value for each seed."""
     fixed = np.full(seeds, 2.0)
     losses = fixed + np.log(1 - np.resize(gain, seeds) / 100) / 4
     return {"loss_seeds": {"fixed": fixed.tolist(), "learned": losses.tolist()},

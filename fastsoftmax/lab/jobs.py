@@ -60,7 +60,7 @@ class Job:
 
 
 class Context:
-    """What a running job is given besides its arguments.
+    """The first argument of a running job: its files, its progress, and whether to stop.
 
     Attributes
     ----------

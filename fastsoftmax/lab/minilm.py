@@ -388,7 +388,7 @@ def tune(context, *, text, steps, batch, length, rate, seed):
     history = {"losses": []}
 
     def find():
-        """What `search` finds in each half."""
+        """The scores of `search` in each half."""
         return {half: search(p, config, [titles[k] for k in own], [bodies[k] for k in own])
                 for half, own in halves.items()}
 

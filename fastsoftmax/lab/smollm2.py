@@ -105,7 +105,7 @@ def tokenizer():
 
 
 def question(text):
-    """What a user asks, in the form in which the model was taught to answer."""
+    """A user's question, in the form in which the model was taught to answer."""
     return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
 
 

@@ -66,7 +66,7 @@ def sure(values):
 
 @dataclass
 class Lab:
-    """What an experiment works with.
+    """The settings of a run, and its jobs: an experiment works with nothing else.
 
     Parameters
     ----------

@@ -95,7 +95,7 @@ def gain_of(gain, factor, unit):
 
 
 def claims_of_existing(existing):
-    """What tuning the temperatures alone did to each of them that was run."""
+    """For each model that was run, a claim on the gain by tuned temperatures alone."""
     for name, found in existing.items():
         if "absent" in found:
             continue
