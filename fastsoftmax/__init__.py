@@ -10,6 +10,7 @@ from fastsoftmax.attention import (
     scaled_dot_product_attention_backward,
 )
 from fastsoftmax.losses import cross_entropy, linear_cross_entropy
+from fastsoftmax.packed import paged_attention, varlen_attention, varlen_attention_backward
 from fastsoftmax.softmax import (
     causal_mask_,
     causal_softmax,
@@ -36,6 +37,7 @@ __all__ = [
     "logsumexp_backward",
     "merge_attention_states",
     "num_threads",
+    "paged_attention",
     "scaled_dot_product_attention",
     "scaled_dot_product_attention_backward",
     "set_num_threads",
@@ -44,4 +46,6 @@ __all__ = [
     "softmax_backward",
     "softmax_entropy",
     "softmax_entropy_backward",
+    "varlen_attention",
+    "varlen_attention_backward",
 ]

@@ -41,6 +41,9 @@ class KernelCall(NamedTuple):
     sinks: Any
     lse: Any
     entropy: Any
+    first_query: Any = None     # of packed sequences
+    first_key: Any = None
+    pages: Any = None
 
 
 def without_options(inputs, is_causal, causal_offset, out):
@@ -51,9 +54,9 @@ def without_options(inputs, is_causal, causal_offset, out):
     y = _fastpath.attention_out(inputs, out)
     if y is None:
         return None
-    _call(inputs.tag, inputs.q, inputs.k, inputs.v, y, (), _default_scale(inputs.head_dim, inputs.heads),
-          cached_full(causal_offset, inputs.batch, np.int64), -1, 0 if is_causal else -1, None, 0.0, None, None, None,
-          None)
+    call_kernel(inputs.tag, inputs.q, inputs.k, inputs.v, y, (), _default_scale(inputs.head_dim, inputs.heads),
+                cached_full(causal_offset, inputs.batch, np.int64), -1, 0 if is_causal else -1, None, 0.0, None, None,
+                None, None)
     return out if out is not None else y[(0,) * inputs.added] if inputs.added else y
 
 
@@ -66,12 +69,17 @@ def attention(inputs, query, key, value, attn_mask, is_causal, scale, enable_gqa
     options = _validate.attention_options(inputs, attn_mask, is_causal, scale, bias, causal_offset, window, softcap,
                                           alibi_slopes, sinks, key_lengths, out)
     bias, attn_mask = _prepare_bias(options.bias, inputs), _prepare_bias(options.attn_mask, inputs)
-    if _needs_reference(inputs, options):
+    if needs_reference(inputs, options):
         y, lse, entropy = _from_reference(inputs, options, bias, attn_mask)
     else:
         y, lse, entropy = _from_kernel(inputs, options, bias, attn_mask, return_lse, return_entropy, out)
     if inputs.added:
         y, lse, entropy = [None if x is None else x[(0,) * inputs.added] for x in (y, lse, entropy)]
+    return returned(y, lse, entropy, return_lse, return_entropy, out)
+
+
+def returned(y, lse, entropy, return_lse, return_entropy, out):
+    """The results that were asked for; y is brought to `out`, if that is given."""
     if out is not None:
         if not np.may_share_memory(y, out):     # otherwise the kernel has written to out
             np.copyto(out, y)
@@ -85,11 +93,14 @@ def prepare_qkv(query, key, value, batch, heads, key_heads):
     """AttentionInputs of arrays that fit: copied if a kernel does not take them, and broadcast."""
     added = 0 if batch else 2 if query.ndim == key.ndim == value.ndim == 2 else 1
     batch = batch or (1,)
-    q, k, v = (
-        broadcast_to(x if kernel_ready(x, contiguous_rows=True) else _copied(x, native(x.dtype)),
-                     (*batch, n, *x.shape[-2:]))
-        for x, n in ((query, heads), (key, key_heads), (value, key_heads)))
+    q, k, v = (broadcast_to(rows_ready(x), (*batch, n, *x.shape[-2:]))
+               for x, n in ((query, heads), (key, key_heads), (value, key_heads)))
     return _fastpath.AttentionInputs(q, k, v, added)
+
+
+def rows_ready(x):
+    """x, or a copy if a kernel does not take it as rows of elements."""
+    return x if kernel_ready(x, contiguous_rows=True) else _copied(x, native(x.dtype))
 
 
 def _prepare_bias(x, inputs):
@@ -114,7 +125,7 @@ def _copied(x, dtype, broadcast_rows=False):
     return broadcast_to(saturated(once, dtype), x.shape)
 
 
-def _needs_reference(inputs, options):
+def needs_reference(inputs, options):
     """Whether the kernels have no such dtype, or a product with the scale or softcap may be beyond their range."""
     least, most = SOFTCAPS
     if inputs.tag is None or not (options.softcap is None or least < options.softcap < most):
@@ -149,13 +160,16 @@ def _from_kernel(inputs, options, bias, attn_mask, return_lse, return_entropy, o
     y = np.asarray(out)[(None,) * inputs.added] if in_place else np.empty(inputs.out_shape, options.result_dtype)
     lse = np.empty(inputs.out_shape[:-1], statistics) if return_lse else None
     entropy = np.empty(inputs.out_shape[:-1], statistics) if return_entropy else None
-    left, right = _limits(options.window)
-    _compute(inputs.tag, (
-        q, k, v, y, _given(bias, attn_mask),
-        _default_scale(inputs.head_dim, inputs.heads) if options.scale is None else options.scale,
-        options.causal_offset, left, 0 if options.is_causal else right, options.key_lengths, options.softcap or 0.0,
-        options.alibi_slopes, options.sinks, lse, entropy))
+    _compute(inputs.tag, (q, k, v, y, _given(bias, attn_mask), *kernel_options(inputs, options), lse, entropy))
     return y, lse, entropy
+
+
+def kernel_options(inputs, options):
+    """(scale, offset, left, right, lengths, softcap, slopes, sinks) as a kernel takes them."""
+    left, right = _limits(options.window)
+    return (_default_scale(inputs.head_dim, inputs.heads) if options.scale is None else options.scale,
+            options.causal_offset, left, 0 if options.is_causal else right, options.key_lengths,
+            options.softcap or 0.0, options.alibi_slopes, options.sinks)
 
 
 def _limits(window):
@@ -180,26 +194,26 @@ def _compute(tag, operands):
     """Write y, lse and entropy, with as few calls of a kernel as a batch of several dimensions allows."""
     q, k, v, y, *_ = operands
     if y.ndim == 4 and q.size and k.size and v.size:
-        _call(tag, *operands)
+        call_kernel(tag, *operands)
         return
     call, batch = KernelCall(*operands), y.shape[:-3]
     if 0 in y.shape[:-1] or (y.size == 0 and call.lse is call.entropy is None):
         return
-    call = _not_empty(call)
+    call = not_empty(call)
     if len(batch) == 1:
-        _call(tag, *call)
+        call_kernel(tag, *call)
         return
     per_entry = [None if x is None else x.reshape(-1, *x.shape[len(batch):])
                  for x in (call.offset, call.lengths, call.slopes, call.lse, call.entropy)]
     done = 0
     for q, k, v, y, *biases in batches(batch, [*call[:4], *call.biases]):
         offset, lengths, slopes, lse, entropy = (None if x is None else x[done:done + len(q)] for x in per_entry)
-        _call(tag, *call._replace(q=q, k=k, v=v, y=y, biases=tuple(biases), offset=offset, lengths=lengths,
-                                  slopes=slopes, lse=lse, entropy=entropy))
+        call_kernel(tag, *call._replace(q=q, k=k, v=v, y=y, biases=tuple(biases), offset=offset, lengths=lengths,
+                                        slopes=slopes, lse=lse, entropy=entropy))
         done += len(q)
 
 
-def _not_empty(call):
+def not_empty(call):
     """The same call with one hidden key instead of none, and with vectors of one zero instead of none."""
     q, k, v, y = call.q, call.k, call.v, call.y
     if k.shape[-2] == 0:
@@ -212,15 +226,20 @@ def _not_empty(call):
     return call._replace(q=q, k=k, v=v, y=y)
 
 
-def _call(tag, q, k, v, y, biases, scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy):
-    """Write y, lse and entropy with one call of a kernel."""
-    threads = _threads.threads_for((q.size + y.size) * k.shape[2] // PRODUCTS_PER_ELEMENT)
+def call_kernel(tag, q, k, v, y, biases, scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy,
+                first_query=None, first_key=None, pages=None, products=None):
+    """Write y, lse and entropy with one call of a kernel; products: multiplications of numbers, if fewer than L x S a
+    head."""
+    if products is None:
+        products = (q.size + y.size) * k.shape[2]
+    threads = _threads.threads_for(products // PRODUCTS_PER_ELEMENT)
     if k.itemsize == 2:
         q, k, v, y = _halves(q), elements(k), elements(v), _halves(y)
     if biases:
         biases = tuple([elements(x) for x in biases])
     _dispatch.kernels(tag).attention(
-        q, k, v, y, biases, scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy, threads)
+        q, k, v, y, biases, scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy, threads,
+        first_query, first_key, pages)
 
 
 # ---- gradients
@@ -263,7 +282,9 @@ def attention_backward(inputs, grad_out, query, key, value, out, lse, attn_mask,
         inputs = prepare_qkv(query, key, value, *sizes)
     options = _validate.attention_options(inputs, attn_mask, is_causal, scale, bias, causal_offset, window, softcap,
                                           alibi_slopes, sinks, key_lengths, None)
-    forward = _validate.forward_results(inputs, options, grad_out, out, lse, grad_lse)
+    shape, added = inputs.out_shape[inputs.added:], (None,) * inputs.added
+    forward = _validate.forward_results(inputs.q.dtype, shape, shape[:-1], grad_out, out, lse, grad_lse)
+    forward = forward._make([None if x is None else x[added] for x in forward])
     wanted = _validate.wanted_gradients(options, scale, wanted)
     per_head = (inputs.heads,), options.statistics_dtype
     results = [             # shape and dtype of each
@@ -271,14 +292,14 @@ def attention_backward(inputs, grad_out, query, key, value, out, lse, attn_mask,
         (np.shape(attn_mask), native(options.attn_mask.dtype)) if wanted.mask else None,
         (np.shape(bias), native(options.bias.dtype)) if wanted.bias else None, per_head if wanted.sinks else None,
         (np.broadcast_shapes(np.shape(alibi_slopes), per_head[0]), per_head[1]) if wanted.slopes else None]
-    if _needs_reference(inputs, options):
+    if needs_reference(inputs, options):
         gradients = _gradients_from_reference(inputs, options, forward, wanted)
     else:
         gradients = _gradients_from_kernel(inputs, options, forward, wanted, results)
-    return tuple([_sum_to(x, *result) for x, result in zip(gradients, results, strict=True) if result is not None])
+    return tuple([sum_to(x, *result) for x, result in zip(gradients, results, strict=True) if result is not None])
 
 
-def _sum_to(x, shape, dtype):
+def sum_to(x, shape, dtype):
     """x summed over the dimensions that `shape` has not, or has with length 1; rounded to dtype once."""
     if x.shape == shape and x.dtype == dtype:
         return x
@@ -330,13 +351,10 @@ def _gradients_from_kernel(inputs, options, forward, wanted, results):
         np.zeros(result[0], statistics if math.prod(result[0]) == x.size else np.float64) if result else None
         for x, result in ((options.attn_mask, results[4]), (options.bias, results[5])))
     dslopes = np.zeros((*per_head, splits), np.float64) if wanted.slopes else None
-    left, right = _limits(options.window)
     _compute_backward(inputs.tag, BackwardCall(
-        _rows_ready(forward.grad_out), q, k, v, _rows_ready(forward.out), _contiguous(forward.lse),
+        rows_ready(forward.grad_out), q, k, v, rows_ready(forward.out), contiguous(forward.lse),
         tuple([_prepare_bias(x, inputs) for x in (options.bias, options.attn_mask) if x is not None]),
-        _default_scale(inputs.head_dim, inputs.heads) if options.scale is None else options.scale,
-        options.causal_offset, left, 0 if options.is_causal else right, options.key_lengths, options.softcap or 0.0,
-        options.alibi_slopes, options.sinks, None if forward.grad_lse is None else _contiguous(forward.grad_lse),
+        *kernel_options(inputs, options), None if forward.grad_lse is None else contiguous(forward.grad_lse),
         dq, dk, dv, np.empty(inputs.out_shape[:-1], statistics), dscale,
         tuple([broadcast_to(dx, x.shape) for dx, x in ((dbias, options.bias), (dmask, options.attn_mask))
                if dx is not None]),
@@ -344,11 +362,8 @@ def _gradients_from_kernel(inputs, options, forward, wanted, results):
     return [dq, dk, dv, dscale, dmask, dbias, dsinks, None if dslopes is None else dslopes.sum(-1)]
 
 
-def _rows_ready(x):
-    return x if kernel_ready(x, contiguous_rows=True) else _copied(x, native(x.dtype))
-
-
-def _contiguous(x):
+def contiguous(x):
+    """x, or a native copy of adjacent elements."""
     flags = x.flags
     if flags.c_contiguous and flags.aligned and x.dtype.isnative:
         return x
@@ -361,9 +376,9 @@ def _compute_backward(tag, call):
     if 0 in call.delta.shape:
         call.dk[...] = call.dv[...] = 0
         return
-    call = _not_empty_backward(call)
+    call = not_empty_backward(call)
     if len(batch) == 1:
-        _call_backward(tag, call)
+        call_backward_kernel(tag, call)
         return
     names = ("lse", "offset", "lengths", "slopes", "grad_lse", "delta", "dscale", "dsinks", "dslopes")
     per_entry = {name: x.reshape(-1, *x.shape[len(batch):]) for name in names
@@ -372,17 +387,17 @@ def _compute_backward(tag, call):
     for arrays in batches(batch, [*call[:5], call.dq, call.dk, call.dv, *call.biases, *call.dbiases]):
         grad_out, q, k, v, y, dq, dk, dv, *biases = arrays
         of_entries = {name: x[done:done + len(q)] for name, x in per_entry.items()}
-        _call_backward(tag, call._replace(
+        call_backward_kernel(tag, call._replace(
             grad_out=grad_out, q=q, k=k, v=v, y=y, dq=dq, dk=dk, dv=dv, biases=tuple(biases[:count]),
             dbiases=tuple(biases[count:]), **of_entries))
         done += len(q)
 
 
-def _not_empty_backward(call):
-    """As `_not_empty`. A gradient that is empty is written to an array that is not, and lost."""
+def not_empty_backward(call):
+    """As `not_empty`. A gradient that is empty is written to an array that is not, and lost."""
     if call.k.size and call.q.size and call.v.size:
         return call
-    padded = _not_empty(call)
+    padded = not_empty(call)
     if call.k.shape[-2] == 0:
         padded = padded._replace(dbiases=())
     grad_out = call.grad_out if call.v.shape[-1] else np.zeros(padded.y.shape, call.grad_out.dtype)
@@ -391,10 +406,12 @@ def _not_empty_backward(call):
     return padded._replace(grad_out=grad_out, dq=dq, dk=dk, dv=dv)
 
 
-def _call_backward(tag, call):
+def call_backward_kernel(tag, call, first_query=None, first_key=None, products=None):
     """Write the gradients with one call of a kernel."""
     q, k = call.q, call.k
-    threads = _threads.threads_for((3 * q.size + 2 * call.y.size) * k.shape[2] // PRODUCTS_PER_ELEMENT)
+    if products is None:
+        products = (3 * q.size + 2 * call.y.size) * k.shape[2]
+    threads = _threads.threads_for(products // PRODUCTS_PER_ELEMENT)
     splits = _dispatch.kernels(tag).attention_grad_splits(k.shape[2])
     several = len(q) > 1, k.shape[1] > 1, False, splits > 1         # tasks in each dimension of the scores
     in_order = any(many and stride == 0
@@ -404,7 +421,7 @@ def _call_backward(tag, call):
             "grad_out", "q", "k", "v", "y", "dq", "dk", "dv")})
     if call.biases:
         call = call._replace(biases=tuple([elements(x) for x in call.biases]))
-    _dispatch.kernels(tag).attention_backward(*call, in_order, threads)
+    _dispatch.kernels(tag).attention_backward(*call, in_order, threads, first_query, first_key)
 
 
 def _halves(x):

@@ -79,7 +79,7 @@ def logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out, dim):
     x = _scores(a, "a")
     dtype_of_x = np.dtype(np.float64) if x.dtype.kind == "O" else x.dtype
     if b is not None:
-        factors = _array(b, "b")
+        factors = as_numbers(b, "b")
         dtype_of_x = dtype_of_x if x.dtype.kind == "O" else common_dtype(a, x, b, factors)
         x, b = np.broadcast_arrays(x, factors)
     axes = _axes(axis, x.ndim)
@@ -135,7 +135,7 @@ def _refuse_dim(dim):
 
 def _scores(x, name):
     """As `_array`; a list of Python ints that no integer dtype holds, [2**63, -1], stays exact, as objects."""
-    array = _array(x, name)
+    array = as_numbers(x, name)
     if isinstance(x, (list, tuple)) and array.dtype == np.float64 and array.size:
         first = x
         while isinstance(first, (list, tuple)):
@@ -149,7 +149,7 @@ def _scores(x, name):
 
 
 def _matrices(scores):
-    x = _array(scores, "scores", instead_of_masked="scores.filled(-inf)")
+    x = as_numbers(scores, "scores", instead_of_masked="scores.filled(-inf)")
     if x.ndim < 2:
         raise ValueError(f"scores must have at least two dimensions (..., queries, keys), got shape {x.shape}")
     return x
@@ -335,7 +335,7 @@ def _upstream(grad, shape, like):
 
 
 def _real_floats(x, name, instead_of_masked):
-    array = _array(x, name, instead_of_masked)
+    array = as_numbers(x, name, instead_of_masked)
     if array.dtype.kind != "f" and tag(array.dtype) is None:
         raise TypeError(f"{name} must be floating, got dtype {array.dtype}")
     return array
@@ -380,7 +380,7 @@ class LossArguments(NamedTuple):
 def cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, reduction, z_loss, softcap, temperature,
                   grad_into):
     """The arguments of cross_entropy."""
-    x = _array(logits, "logits", "logits.filled(-inf)")
+    x = as_numbers(logits, "logits", "logits.filled(-inf)")
     axis = _axis(axis, x.ndim)
     result_dtype = natural_dtype(x.dtype, integers_to_float64=False)
     _refuse_complex(result_dtype, "cross_entropy")
@@ -469,7 +469,7 @@ def _temperature_of_rows(temperature, shape, axis):
 
 def _target(target, rows, shape, like, count, ignore_index):
     """(classes, None) for class numbers, (None, probabilities) for floats."""
-    target = _array(target, "target", "target.filled(ignore_index)")
+    target = as_numbers(target, "target", "target.filled(ignore_index)")
     if target.dtype.kind == "f" or tag(target.dtype) is not None:
         if target.shape != shape:
             raise ValueError(f"target of shape {target.shape} does not fit {like}: probabilities have their shape, "
@@ -536,24 +536,32 @@ def refuse_dropout(dropout_p):
 
 def query_key_value(query, key, value, enable_gqa):
     """(query, key, value, batch, query heads, key heads): arrays that fit, and sizes that they broadcast to."""
-    query, key, value = (_floats(x, name) for x, name in ((query, "query"), (key, "key"), (value, "value")))
-    of_query, of_key, of_value = (native(x.dtype) for x in (query, key, value))
-    mixed = of_query == np.float32 and of_key.itemsize == 2
-    if of_key != of_value or not (of_key == of_query or mixed):
-        raise TypeError("query, key, value must have one dtype, or key and value be float16 or bfloat16 beside a "
-                        f"float32 query; got {of_query}, {of_key}, {of_value}")
+    query, key, value = of_one_dtype(query=query, key=key, value=value)
     shapes = {"query": query.shape, "key": key.shape, "value": value.shape}
     for name, shape in shapes.items():
         if len(shape) < 2:
             raise ValueError(f"{name} must have at least two dimensions (..., positions, width), got shape {shape}")
     if query.shape[-1] != key.shape[-1]:
-        raise _misfit(shapes, "query", "key", f"their last dimensions, E, are {query.shape[-1]} and {key.shape[-1]}")
+        raise misfit(shapes, "query", "key", f"their last dimensions, E, are {query.shape[-1]} and {key.shape[-1]}")
     if key.shape[-2] != value.shape[-2]:
-        raise _misfit(shapes, "key", "value", f"there are {key.shape[-2]} keys and {value.shape[-2]} values")
-    return query, key, value, _batch(shapes), *_heads(shapes, enable_gqa)
+        raise misfit(shapes, "key", "value", f"there are {key.shape[-2]} keys and {value.shape[-2]} values")
+    heads = [(1, *shape)[-3] for shape in shapes.values()]
+    return query, key, value, _batch(shapes), *common_heads(shapes, heads, enable_gqa)
 
 
-def _misfit(shapes, a, b, reason):
+def of_one_dtype(**inputs):
+    """The query, key and value as arrays; the arguments have the caller's names for them."""
+    arrays = [_floats(x, name) for name, x in inputs.items()]
+    of_query, of_key, of_value = (native(x.dtype) for x in arrays)
+    mixed = of_query == np.float32 and of_key.itemsize == 2
+    if of_key != of_value or not (of_key == of_query or mixed):
+        query, key, value = inputs
+        raise TypeError(f"{query}, {key}, {value} must have one dtype, or {key} and {value} be float16 or bfloat16 "
+                        f"beside a float32 {query}; got {of_query}, {of_key}, {of_value}")
+    return arrays
+
+
+def misfit(shapes, a, b, reason):
     return ValueError(f"{a} of shape {shapes[a]} does not fit {b} of shape {shapes[b]}: {reason}")
 
 
@@ -566,49 +574,59 @@ def _batch(shapes):
         try:
             np.broadcast_shapes(shapes[a][:-3], shapes[b][:-3])
         except ValueError:
-            raise _misfit(shapes, a, b, "the dimensions before the heads do not broadcast") from None
+            raise misfit(shapes, a, b, "the dimensions before the heads do not broadcast") from None
     return np.broadcast_shapes(*batches)
 
 
-def _heads(shapes, enable_gqa):
-    """(heads of the result, heads of key and value)."""
-    heads, in_key, in_value = ((1, *shape)[-3] for shape in shapes.values())
+def common_heads(shapes, counts, enable_gqa):
+    """(heads of the result, heads of key and value), from those of query, key and value."""
+    query, key, value = shapes
+    heads, in_key, in_value = counts
     if in_key != in_value and 1 not in (in_key, in_value):
-        raise _misfit(shapes, "key", "value", f"they have {in_key} and {in_value} heads")
-    key_heads, owner = (in_value, "value") if in_key == 1 else (in_key, "key")
+        raise misfit(shapes, key, value, f"they have {in_key} and {in_value} heads")
+    key_heads, owner = (in_value, value) if in_key == 1 else (in_key, key)
     if heads in (1, key_heads) or key_heads == 1:
         return key_heads if heads == 1 else heads, key_heads
     if key_heads == 0 or heads % key_heads:
-        raise _misfit(shapes, "query", owner, f"the number of query heads, {heads}, is no multiple of {key_heads}")
+        raise misfit(shapes, query, owner, f"the number of query heads, {heads}, is no multiple of {key_heads}")
     if not enable_gqa:
-        raise _misfit(shapes, "query", owner,
-                      f"they have {heads} and {key_heads} heads; enable_gqa=True lets heads share keys")
+        raise misfit(shapes, query, owner,
+                     f"they have {heads} and {key_heads} heads; enable_gqa=True lets heads share keys")
     return heads, key_heads
 
 
 def attention_options(inputs, attn_mask, is_causal, scale, bias, causal_offset, window, softcap, alibi_slopes, sinks,
                       key_lengths, out):
     """The options for inputs that fit, an AttentionInputs, and the dtype of the result."""
+    options = packed_options(inputs, inputs.batch, inputs.out_shape[inputs.added:], is_causal, scale, causal_offset,
+                             window, softcap, alibi_slopes, sinks, out)
+    key_lengths = None if key_lengths is None else check_key_lengths(key_lengths, inputs.batch, inputs.keys)
+    return options._replace(
+        bias=None if bias is None else _score_bias(bias, "bias", inputs, key_lengths),
+        attn_mask=None if attn_mask is None else _score_bias(attn_mask, "attn_mask", inputs, key_lengths),
+        key_lengths=key_lengths)
+
+
+def packed_options(inputs, batch, out_shape, is_causal, scale, causal_offset, window, softcap, alibi_slopes, sinks,
+                   out):
+    """The options that packed sequences have too; batch: the dimensions of what there is one of for each sequence."""
     result_dtype, arithmetic = inputs.q.dtype, statistics_dtype(inputs.q.dtype)
     if out is not None:
         if isinstance(out, np.ndarray) and native(out.dtype) == arithmetic:
             result_dtype = arithmetic       # float32 for 16-bit queries, so that merged pieces are rounded once
-        _check_out(out, inputs.out_shape[inputs.added:], result_dtype)
-    batch, heads, keys = inputs.batch, inputs.heads, inputs.keys
+        _check_out(out, out_shape, result_dtype)
+    heads = inputs.heads
     scale = None if scale is None or inputs.head_dim == 0 else _reals(scale, "scale", (heads,), arithmetic)
     if alibi_slopes is not None:
         alibi_slopes = _reals(alibi_slopes, "alibi_slopes", (*batch, heads), arithmetic)
     sinks = None if sinks is None else _reals(sinks, "sinks", (heads,), arithmetic)
-    key_lengths = None if key_lengths is None else _key_lengths(key_lengths, batch, keys)
-    bias = None if bias is None else _score_bias(bias, "bias", inputs, key_lengths)
-    attn_mask = None if attn_mask is None else _score_bias(attn_mask, "attn_mask", inputs, key_lengths)
     offsets = _ints(causal_offset, "causal_offset", batch)
     if type(causal_offset) is not int:      # an int is clipped already
         offsets = np.minimum(np.maximum(offsets, -MAX_DISTANCE), MAX_DISTANCE)
-    window = (None, None) if window is None else _window(window)
-    softcap = None if softcap is None else _softcap(softcap)
-    return AttentionOptions(attn_mask, bias, bool(is_causal), scale, offsets, window, softcap, alibi_slopes, sinks,
-                            key_lengths, result_dtype, arithmetic)
+    return AttentionOptions(None, None, bool(is_causal), scale, offsets,
+                            (None, None) if window is None else _window(window),
+                            None if softcap is None else _softcap(softcap), alibi_slopes, sinks, None, result_dtype,
+                            arithmetic)
 
 
 class ForwardResults(NamedTuple):
@@ -630,20 +648,19 @@ class WantedGradients(NamedTuple):
     slopes: bool
 
 
-def forward_results(inputs, options, grad_out, out, lse, grad_lse):
-    """ForwardResults that fit the inputs, an AttentionInputs."""
-    shape, statistics = inputs.out_shape[inputs.added:], (options.statistics_dtype,)
-    either = inputs.q.dtype, *(statistics if inputs.q.dtype.itemsize == 2 else ())
-    added = (None,) * inputs.added
+def forward_results(query_dtype, out_shape, lse_shape, grad_out, out, lse, grad_lse):
+    """ForwardResults of a call with such queries and results."""
+    statistics = (statistics_dtype(query_dtype),)
+    either = query_dtype, *(statistics if query_dtype.itemsize == 2 else ())
     return ForwardResults(
-        _of_result(grad_out, "grad_out", "out", shape, either)[added],
-        _of_result(out, "out", "the result", shape, either)[added],
-        _of_result(lse, "lse", "the result", shape[:-1], statistics)[added],
-        None if grad_lse is None else _of_result(grad_lse, "grad_lse", "lse", shape[:-1], statistics)[added])
+        _of_result(grad_out, "grad_out", "out", out_shape, either),
+        _of_result(out, "out", "the result", out_shape, either),
+        _of_result(lse, "lse", "the result", lse_shape, statistics),
+        None if grad_lse is None else _of_result(grad_lse, "grad_lse", "lse", lse_shape, statistics))
 
 
 def _of_result(x, name, of, shape, dtypes):
-    array = _array(x, name, instead_of_masked=f"{name}.data")
+    array = as_numbers(x, name, instead_of_masked=f"{name}.data")
     if native(array.dtype) not in dtypes:
         raise TypeError(f"{name} must have dtype {' or '.join(map(str, dtypes))}, got {array.dtype}")
     if array.shape != shape:
@@ -694,7 +711,7 @@ def _floats(x, name):
 
 def _score_bias(x, name, inputs, lengths):
     """attn_mask or bias, broadcast to the shape of the scores, or to its first keys if no length exceeds these."""
-    array = _array(x, name, instead_of_masked=f"{name}.data")
+    array = as_numbers(x, name, instead_of_masked=f"{name}.data")
     boolean = array.dtype.kind == "b" and name == "attn_mask"
     if not boolean and array.dtype.kind != "f" and tag(array.dtype) is None:
         kinds = "boolean or floating" if name == "attn_mask" else "floating"
@@ -715,7 +732,7 @@ def _reals(x, name, shape, arithmetic):
     most = float(np.finfo(np.float32).max) if arithmetic.itemsize < 8 else sys.float_info.max
     if type(x) is float:
         return cached_full(min(max(x, -most), most) if math.isfinite(x) else x, shape, np.float64)
-    array = _array(x, name, instead_of_masked=f"{name}.data")
+    array = as_numbers(x, name, instead_of_masked=f"{name}.data")
     if array.dtype.kind not in "iuf" and tag(array.dtype) is None:
         raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}")
     reals = _broadcast_copy(saturated(array, np.dtype(np.float64)), name, shape, np.float64)
@@ -728,7 +745,7 @@ def _ints(x, name, shape):
     """int64 of this shape, in memory of its own or read-only; a Python int is clipped to +-MAX_DISTANCE."""
     if type(x) is int:          # of any size; NumPy would make an object of a large one
         return cached_full(_clipped(x), shape, np.int64)
-    array = _array(x, name, instead_of_masked=f"{name}.data")
+    array = as_numbers(x, name, instead_of_masked=f"{name}.data")
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be an int or an array of ints, got {array.dtype}")
     if array.dtype == np.uint64:
@@ -751,12 +768,11 @@ def _broadcast_copy(array, name, shape, dtype):
     return np.array(view, dtype, order="C")
 
 
-def _key_lengths(key_lengths, batch, keys):
+def check_key_lengths(key_lengths, batch, keys, of="the number of keys"):
     lengths = _ints(key_lengths, "key_lengths", batch)
     unsigned = lengths.view(np.uint64)          # in which negative numbers are large
     if unsigned.size and unsigned.item(unsigned.argmax()) > keys:
-        raise ValueError(
-            f"key_lengths must be from 0 to the number of keys, {keys}; got {lengths[unsigned > keys][0]}")
+        raise ValueError(f"key_lengths must be from 0 to {of}, {keys}; got {lengths[unsigned > keys][0]}")
     return lengths
 
 
@@ -786,7 +802,7 @@ def _softcap(softcap):
 # ---- arrays
 
 
-def _array(x, name, instead_of_masked=None):
+def as_numbers(x, name, instead_of_masked=None):
     """x as a plain ndarray of numbers."""
     if isinstance(x, np.ma.MaskedArray):
         advice = instead_of_masked or f"{name}.data and where=~{name}.mask"

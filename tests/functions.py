@@ -35,12 +35,15 @@ from fastsoftmax import (
     logsumexp,
     logsumexp_backward,
     merge_attention_states,
+    paged_attention,
     scaled_dot_product_attention,
     scaled_dot_product_attention_backward,
     softmax,
     softmax_backward,
     softmax_entropy,
     softmax_entropy_backward,
+    varlen_attention,
+    varlen_attention_backward,
 )
 
 STATISTICS = "statistics"               # a dtype: float32 for the 16-bit types and float32, else that under test
@@ -108,6 +111,11 @@ def classes(*shape, count):
     """Class numbers below `count`; every fifth or so is to be ignored."""
     return Operand(shape, lambda rng, size: np.where(rng.random(size) < 0.2, -100, rng.integers(0, count, size)),
                    np.int64)
+
+
+def integers(*shape, below):
+    """Page numbers."""
+    return Operand(shape, lambda rng, size: rng.integers(0, below, size), np.int64)
 
 
 def out(*shape, dtype=None):
@@ -331,6 +339,73 @@ FUNCTIONS = {
             lambda: attend_backward(a.double, a.x, a.x, a.x, a.x, a.row_lse),
             lambda: attend_backward(a.x, a.x, a.x, a.x, a.short, a.row_lse),
             lambda: attend_backward(a.x, a.x, a.x, a.x, a.x, a.row_lse, grad_scale=True)]),
+    "varlen_attention": Function(
+        samples={
+            "every option": dict(
+                query=vectors(31, 4, 19), key=vectors(660, 2, 19), value=vectors(660, 2, 21),
+                cu_seqlens_q=[0, 3, 3, 28, 31], cu_seqlens_k=[0, 7, 9, 60, 660], is_causal=True,
+                scale=positive(4), enable_gqa=True, causal_offset=[1, 0, 40, 500], window=(600, 0), softcap=3.0,
+                alibi_slopes=positive(4, 4), sinks=positive(4), return_lse=True, return_entropy=True,
+                out=out(31, 4, 21)),
+            "16-bit keys": dict(
+                query=vectors(28, 4, 19, dtype="f4"), key=vectors(90, 2, 19, dtype="f2"),
+                value=vectors(90, 1, 21, dtype="f2"), cu_seqlens_q=[0, 3, 28], cu_seqlens_k=[0, 40, 90],
+                enable_gqa=True)},
+        large={"many sequences": dict(
+            query=vectors(900, 4, 64), key=vectors(900, 4, 64), value=vectors(900, 4, 64),
+            cu_seqlens_q=[0, 100, 350, 350, 600, 900], is_causal=True)},
+        other_ways=lambda a: [
+            lambda: varlen_attention(a.wide, a.wide, a.wide, [0, 1, 2]),
+            lambda: varlen_attention(a.wide, a.wide, a.wide, a.ends, softcap=1e35)],
+        refused=lambda a: [
+            lambda: varlen_attention(a.wide, a.wide, a.wide, [0, 1]),
+            lambda: varlen_attention(a.wide, a.wide, a.wide, [0.0, 2.0]),
+            lambda: varlen_attention(a.x, a.x, a.x, [0, 4])]),
+    "varlen_attention_backward": Function(
+        samples={
+            "every gradient": dict(
+                grad_out=vectors(31, 4, 21), query=vectors(31, 4, 19), key=vectors(660, 2, 19),
+                value=vectors(660, 2, 21), out=vectors(31, 4, 21), lse=lses(4, 31, least=9),
+                cu_seqlens_q=[0, 3, 3, 28, 31], cu_seqlens_k=[0, 7, 9, 60, 660], is_causal=True,
+                scale=positive(4), enable_gqa=True, causal_offset=[1, 0, 40, 500], window=(600, 0), softcap=3.0,
+                alibi_slopes=positive(4, 4), sinks=positive(4), grad_lse=vectors(4, 31, dtype=STATISTICS),
+                grad_scale=True, grad_sinks=True, grad_slopes=True),
+            "16-bit keys": dict(
+                grad_out=vectors(28, 4, 21, dtype="f4"), query=vectors(28, 4, 19, dtype="f4"),
+                key=vectors(90, 2, 19, dtype="f2"), value=vectors(90, 1, 21, dtype="f2"),
+                out=vectors(28, 4, 21, dtype="f4"), lse=lses(4, 28, dtype="f4"), cu_seqlens_q=[0, 3, 28],
+                cu_seqlens_k=[0, 40, 90], enable_gqa=True)},
+        large={"many sequences": dict(
+            grad_out=vectors(900, 4, 64), query=vectors(900, 4, 64), key=vectors(900, 4, 64), value=vectors(900, 4, 64),
+            out=vectors(900, 4, 64), lse=lses(4, 900), cu_seqlens_q=[0, 100, 350, 350, 600, 900], is_causal=True)},
+        other_ways=lambda a: [
+            lambda: varlen_attention_backward(a.wide, a.wide, a.wide, a.wide, a.wide, a.lse.T.copy(), [0, 1, 2])],
+        refused=lambda a: [
+            lambda: varlen_attention_backward(a.wide, a.wide, a.wide, a.wide, a.wide, a.lse, [0, 2]),
+            lambda: varlen_attention_backward(a.wide, a.wide, a.wide, a.wide, a.wide, a.lse.T.copy(), [0, 1])]),
+    "paged_attention": Function(
+        samples={
+            "decode, every option": dict(
+                query=vectors(3, 2, 4, 19), key_cache=vectors(4, 9, 2, 19), value_cache=vectors(4, 9, 2, 21),
+                block_table=integers(3, 3, below=4), key_lengths=[25, 0, 9], scale=positive(4), enable_gqa=True,
+                causal_offset=[20, 0, 7], window=(12, 0), softcap=3.0, alibi_slopes=positive(3, 4), sinks=positive(4),
+                return_lse=True, return_entropy=True, out=out(3, 2, 4, 21)),
+            "prefill": dict(
+                query=vectors(2, 40, 4, 19), key_cache=vectors(4, 70, 2, 19), value_cache=vectors(4, 70, 2, 21),
+                block_table=integers(2, 3, below=4), key_lengths=[200, 71], enable_gqa=True),
+            "16-bit keys": dict(
+                query=vectors(2, 30, 4, 19, dtype="f4"), key_cache=vectors(4, 9, 2, 19, dtype="f2"),
+                value_cache=vectors(4, 9, 1, 21, dtype="f2"), block_table=integers(2, 3, below=4),
+                key_lengths=[25, 9], enable_gqa=True)},
+        large={"long caches": dict(
+            query=vectors(2, 1, 4, 64), key_cache=vectors(90, 64, 4, 64), value_cache=vectors(90, 64, 4, 64),
+            block_table=integers(2, 80, below=90), key_lengths=[5000, 4000])},
+        other_ways=lambda a: [
+            lambda: paged_attention(a.heads_third[:, :1], a.heads_third, a.heads_third, a.pages, [3, 2]),
+            lambda: paged_attention(a.heads_third[:, :1], a.heads_third, a.heads_third, a.pages, 2, softcap=1e35)],
+        refused=lambda a: [
+            lambda: paged_attention(a.heads_third[:, :1], a.heads_third, a.heads_third, a.pages, [7, 2]),
+            lambda: paged_attention(a.heads_third[:, :1], a.heads_third, a.heads_third, a.pages + 1, [3, 2])]),
     "merge_attention_states": Function(
         samples={"two parts": dict(
             outputs=[vectors(3, 5, 17), vectors(3, 5, 17)], lses=[positive(3, 5), positive(3, 5)])},
@@ -404,4 +479,4 @@ def small_arrays():
         wide=wide, lse=wide[..., 0].copy(), row_lse=np.full(4, 9, np.float32), half=x.astype(np.float16),
         swapped=x.astype(">f4"), double=x.astype(float), bfloat=x.astype(ml_dtypes.bfloat16), objects=x.astype(object),
         masked=np.ma.masked_array(x), short=x[:, :3], empty=x[:0], row=x[0, :3].copy(), numbers=x[0].copy(),
-        ints=np.ones(3, int))
+        ints=np.ones(3, int), heads_third=wide[:, :, None], pages=np.array([[1], [0]]), ends=np.array([0, 2], np.uint8))

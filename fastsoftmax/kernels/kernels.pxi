@@ -39,7 +39,7 @@ include "softmax/softmax.pxi"               # softmax, log_softmax, logsumexp, s
 include "softmax/backward.pxi"              # gradients of softmax, log_softmax, logsumexp, softmax_entropy
 include "softmax/cross_entropy.pxi"
 
-include "attention/kv_layout.pxi"           # addresses
+include "attention/kv_layout.pxi"           # addresses: arrays, packed sequences, pages
 include "attention/params.pxi"              # the arguments of a call
 include "attention/mask.pxi"                # masks and biases
 include "attention/online_softmax.pxi"      # scores to weights, states of rows
@@ -47,6 +47,7 @@ include "attention/nonfinite.pxi"           # values that are NaN or infinite
 include "attention/gemm.pxi"                # the microkernel and the two products of prefill
 include "attention/query_tile.pxi"          # a tile of queries
 include "attention/pack.pxi"                # queries into the lanes, and results out of them
+include "attention/sequences.pxi"           # their order, and which of them decode takes
 include "attention/prefill.pxi"             # many queries, in the lanes
 include "attention/combine.pxi"             # states in memory, and splits
 include "attention/decode.pxi"              # few queries

@@ -1,7 +1,7 @@
 """The definition of each function in NumPy, before anything is made fast.
 
-Read this package first: `softmax.py`, `attention.py`, `losses.py`. It serves three times: it is the oracle of the
-tests, the baseline of the benchmarks, and at run time the implementation for complex, for long double and for
+Read this package first: `softmax.py`, `attention.py`, `packed.py`, `losses.py`. It serves three times: it is the oracle
+of the tests, the baseline of the benchmarks, and at run time the implementation for complex, for long double and for
 `logsumexp` with weights `b`. Arguments are taken as valid; `_validate.py` checks them for the public functions.
 """
 
@@ -11,6 +11,7 @@ from fastsoftmax.reference.attention import (
     scaled_dot_product_attention_backward,
 )
 from fastsoftmax.reference.losses import cross_entropy, linear_cross_entropy
+from fastsoftmax.reference.packed import paged_attention, varlen_attention, varlen_attention_backward
 from fastsoftmax.reference.softmax import _causal as _causal
 from fastsoftmax.reference.softmax import _round as _round
 from fastsoftmax.reference.softmax import (
@@ -37,10 +38,13 @@ __all__ = [
     "logsumexp",
     "logsumexp_backward",
     "merge_attention_states",
+    "paged_attention",
     "scaled_dot_product_attention",
     "scaled_dot_product_attention_backward",
     "softmax",
     "softmax_backward",
     "softmax_entropy",
     "softmax_entropy_backward",
+    "varlen_attention",
+    "varlen_attention_backward",
 ]

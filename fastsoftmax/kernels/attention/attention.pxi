@@ -1,4 +1,4 @@
-# scaled_dot_product_attention: the call.
+# scaled_dot_product_attention, varlen_attention and paged_attention: the call.
 
 cdef int describe_bias(object array, ScoreBias* bias) except -1:
     cdef const unsigned char[:, :, :, :] boolean
@@ -19,9 +19,10 @@ cdef int describe_bias(object array, ScoreBias* bias) except -1:
         bias.stride[k] = strides[k]
     return 0
 
-cdef Tensor describe_tensor(const elem[:, :, :, :] array) noexcept:
+cdef Tensor describe_tensor(const elem[:, :, :, :] array, const long long* first) noexcept:
+    """first: of packed sequences, else NULL."""
     cdef Tensor x
-    x.data = <elem*>&array[0, 0, 0, 0]
+    x.data, x.first = <elem*>&array[0, 0, 0, 0], first
     x.batch = array.strides[0] // <Py_ssize_t>sizeof(elem)
     x.head = array.strides[1] // <Py_ssize_t>sizeof(elem)
     x.row = array.strides[2] // <Py_ssize_t>sizeof(elem)
@@ -31,15 +32,18 @@ cdef int describe_attention(AttentionParams* params, const elem[:, :, :, :] quer
                             const elem[:, :, :, :] value, const elem[:, :, :, :] out, tuple biases,
                             const double[:] scale, const long long[:] offset, Py_ssize_t left, Py_ssize_t right,
                             const long long[:] lengths, double softcap, const double[:, :] slopes,
-                            const double[:] sinks) except -1:
+                            const double[:] sinks, const long long[:] first_query, const long long[:] first_key,
+                            const long long[:, :] pages) except -1:
+    cdef const long long* query_rows = NULL if first_query is None else <long long*>&first_query[0]
+    cdef const long long* key_rows = NULL if first_key is None else <long long*>&first_key[0]
     cdef Py_ssize_t t
-    params.batch, params.heads, params.length = query.shape[0], query.shape[1], query.shape[2]
+    params.batch, params.heads, params.length = offset.shape[0], query.shape[1], query.shape[2]
     params.key_heads, params.keys = key.shape[1], key.shape[2]
     params.head_dim, params.value_dim = key.shape[3], value.shape[3]
     params.query_is_real, params.out_is_real = query.shape[3] != params.head_dim, out.shape[3] != params.value_dim
     params.queries_per_kv = params.heads // params.key_heads
-    params.query, params.key = describe_tensor(query), describe_tensor(key)
-    params.value, params.out = describe_tensor(value), describe_tensor(out)
+    params.query, params.key = describe_tensor(query, query_rows), describe_tensor(key, key_rows)
+    params.value, params.out = describe_tensor(value, key_rows), describe_tensor(out, query_rows)
     params.biases = <int>len(biases)
     for t in range(len(biases)):
         describe_bias(biases[t], &params.bias[t])
@@ -49,25 +53,48 @@ cdef int describe_attention(AttentionParams* params, const elem[:, :, :, :] quer
     params.slopes = NULL if slopes is None else <double*>&slopes[0, 0]
     params.sinks = NULL if sinks is None else <double*>&sinks[0]
     params.lse = params.entropy = NULL
+    params.statistics_head = params.length
+    params.statistics_batch = 0 if query_rows != NULL else params.heads * params.length
+    params.table.pages = NULL
+    if pages is not None:
+        params.table.pages, params.table.most = <long long*>&pages[0, 0], pages.shape[1]
+        params.table.page_size = params.keys
+    if query_rows != NULL:
+        params.length = longest(query_rows, params.batch)
+        params.keys = longest(key_rows, params.batch)
+    if pages is not None:
+        params.keys = pages.shape[1] * params.table.page_size
     return 0
+
+cdef Py_ssize_t longest(const long long* first, Py_ssize_t count) noexcept nogil:
+    """Rows of the longest of packed sequences."""
+    cdef Py_ssize_t b, rows = 0
+    for b in range(count):
+        rows = max(rows, <Py_ssize_t>(first[b + 1] - first[b]))
+    return rows
 
 def attention(const elem[:, :, :, :] query, const elem[:, :, :, :] key, const elem[:, :, :, :] value,
               elem[:, :, :, :] out, tuple biases, const double[:] scale, const long long[:] offset, Py_ssize_t left,
               Py_ssize_t right, const long long[:] lengths, double softcap, const double[:, :] slopes,
-              const double[:] sinks, real[:, :, :] lse, real[:, :, :] entropy, int threads):
+              const double[:] sinks, real[:, :, :] lse, real[:, :, :] entropy, int threads,
+              const long long[:] first_query=None, const long long[:] first_key=None, const long long[:, :] pages=None):
     """See AttentionParams for the shapes. Elements of a row are contiguous; `out` is apart from all inputs.
 
     A query or `out` of reals beside keys and values of 16 bits is seen as 16-bit elements, twice as many in a row.
+    first_query, first_key (B + 1,): sequences are packed. pages (B, most), with lengths: keys are in pages. Both as
+    kv_layout.pxi says.
     """
     cdef AttentionParams params
+    cdef Sequences sequences
     describe_attention(&params, query, key, value, out, biases, scale, offset, left, right, lengths, softcap, slopes,
-                       sinks)
+                       sinks, first_query, first_key, pages)
     params.lse = NULL if lse is None else &lse[0, 0, 0]
     params.entropy = NULL if entropy is None else &entropy[0, 0, 0]
-    if uses_decode(&params):
-        decode(&params, threads)
-    else:
-        prefill(&params, threads)
+    sequences = order_sequences(&params)
+    if sequences.prefills:
+        prefill(&params, sequences.prefill, sequences.prefills, threads)
+    if sequences.decodes:
+        decode(&params, sequences.decode, sequences.decodes, threads)
 
 def attention_grad_splits(Py_ssize_t keys):
     """The number of splits of so many keys: the last dimension of dslopes."""
@@ -79,26 +106,30 @@ def attention_backward(const elem[:, :, :, :] grad_out, const elem[:, :, :, :] q
                        Py_ssize_t right, const long long[:] lengths, double softcap, const double[:, :] slopes,
                        const double[:] sinks, const real[:, :, :] grad_lse, elem[:, :, :, :] dquery,
                        elem[:, :, :, :] dkey, elem[:, :, :, :] dvalue, real[:, :, :] delta, double[:, :] dscale,
-                       tuple dbiases, double[:, :] dsinks, double[:, :, :] dslopes, bint in_order, int threads):
+                       tuple dbiases, double[:, :] dsinks, double[:, :, :] dslopes, bint in_order, int threads,
+                       const long long[:] first_query=None, const long long[:] first_key=None):
     """See BackwardParams for the shapes; lse, grad_lse, delta, dscale, dsinks and dslopes are C-contiguous.
 
     Gradients of query, key and value may hold reals beside keys of 16 bits, as `attention` says of query and out.
     dbiases: arrays of reals or doubles (B, Hq, L, S), added to; with strides of 0 where the bias broadcasts. They may
     end where the longest of lengths does. in_order: tasks may add to the same elements of them, so one thread runs all.
-    dscale and dslopes are added to.
+    dscale and dslopes are added to. first_query, first_key: as `attention` says.
     """
     cdef BackwardParams p
+    cdef const long long* query_rows
+    cdef const long long* key_rows
     cdef real[:, :, :, :] reals
     cdef double[:, :, :, :] doubles
     cdef Py_ssize_t* strides
     cdef Py_ssize_t t
     cdef int k
     describe_attention(&p.forward, query, key, value, out, biases, scale, offset, left, right, lengths, softcap, slopes,
-                       sinks)
-    p.grad_out, p.grad_is_real = describe_tensor(grad_out), grad_out.shape[3] != value.shape[3]
-    p.dquery, p.dquery_is_real = describe_tensor(dquery), dquery.shape[3] != key.shape[3]
-    p.dkey, p.dkey_is_real = describe_tensor(dkey), dkey.shape[3] != key.shape[3]
-    p.dvalue, p.dvalue_is_real = describe_tensor(dvalue), dvalue.shape[3] != value.shape[3]
+                       sinks, first_query, first_key, None)
+    query_rows, key_rows = p.forward.query.first, p.forward.key.first
+    p.grad_out, p.grad_is_real = describe_tensor(grad_out, query_rows), grad_out.shape[3] != value.shape[3]
+    p.dquery, p.dquery_is_real = describe_tensor(dquery, query_rows), dquery.shape[3] != key.shape[3]
+    p.dkey, p.dkey_is_real = describe_tensor(dkey, key_rows), dkey.shape[3] != key.shape[3]
+    p.dvalue, p.dvalue_is_real = describe_tensor(dvalue, key_rows), dvalue.shape[3] != value.shape[3]
     p.lse, p.delta = <real*>&lse[0, 0, 0], &delta[0, 0, 0]
     p.grad_lse = NULL if grad_lse is None else <real*>&grad_lse[0, 0, 0]
     p.dscale = NULL if dscale is None else &dscale[0, 0]

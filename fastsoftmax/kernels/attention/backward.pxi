@@ -36,10 +36,10 @@ cdef struct BackwardParams:
     bint grad_is_real, dquery_is_real, dkey_is_real, dvalue_is_real     # they hold reals, beside keys of 16 bits
     const real* lse                         # (B, Hq, L)
     const real* grad_lse                    # (B, Hq, L), or NULL
-    real* delta                             # (B, Hq, L)
+    real* delta                             # (B, Hq, L): as lse, see statistics_at
     double* dscale                          # (B, Hq), or NULL
     double* dsinks                          # (B, Hq), or NULL
-    double* dslopes                         # (B, Hq, splits), or NULL
+    double* dslopes                         # (B, Hq, splits of the longest), or NULL
     int biases
     ScoreGrad[MAX_BIASES] dbias
 
@@ -54,7 +54,7 @@ cdef struct BackwardWorkspace:              # one thread's buffers; rows are pad
     real* query_rows                        # (TILE_ROWS, E): scale * query, finite
     real* grad_out_rows                     # (TILE_ROWS, Ev): grad_out, finite
     bint grad_finite
-    KvRun block
+    KvBlock block
     const real* key                         # the block's keys and values as reals, where they stand or in *_reals
     const real* value
     Py_ssize_t key_row, value_row
@@ -69,16 +69,16 @@ cdef struct BackwardWorkspace:              # one thread's buffers; rows are pad
 cdef inline Py_ssize_t grad_splits(Py_ssize_t keys) noexcept nogil:
     return max(<Py_ssize_t>1, min(<Py_ssize_t>MAX_GRAD_SPLITS, keys // GRAD_SPLIT_KEYS))
 
-cdef inline Py_ssize_t splits_of(const AttentionParams* params) noexcept nogil:
-    return grad_splits(params.keys)
+cdef inline Py_ssize_t splits_of(const AttentionParams* params, Py_ssize_t b) noexcept nogil:
+    return grad_splits(stored_keys(params, b))
 
-cdef inline Py_ssize_t grad_split_keys(const AttentionParams* params) noexcept nogil:
+cdef inline Py_ssize_t grad_split_keys(const AttentionParams* params, Py_ssize_t b) noexcept nogil:
     """Keys of a split: whole blocks."""
-    return ceil_div(ceil_div(params.keys, splits_of(params)), KV_BLOCK) * KV_BLOCK
+    return ceil_div(ceil_div(stored_keys(params, b), splits_of(params, b)), KV_BLOCK) * KV_BLOCK
 
-cdef inline Py_ssize_t dquery_sums_size(const AttentionParams* params) noexcept nogil:
+cdef inline Py_ssize_t dquery_sums_size(const AttentionParams* params, Py_ssize_t b) noexcept nogil:
     """Reals of a task's sums of dquery; the last tile may write beyond its rows."""
-    return (rows_of_head(params) + TILE_ROWS) * padded(params.head_dim)
+    return (rows_of_head(params, b) + TILE_ROWS) * padded(params.head_dim)
 
 # Operands as reals.
 
@@ -118,19 +118,18 @@ cdef void load_grad_block(const BackwardParams* p, Py_ssize_t b, Py_ssize_t key_
     """The next block of keys, and no gradient of it yet."""
     cdef const AttentionParams* params = &p.forward
     cdef Py_ssize_t dim = padded(params.head_dim), value_dim = padded(params.value_dim), j, count
-    ws.block = kv_run(&params.key, &params.value, b, key_head, start, stop)
-    count = ws.block.stop - start
-    ws.key, ws.key_row = <const real*>ws.block.key, ws.block.key_row
+    ws.block = kv_block(&params.table, &params.key, &params.value, b, key_head, start, stop)
+    count = stop - start
+    ws.key, ws.key_row = <const real*>ws.block.key.first, ws.block.key.step
     if sizeof(elem) < sizeof(real) or dim != params.head_dim:
         ws.key, ws.key_row = ws.key_reals, dim
         for j in range(count):
-            convert_padded(ws.block.key + j * ws.block.key_row, False, params.head_dim, 1, ws.key_reals + j * dim)
-    ws.value, ws.value_row = <const real*>ws.block.value, ws.block.value_row
+            convert_padded(kv_row(&ws.block.key, j), False, params.head_dim, 1, ws.key_reals + j * dim)
+    ws.value, ws.value_row = <const real*>ws.block.value.first, ws.block.value.step
     if sizeof(elem) < sizeof(real) or value_dim != params.value_dim:
         ws.value, ws.value_row = ws.value_reals, value_dim
         for j in range(count):
-            convert_padded(ws.block.value + j * ws.block.value_row, False, params.value_dim, 1,
-                           ws.value_reals + j * value_dim)
+            convert_padded(kv_row(&ws.block.value, j), False, params.value_dim, 1, ws.value_reals + j * value_dim)
     ws.finite_key, ws.finite_row = ws.key, ws.key_row
     if not clear_nonfinite_reals(ws.key, ws.key_row, count, dim, ws.finite_reals):
         ws.finite_key, ws.finite_row = ws.finite_reals, dim
@@ -152,7 +151,7 @@ cdef void load_grad_tile(const BackwardParams* p, Py_ssize_t b, BackwardWorkspac
     cdef bint steep = False
     cdef int c
     for lane in range(lanes):
-        at = (b * params.heads + tile.head[lane]) * params.length + tile.query[lane]
+        at = statistics_at(params, b, tile.head[lane], tile.query[lane])
         lse[lane] = lse_of_lane(p.lse[at]) if lane < tile.rows else INFINITY
         delta[lane] = p.delta[at] if lane < tile.rows else 0
         scale[lane] = <real>params.scale[tile.head[lane]]
@@ -240,7 +239,7 @@ cdef void add_slope_grads(const BackwardParams* p, Py_ssize_t b, Py_ssize_t spli
                         vabs(tile.mask[c].position - broadcast(<real>j)), sum_)
         store(lanes, sum_)
         for lane in range(min(<Py_ssize_t>LANES, tile.rows - c * LANES)):
-            p.dslopes[(b * p.forward.heads + tile.head[c * LANES + lane]) * splits_of(&p.forward)
+            p.dslopes[(b * p.forward.heads + tile.head[c * LANES + lane]) * grad_splits(p.forward.keys)
                       + split] -= lanes[lane]
 
 cdef void restore_nonfinite_grads(const BackwardParams* p, Py_ssize_t b, Py_ssize_t skipped, Py_ssize_t count,
@@ -321,7 +320,7 @@ cdef Py_ssize_t grad_tile(const BackwardParams* p, Py_ssize_t b, Py_ssize_t key_
     """The tile of rows from `row` on and the current block. Returns the number of its rows."""
     cdef const AttentionParams* params = &p.forward
     cdef QueryTile* tile = &ws.tile
-    cdef Py_ssize_t left = rows_of_head(params) - row, rows, lane, key, count
+    cdef Py_ssize_t left = rows_of_head(params, b) - row, rows, lane, key, count
     cdef int bias = 0
     rows = min(tile_registers(ceil_div(left, LANES)) * LANES, left)
     place_query_tile(params, b, key_head, row, rows, tile)
@@ -375,15 +374,22 @@ cdef void store_grad_block(const BackwardParams* p, Py_ssize_t b, Py_ssize_t key
         store_row(ws.dvalue + j * padded(value_dim), p.dvalue_is_real, value_dim,
                   row_address(&p.dvalue, b, key_head, ws.block.start + j))
 
-# Tasks: first delta, a head each; then a pair of batch and key head with one split of its keys; then dquery, a pair
-# each.
+# Tasks: first delta, a sequence and head each; then a pair of sequence and key head with one split of its keys; then
+# dquery, a pair each.
 
-cdef struct BackwardTasks:
+cdef struct BackwardPair:
+    Py_ssize_t b, key_head, splits
+    real* dquery_sums                           # (splits, dquery_sums_size)
+
+cdef struct BackwardTask:
+    Py_ssize_t pair, split
+
+cdef struct BackwardTasks:                      # of the pairs of a slice
     const BackwardParams* p
-    Py_ssize_t first_pair, splits
+    BackwardPair* pairs
+    BackwardTask* tasks
     char* workspaces                            # BackwardWorkspace, one a thread
     Py_ssize_t workspace_bytes
-    real* dquery_sums                           # (pairs, splits, dquery_sums_size)
 
 cdef bint saw_sink_alone(const AttentionParams* params, real lse, Py_ssize_t head, const elem* out) noexcept nogil:
     """Whether lse and out of a row are those of its sink and no key."""
@@ -405,8 +411,8 @@ cdef Py_ssize_t delta_task(const void* context, Py_ssize_t task, int thread) noe
     cdef vreal sums
     cdef real delta
     cdef double dsink = 0
-    for i in range(params.length):
-        at = task * params.length + i
+    for i in range(length_of(params, b)):
+        at = statistics_at(params, b, head, i)
         p.delta[at] = 0
         if p.lse[at] == -INFINITY:              # saw nothing
             continue
@@ -428,23 +434,23 @@ cdef Py_ssize_t delta_task(const void* context, Py_ssize_t task, int thread) noe
             dsink -= <double>(lane0(exp_(vmin(broadcast(1), broadcast(sink_of(params, head) - p.lse[at])))) * delta)
     if p.dsinks != NULL:
         p.dsinks[task] = dsink
-    return params.length
+    return length_of(params, b)
 
 cdef Py_ssize_t grad_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
     cdef const BackwardTasks* tasks = <const BackwardTasks*>context
     cdef const BackwardParams* p = tasks.p
     cdef const AttentionParams* params = &p.forward
     cdef BackwardWorkspace* ws = <BackwardWorkspace*>(tasks.workspaces + thread * tasks.workspace_bytes)
-    cdef Py_ssize_t pair = tasks.first_pair + task // tasks.splits, split = task % tasks.splits
-    cdef Py_ssize_t b = pair // params.key_heads, key_head = pair % params.key_heads
-    cdef Py_ssize_t start = split * grad_split_keys(params), end = min(start + grad_split_keys(params), params.keys)
-    cdef Py_ssize_t row, cost = 0
-    cdef real* dquery_sums = tasks.dquery_sums + task * dquery_sums_size(params)
-    memset(dquery_sums, 0, dquery_sums_size(params) * sizeof(real))
+    cdef const BackwardPair* pair = &tasks.pairs[tasks.tasks[task].pair]
+    cdef Py_ssize_t b = pair.b, key_head = pair.key_head, split = tasks.tasks[task].split
+    cdef Py_ssize_t start = split * grad_split_keys(params, b), row, cost = 0
+    cdef Py_ssize_t end = min(start + grad_split_keys(params, b), stored_keys(params, b))
+    cdef real* dquery_sums = pair.dquery_sums + split * dquery_sums_size(params, b)
+    memset(dquery_sums, 0, dquery_sums_size(params, b) * sizeof(real))
     while start < end:
         load_grad_block(p, b, key_head, start, min(start + KV_BLOCK, end), ws)
         row = 0
-        while row < rows_of_head(params):
+        while row < rows_of_head(params, b):
             row += grad_tile(p, b, key_head, split, row, ws, dquery_sums)
         store_grad_block(p, b, key_head, ws)
         cost += ws.block.stop - start
@@ -457,16 +463,15 @@ cdef Py_ssize_t dquery_task(const void* context, Py_ssize_t task, int thread) no
     cdef const BackwardParams* p = tasks.p
     cdef const AttentionParams* params = &p.forward
     cdef BackwardWorkspace* ws = <BackwardWorkspace*>(tasks.workspaces + thread * tasks.workspace_bytes)
-    cdef Py_ssize_t pair = tasks.first_pair + task, dim = padded(params.head_dim), size = dquery_sums_size(params)
-    cdef Py_ssize_t b = pair // params.key_heads, key_head = pair % params.key_heads, row, split, r, head, query
-    cdef Py_ssize_t registers = dim // LANES
-    cdef real* grads = tasks.dquery_sums + task * tasks.splits * size
+    cdef const BackwardPair* pair = &tasks.pairs[task]
+    cdef Py_ssize_t b = pair.b, dim = padded(params.head_dim), size = dquery_sums_size(params, b)
+    cdef Py_ssize_t row, split, r, head, query, registers = dim // LANES
     cdef real* x
     cdef vreal sums, scale, grad
-    for row in range(rows_of_head(params)):
-        x = grads + row * dim
-        head, query = head_of_row(params, key_head, row), query_of_row(params, row)
-        for split in range(1, tasks.splits):
+    for row in range(rows_of_head(params, b)):
+        x = pair.dquery_sums + row * dim
+        head, query = head_of_row(params, pair.key_head, row), query_of_row(params, row)
+        for split in range(1, pair.splits):
             for r in range(registers):
                 store(x + r * LANES, load(x + r * LANES) + load(x + split * size + r * LANES))
         if p.dscale != NULL:
@@ -483,22 +488,59 @@ cdef Py_ssize_t dquery_task(const void* context, Py_ssize_t task, int thread) no
         store_row(x, p.dquery_is_real, params.head_dim, row_address(&p.dquery, b, head, query))
     return 1
 
+cdef struct BackwardSlice:                      # pairs that are computed at a time, and the room that they need
+    Py_ssize_t pairs, tasks, sums               # sums: reals
+
+cdef BackwardSlice backward_slice(const AttentionParams* params, const Sequence* order, Py_ssize_t first,
+                                  int threads) noexcept nogil:
+    """The slice from pair number `first` on: some tasks for each thread."""
+    cdef BackwardSlice x
+    cdef Py_ssize_t b
+    x.pairs = x.tasks = x.sums = 0
+    while first + x.pairs < params.batch * params.key_heads and (x.pairs == 0 or x.tasks < 4 * threads):
+        b = sequence_at(order, (first + x.pairs) // params.key_heads)
+        x.pairs += 1
+        x.tasks += splits_of(params, b)
+        x.sums += splits_of(params, b) * dquery_sums_size(params, b)
+    return x
+
+cdef void plan_backward(const AttentionParams* params, const Sequence* order, Py_ssize_t first,
+                        const BackwardSlice* slice_, real* dquery_sums, BackwardTasks* tasks) noexcept nogil:
+    """Writes the pairs and tasks of a slice."""
+    cdef Py_ssize_t i, split, task = 0
+    cdef BackwardPair* pair
+    for i in range(slice_.pairs):
+        pair = &tasks.pairs[i]
+        pair.b, pair.key_head = sequence_at(order, (first + i) // params.key_heads), (first + i) % params.key_heads
+        pair.splits, pair.dquery_sums = splits_of(params, pair.b), dquery_sums
+        dquery_sums += pair.splits * dquery_sums_size(params, pair.b)
+        for split in range(pair.splits):
+            tasks.tasks[task].pair, tasks.tasks[task].split = i, split
+            task += 1
+
 cdef class BackwardWorkspaces:
-    """The buffers of `threads` threads, and the sums of dquery of `tasks` tasks; freed with it."""
+    """The buffers of `threads` threads, and the tables and sums of a slice as large as `most`; freed with it."""
     cdef char* block
     cdef real* dquery_sums
+    cdef BackwardPair* pairs
+    cdef BackwardTask* tasks
     cdef Py_ssize_t thread_bytes
 
-    def __cinit__(self, int threads, Py_ssize_t head_dim, Py_ssize_t value_dim, Py_ssize_t tasks, Py_ssize_t rows_size):
+    def __cinit__(self, int threads, Py_ssize_t head_dim, Py_ssize_t value_dim, BackwardSlice most):
         cdef Py_ssize_t dim = padded(head_dim) * sizeof(real), value_bytes = padded(value_dim) * sizeof(real)
+        cdef Py_ssize_t sums_bytes = round_up_to_line(most.sums * sizeof(real))
+        cdef Py_ssize_t pairs_bytes = round_up_to_line(most.pairs * sizeof(BackwardPair))
         cdef Py_ssize_t t
         cdef BackwardWorkspace* ws
         cdef char* at
         self.thread_bytes = (round_up_to_line(sizeof(BackwardWorkspace))
                              + round_up_to_line((2 * TILE_ROWS + 3 * KV_BLOCK) * dim)
                              + round_up_to_line((2 * TILE_ROWS + 2 * KV_BLOCK) * value_bytes))
-        self.block = <char*>allocate(threads * self.thread_bytes + tasks * rows_size * <Py_ssize_t>sizeof(real))
+        self.block = <char*>allocate(threads * self.thread_bytes + sums_bytes + pairs_bytes
+                                     + most.tasks * <Py_ssize_t>sizeof(BackwardTask))
         self.dquery_sums = <real*>(self.block + threads * self.thread_bytes)
+        self.pairs = <BackwardPair*>(<char*>self.dquery_sums + sums_bytes)
+        self.tasks = <BackwardTask*>(<char*>self.pairs + pairs_bytes)
         for t in range(threads):
             ws = <BackwardWorkspace*>(self.block + t * self.thread_bytes)
             at = <char*>ws + round_up_to_line(sizeof(BackwardWorkspace))
@@ -517,34 +559,41 @@ cdef class BackwardWorkspaces:
 cdef int backward(const BackwardParams* p, bint in_order, int threads) except -1:
     """in_order: the tasks add to the same elements of dbias, so one thread does them all."""
     cdef const AttentionParams* params = &p.forward
-    cdef Py_ssize_t pairs = params.batch * params.key_heads, size = dquery_sums_size(params)
-    cdef Py_ssize_t at_once, count, slice_, start
+    cdef Py_ssize_t pairs = params.batch * params.key_heads, first = 0, start, work, step
+    cdef BackwardSlice slice_, most
     cdef BackwardTasks tasks
     cdef BackwardWorkspaces workspaces
+    cdef Sequences order = order_sequences(params)
     cdef ParallelRegion region
-    tasks.p, tasks.first_pair, tasks.splits = p, 0, splits_of(params)
-    at_once = min(pairs, max(<Py_ssize_t>1, 4 * threads // tasks.splits))
-    workspaces = BackwardWorkspaces(threads, params.head_dim, params.value_dim, at_once * tasks.splits, size)
+    most.pairs = most.tasks = most.sums = 0
+    while first < pairs:
+        slice_ = backward_slice(params, order.all, first, threads)
+        most.pairs, most.tasks = max(most.pairs, slice_.pairs), max(most.tasks, slice_.tasks)
+        most.sums = max(most.sums, slice_.sums)
+        first += slice_.pairs if is_ragged(params) else pairs   # the first slice is the largest, if all are alike
+    workspaces = BackwardWorkspaces(threads, params.head_dim, params.value_dim, most)
+    tasks.p, tasks.pairs, tasks.tasks = p, workspaces.pairs, workspaces.tasks
     tasks.workspaces, tasks.workspace_bytes = workspaces.block, workspaces.thread_bytes
-    tasks.dquery_sums = workspaces.dquery_sums
     run_tasks(delta_task, &tasks, params.batch * params.heads,
               max(<Py_ssize_t>(2 * threads), <Py_ssize_t>100000000 // (params.length * params.value_dim)), threads)
     # tasks between two looks for an interrupt: a fraction of a second by any kernel, or one a thread
-    slice_ = <Py_ssize_t>200000000 // (rows_of_head(params) * multiplications_of_row(params) // tasks.splits + 10000)
-    slice_ = max(slice_, <Py_ssize_t>threads)
-    while tasks.first_pair < pairs:
-        count = min(at_once, pairs - tasks.first_pair)
+    work = params.length * params.queries_per_kv * multiplications_of_row(params, params.keys)
+    step = max(<Py_ssize_t>200000000 // (work // grad_splits(params.keys) + 10000), <Py_ssize_t>threads)
+    first = 0
+    while first < pairs:
+        slice_ = backward_slice(params, order.all, first, threads)
+        plan_backward(params, order.all, first, &slice_, workspaces.dquery_sums, &tasks)
         start = 0
-        while start < count * tasks.splits:
+        while start < slice_.tasks:
             with nogil:
                 region = open_region(1 if in_order else threads)
-                parallel_for(grad_task, &tasks, start, min(start + slice_, count * tasks.splits), False, &region)
+                parallel_for(grad_task, &tasks, start, min(start + step, slice_.tasks), False, &region)
                 close_region(&region)
             PyErr_CheckSignals()
-            start += slice_
+            start += step
         with nogil:
             region = open_region(threads)
-            parallel_for(dquery_task, &tasks, 0, count, False, &region)
+            parallel_for(dquery_task, &tasks, 0, slice_.pairs, False, &region)
             close_region(&region)
-        tasks.first_pair += at_once
+        first += slice_.pairs
     return 0

@@ -57,7 +57,7 @@ cdef void finalize_row(const AttentionParams* params, Py_ssize_t b, Py_ssize_t k
 cdef void combine_splits(const AttentionParams* params, Py_ssize_t b, Py_ssize_t key_head, Py_ssize_t splits,
                          real* states) noexcept nogil:
     """Combines the states of all splits in the place of the first, and writes the results."""
-    cdef Py_ssize_t rows = rows_of_head(params), row, split, i
+    cdef Py_ssize_t rows = rows_of_head(params, b), row, split, i
     cdef OnlineState state, other
     cdef vreal rescale, other_rescale
     cdef real* to

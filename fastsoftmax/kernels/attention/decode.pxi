@@ -23,6 +23,7 @@ cdef struct DecodeWorkspace:                # one thread's buffers
     int skipped, count                      # which keys of a block `order` and `run_end` are of
     int[DECODE_KV_BLOCK] order
     int[VALUE_RUNS] run_end
+    ConstRowPointer[DECODE_KV_BLOCK] key, value     # of a block that spans pages
     real* query_rows                        # (rows + 1, padded head_dim)
     real* sums                              # of up to four rows: the weighted values of a run
     elem* clean                             # the block's values without NaN and infinities
@@ -38,7 +39,7 @@ cdef inline int rows_at_once(Py_ssize_t rows) noexcept nogil:
 cdef void load_query_rows(const AttentionParams* params, Py_ssize_t b, Py_ssize_t key_head,
                           DecodeWorkspace* ws) noexcept nogil:
     """query_rows[row] = query; zero where the last register repeats elements of the one before."""
-    cdef Py_ssize_t rows = rows_of_head(params), row, i, registers = ceil_div(params.head_dim, LANES)
+    cdef Py_ssize_t rows = rows_of_head(params, b), row, i, registers = ceil_div(params.head_dim, LANES)
     cdef real[LANES] is_new
     cdef real* to
     cdef const elem* query
@@ -95,7 +96,7 @@ cdef inline void add_products(int rows, int keys, const ConstRowPointer* key, Py
             sums[r * keys + k] = fma_(x, load(query + r * query_step), sums[r * keys + k])
 
 cdef inline void dot_products(int rows, int keys, const AttentionParams* params, const DecodeWorkspace* ws,
-                              const KvRun* block, Py_ssize_t row, int first, int last,
+                              const KvBlock* block, Py_ssize_t row, int first, int last,
                               real* scores) noexcept nogil:
     """The scores of keys number first to last - 1 in order, `keys` at a time."""
     cdef vreal[4 * LANES] sums
@@ -106,7 +107,7 @@ cdef inline void dot_products(int rows, int keys, const AttentionParams* params,
     cdef int turn, r, k, filled = (rows * keys + LANES - 1) // LANES * LANES
     for turn in range((last - first) // keys):
         for k in range(keys):
-            at[k] = block.key + ws.order[first + turn * keys + k] * block.key_row
+            at[k] = kv_row(&block.key, ws.order[first + turn * keys + k])
         for k in range(filled):
             sums[k] = broadcast(0)
         for i in range(full):
@@ -120,7 +121,7 @@ cdef inline void dot_products(int rows, int keys, const AttentionParams* params,
                 scores[r * DECODE_KV_BLOCK + ws.order[first + turn * keys + k]] = lane[r * keys + k]
 
 cdef inline void scores_of_block(int rows, const AttentionParams* params, const DecodeWorkspace* ws,
-                                 const KvRun* block, Py_ssize_t row, real* scores) noexcept nogil:
+                                 const KvBlock* block, Py_ssize_t row, real* scores) noexcept nogil:
     """(rows, DECODE_KV_BLOCK), of rows `row` and those after it."""
     cdef int keys = max(LANES // rows, 1), count = <int>(block.stop - block.start), done = count // keys * keys
     dot_products(rows, keys, params, ws, block, row, 0, done, scores)
@@ -204,9 +205,8 @@ cdef void softmax_row(const AttentionParams* params, Py_ssize_t skipped, Py_ssiz
 
 # Values.
 
-cdef inline void add_weighted(int rows, int values, const elem* value, Py_ssize_t stride, const int* order, int first,
-                              int last, Py_ssize_t dim, const real* weights, real* sums,
-                              Py_ssize_t step) noexcept nogil:
+cdef inline void add_weighted(int rows, int values, const KvRows* value, const int* order, int first, int last,
+                              Py_ssize_t dim, const real* weights, real* sums, Py_ssize_t step) noexcept nogil:
     """sums[row] += weights[row][j] * value[j], one after the other, j number first to last - 1 in order; `values` at a
     time, as many as have their weights in registers."""
     cdef vreal[8] weight
@@ -218,7 +218,7 @@ cdef inline void add_weighted(int rows, int values, const elem* value, Py_ssize_
     for turn in range((last - first) // values):
         for k in range(values):
             j = order[first + turn * values + k]
-            at[k] = value + j * stride
+            at[k] = kv_row(value, j)
             for r in range(rows):
                 weight[r * values + k] = broadcast(weights[r * DECODE_KV_BLOCK + j])
         for i in range(registers):
@@ -232,8 +232,7 @@ cdef inline void add_weighted(int rows, int values, const elem* value, Py_ssize_
                 store(sums + r * step + i * LANES, sum_[r])
 
 cdef inline void add_values_of_rows(int rows, const AttentionParams* params, const DecodeWorkspace* ws,
-                                    const elem* value, Py_ssize_t stride, Py_ssize_t row,
-                                    real* states) noexcept nogil:
+                                    const KvRows* value, Py_ssize_t row, real* states) noexcept nogil:
     """out[r] = out[r] * rescale[r] + sum over the block's keys j of weights[r][j] * value[j], for rows `row` and those
     after it."""
     cdef Py_ssize_t dim = params.value_dim, step = padded(dim), out_step = state_size(params), i
@@ -253,34 +252,34 @@ cdef inline void add_values_of_rows(int rows, const AttentionParams* params, con
             continue
         done = first + (last - first) // values * values
         memset(sums, 0, rows * step * sizeof(real))
-        add_weighted(rows, values, value, stride, ws.order, first, done, dim, weights, sums, step)
-        add_weighted(rows, 1, value, stride, ws.order, done, last, dim, weights, sums, step)
+        add_weighted(rows, values, value, ws.order, first, done, dim, weights, sums, step)
+        add_weighted(rows, 1, value, ws.order, done, last, dim, weights, sums, step)
         for r in range(rows):
             for i in range(step // LANES):
                 to = out + r * out_step + i * LANES
                 store(to, load(to) + load(sums + r * step + i * LANES))
         first = last
 
-cdef void restore_nonfinite_rows(const AttentionParams* params, DecodeWorkspace* ws, const KvRun* block,
-                                 real* states) noexcept nogil:
+cdef void restore_nonfinite_rows(const AttentionParams* params, Py_ssize_t b, DecodeWorkspace* ws,
+                                 const KvBlock* block, real* states) noexcept nogil:
     cdef WeightedRows to
     cdef Py_ssize_t dim = params.value_dim
-    to.rows, to.begin, to.end = rows_of_head(params), ws.begin, ws.end
+    to.rows, to.begin, to.end = rows_of_head(params, b), ws.begin, ws.end
     to.bias_sum, to.bias_row = ws.bias_sum if params.biases else NULL, DECODE_KV_BLOCK
     to.weights, to.weight_row, to.weight_key = ws.scores, DECODE_KV_BLOCK, 1
     to.out, to.out_row, to.out_element = out_of(params, states, 0), state_size(params), 1
     to.gap_at, to.gap = dim - LANES, padded(dim) - dim
-    add_nonfinite_values(&to, block.value, block.value_row, dim, block.start, block.stop - block.start)
+    add_nonfinite_values(&to, &block.value, 0, dim, block.start, block.stop - block.start)
 
 # One block of keys, for all rows.
 
-cdef bint load_biases(const AttentionParams* params, Py_ssize_t b, const KvRun* block, DecodeWorkspace* ws,
+cdef bint load_biases(const AttentionParams* params, Py_ssize_t b, const KvBlock* block, DecodeWorkspace* ws,
                       bint* hidden) noexcept nogil:
     """The biases of all rows; hidden: whether a key is hidden from a row. False if no key is visible to any."""
     cdef Py_ssize_t row
     cdef int any_ = 0
     hidden[0] = False
-    for row in range(rows_of_head(params)):
+    for row in range(rows_of_head(params, b)):
         ws.bias[row] = 0
         if params.biases:
             ws.bias[row] = load_score_bias(params, b, ws.head[row], ws.query[row], block.start,
@@ -290,13 +289,13 @@ cdef bint load_biases(const AttentionParams* params, Py_ssize_t b, const KvRun* 
             hidden[0] = True
     return params.biases == 0 or any_ & BIAS_SHOWS
 
-cdef void decode_kv_block(const AttentionParams* params, Py_ssize_t b, const KvRun* block, DecodeWorkspace* ws,
+cdef void decode_kv_block(const AttentionParams* params, Py_ssize_t b, const KvBlock* block, DecodeWorkspace* ws,
                           real* states) noexcept nogil:
     """Updates the states of all rows with the keys of a block."""
-    cdef Py_ssize_t rows = rows_of_head(params), row, count = block.stop - block.start
-    cdef Py_ssize_t skipped = block.start % DECODE_KV_BLOCK, value_row = block.value_row
-    cdef const elem* value = block.value
-    cdef bint hidden
+    cdef Py_ssize_t rows = rows_of_head(params, b), row, count = block.stop - block.start
+    cdef Py_ssize_t skipped = block.start % DECODE_KV_BLOCK
+    cdef KvRows value = block.value
+    cdef bint hidden, cleared = False
     cdef real* scores
     cdef int many
     if not load_biases(params, b, block, ws, &hidden):
@@ -316,48 +315,55 @@ cdef void decode_kv_block(const AttentionParams* params, Py_ssize_t b, const KvR
         scores = ws.scores + row * DECODE_KV_BLOCK
         adjust_scores(params, b, row, block.start, count, ws, scores)
         softmax_row(params, skipped // LANES, count, scores, state_of(params, states, row), &ws.rescale[row])
-    if hidden and not is_finite(value, value_row, count, params.value_dim):
-        clear_nonfinite(value, value_row, count, params.value_dim, ws.clean)
-        value, value_row = ws.clean, params.value_dim
+    if hidden and not is_finite(&value, count, params.value_dim):
+        clear_nonfinite(&value, count, params.value_dim, ws.clean)
+        value.first, value.step, value.row, cleared = ws.clean, params.value_dim, NULL, True
     row = 0
     while row < rows:
         many = rows_at_once(rows - row)
         if many == 4:
-            add_values_of_rows(4, params, ws, value, value_row, row, states)
+            add_values_of_rows(4, params, ws, &value, row, states)
         elif many == 2:
-            add_values_of_rows(2, params, ws, value, value_row, row, states)
+            add_values_of_rows(2, params, ws, &value, row, states)
         else:
-            add_values_of_rows(1, params, ws, value, value_row, row, states)
+            add_values_of_rows(1, params, ws, &value, row, states)
         row += many
-    if value != block.value:
-        restore_nonfinite_rows(params, ws, block, states)
+    if cleared:
+        restore_nonfinite_rows(params, b, ws, block, states)
 
-# Tasks: a pair of batch and key head with one split of its keys, `splits` a pair.
-cdef struct DecodeTasks:
+# Tasks: a pair of sequence and key head with one split of its keys.
+
+cdef inline Py_ssize_t decode_splits(const AttentionParams* params, Py_ssize_t b) noexcept nogil:
+    cdef Py_ssize_t keys = keys_of(params, b)
+    return max(<Py_ssize_t>1, ceil_div(keys, split_size(keys)))
+
+cdef struct DecodePair:
+    Py_ssize_t b, key_head, splits
+    real* states                                # (splits, rows + 1, state_size)
+
+cdef struct DecodeTask:
+    Py_ssize_t pair, split
+
+cdef struct DecodeTasks:                        # of the pairs between two looks for an interrupt
     const AttentionParams* params
-    Py_ssize_t first_pair, splits
+    DecodePair* pairs
+    DecodeTask* tasks
     char* workspaces                            # DecodeWorkspace, one a thread
     Py_ssize_t workspace_bytes
-    real* states                                # (pairs of the slice, splits, rows + 1, state_size)
-
-cdef inline real* states_of_pair(const DecodeTasks* tasks, Py_ssize_t pair) noexcept nogil:
-    """pair: counted from first_pair."""
-    return tasks.states + pair * tasks.splits * (rows_of_head(tasks.params) + 1) * state_size(tasks.params)
 
 cdef Py_ssize_t decode_split(const void* context, Py_ssize_t task, int thread) noexcept nogil:
     """The cost is the number of keys read."""
     cdef const DecodeTasks* tasks = <const DecodeTasks*>context
     cdef const AttentionParams* params = tasks.params
     cdef DecodeWorkspace* ws = <DecodeWorkspace*>(tasks.workspaces + thread * tasks.workspace_bytes)
-    cdef Py_ssize_t pair = tasks.first_pair + task // tasks.splits, split = task % tasks.splits
-    cdef Py_ssize_t b = pair // params.key_heads, key_head = pair % params.key_heads
-    cdef Py_ssize_t rows = rows_of_head(params), row
-    cdef Py_ssize_t size = split_size(params.keys), start = split * size, stop, begin = params.keys, end = 0, read = 0
-    cdef real* states = states_of_pair(tasks, task // tasks.splits)
+    cdef const DecodePair* pair = &tasks.pairs[tasks.tasks[task].pair]
+    cdef Py_ssize_t b = pair.b, split = tasks.tasks[task].split, rows = rows_of_head(params, b), row
+    cdef Py_ssize_t size = split_size(keys_of(params, b)), start = split * size, stop
+    cdef Py_ssize_t begin = keys_of(params, b), end = 0, read = 0
+    cdef real* states = pair.states + split * (rows + 1) * state_size(params)
     cdef OnlineState state
-    cdef KvRun block
-    load_query_rows(params, b, key_head, ws)
-    states += split * (rows + 1) * state_size(params)
+    cdef KvBlock block
+    load_query_rows(params, b, pair.key_head, ws)
     memset(states, 0, (rows + 1) * state_size(params) * sizeof(real))
     for row in range(rows):
         state = state_of_sink(broadcast(sink_of(params, ws.head[row]) if split == 0 else -INFINITY))
@@ -369,38 +375,83 @@ cdef Py_ssize_t decode_split(const void* context, Py_ssize_t task, int thread) n
     start = max(start, begin // LANES * LANES)      # a score's lane must not depend on where the others begin
     while start < end:
         stop = min(start - start % DECODE_KV_BLOCK + DECODE_KV_BLOCK, end)
-        block = kv_run(&params.key, &params.value, b, key_head, start, stop)
+        block = kv_block(&params.table, &params.key, &params.value, b, pair.key_head, start, stop)
+        if block.spans_pages:
+            page_rows(&params.table, &params.key, b, pair.key_head, start, stop, ws.key)
+            page_rows(&params.table, &params.value, b, pair.key_head, start, stop, ws.value)
+            block.key.row, block.value.row = ws.key, ws.value
         decode_kv_block(params, b, &block, ws, states)
-        read += block.stop - start
-        start = block.stop
-    if tasks.splits == 1:
+        read += stop - start
+        start = stop
+    if pair.splits == 1:
         for row in range(rows):
-            finalize_row(params, b, key_head, row, states)
+            finalize_row(params, b, pair.key_head, row, states)
     return read + DECODE_ROWS
 
 cdef Py_ssize_t combine_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
     cdef const DecodeTasks* tasks = <const DecodeTasks*>context
-    cdef Py_ssize_t pair = tasks.first_pair + task, key_heads = tasks.params.key_heads
-    combine_splits(tasks.params, pair // key_heads, pair % key_heads, tasks.splits, states_of_pair(tasks, task))
+    cdef const DecodePair* pair = &tasks.pairs[task]
+    if pair.splits > 1:
+        combine_splits(tasks.params, pair.b, pair.key_head, pair.splits, pair.states)
     return 1
 
+cdef struct DecodeSlice:                        # pairs between two looks for an interrupt, and the room that they need
+    Py_ssize_t pairs, tasks, rows, states       # rows: the most of a pair; states: reals
+
+cdef DecodeSlice decode_slice(const AttentionParams* params, const Sequence* sequences, Py_ssize_t first,
+                              Py_ssize_t pairs, int threads) noexcept nogil:
+    """The slice from pair number `first` on: some tasks for each thread and work for a fraction of a second, but, with
+    few keys, not so many pairs that their states need much memory."""
+    cdef DecodeSlice x
+    cdef Py_ssize_t b, rows, splits, work = 0
+    x.pairs = x.tasks = x.rows = x.states = 0
+    while first + x.pairs < pairs and (x.tasks < 16 * threads or work < 100000000):
+        b = sequence_at(sequences, (first + x.pairs) // params.key_heads)
+        rows, splits = rows_of_head(params, b), decode_splits(params, b)
+        x.pairs += 1
+        x.tasks += splits
+        x.rows = max(x.rows, rows)
+        x.states += splits * (rows + 1) * state_size(params)
+        work += multiplications_of_row(params, keys_of(params, b)) + 100000
+    return x
+
+cdef void plan_decode(const AttentionParams* params, const Sequence* sequences, Py_ssize_t first,
+                      const DecodeSlice* slice_, real* states, DecodeTasks* tasks) noexcept nogil:
+    """Writes the pairs and tasks of a slice."""
+    cdef Py_ssize_t i, split, task = 0
+    cdef DecodePair* pair
+    for i in range(slice_.pairs):
+        pair = &tasks.pairs[i]
+        pair.b, pair.key_head = sequence_at(sequences, (first + i) // params.key_heads), (first + i) % params.key_heads
+        pair.splits, pair.states = decode_splits(params, pair.b), states
+        states += pair.splits * (rows_of_head(params, pair.b) + 1) * state_size(params)
+        for split in range(pair.splits):
+            tasks.tasks[task].pair, tasks.tasks[task].split = i, split
+            task += 1
+
 cdef class DecodeWorkspaces:
-    """The buffers of `threads` threads, and the states of `pairs` batches and key heads; freed with it."""
+    """The buffers of `threads` threads, and the tables and states of a slice as large as `most`; freed with it."""
     cdef char* block
     cdef real* states
+    cdef DecodePair* pairs
+    cdef DecodeTask* tasks
     cdef Py_ssize_t thread_bytes
 
-    def __cinit__(self, int threads, Py_ssize_t rows, Py_ssize_t head_dim, Py_ssize_t value_dim, Py_ssize_t pairs,
-                  Py_ssize_t pair_reals):
-        cdef Py_ssize_t query_bytes = round_up_to_line((rows + 1) * padded(head_dim) * sizeof(real))
+    def __cinit__(self, int threads, Py_ssize_t head_dim, Py_ssize_t value_dim, DecodeSlice most):
+        cdef Py_ssize_t query_bytes = round_up_to_line((most.rows + 1) * padded(head_dim) * sizeof(real))
         cdef Py_ssize_t sums_bytes = round_up_to_line(4 * padded(value_dim) * sizeof(real))
+        cdef Py_ssize_t states_bytes = round_up_to_line(most.states * sizeof(real))
+        cdef Py_ssize_t pairs_bytes = round_up_to_line(most.pairs * sizeof(DecodePair))
         cdef Py_ssize_t t
         cdef DecodeWorkspace* ws
         cdef char* at
         self.thread_bytes = (round_up_to_line(sizeof(DecodeWorkspace)) + query_bytes + sums_bytes
                              + round_up_to_line(DECODE_KV_BLOCK * value_dim * sizeof(elem)))
-        self.block = <char*>allocate(threads * self.thread_bytes + pairs * pair_reals * <Py_ssize_t>sizeof(real))
+        self.block = <char*>allocate(threads * self.thread_bytes + states_bytes + pairs_bytes
+                                     + most.tasks * <Py_ssize_t>sizeof(DecodeTask))
         self.states = <real*>(self.block + threads * self.thread_bytes)
+        self.pairs = <DecodePair*>(<char*>self.states + states_bytes)
+        self.tasks = <DecodeTask*>(<char*>self.pairs + pairs_bytes)
         for t in range(threads):
             ws = <DecodeWorkspace*>(self.block + t * self.thread_bytes)
             at = <char*>ws + round_up_to_line(sizeof(DecodeWorkspace))
@@ -412,35 +463,37 @@ cdef class DecodeWorkspaces:
     def __dealloc__(self):
         free(self.block)
 
-cdef inline bint uses_decode(const AttentionParams* params) noexcept nogil:
+cdef inline bint uses_decode(const AttentionParams* params, Py_ssize_t b) noexcept nogil:
     """Whether rows are too few to fill the lanes, or so few that threads should share long caches instead of rows."""
-    cdef Py_ssize_t rows = rows_of_head(params)
+    cdef Py_ssize_t rows = rows_of_head(params, b)
     return (params.head_dim >= LANES and params.value_dim >= LANES
-            and (rows <= min(LANES, DECODE_ROWS) or rows <= DECODE_ROWS and params.keys >= LONG_CACHE))
+            and (rows <= min(LANES, DECODE_ROWS) or rows <= DECODE_ROWS and keys_of(params, b) >= LONG_CACHE))
 
-cdef int decode(const AttentionParams* params, int threads) except -1:
-    cdef Py_ssize_t rows = rows_of_head(params), pairs = params.batch * params.key_heads, count
-    cdef Py_ssize_t at_once = <Py_ssize_t>100000000 // (multiplications_of_row(params) + 100000)
+cdef int decode(const AttentionParams* params, const Sequence* sequences, Py_ssize_t count, int threads) except -1:
+    cdef Py_ssize_t pairs = count * params.key_heads, first = 0
+    cdef DecodeSlice slice_, most
     cdef ParallelRegion region
     cdef DecodeTasks tasks
     cdef DecodeWorkspaces workspaces
-    tasks.params, tasks.first_pair, tasks.splits = params, 0, ceil_div(params.keys, split_size(params.keys))
-    # Pairs that are computed before a look for an interrupt: some for each thread, but for a fraction of a second, and,
-    # with few keys, not so many that their states need much memory.
-    at_once = max(<Py_ssize_t>1, min(pairs, max(<Py_ssize_t>(16 * threads) // tasks.splits, at_once)))
-    threads = <int>min(threads, at_once * tasks.splits)
-    workspaces = DecodeWorkspaces(threads, rows, params.head_dim, params.value_dim, at_once,
-                                  tasks.splits * (rows + 1) * state_size(params))
+    most.pairs = most.tasks = most.rows = most.states = 0
+    while first < pairs:
+        slice_ = decode_slice(params, sequences, first, pairs, threads)
+        most.pairs, most.tasks = max(most.pairs, slice_.pairs), max(most.tasks, slice_.tasks)
+        most.rows, most.states = max(most.rows, slice_.rows), max(most.states, slice_.states)
+        first += slice_.pairs if is_ragged(params) else pairs   # the first slice is the largest, if all are alike
+    workspaces = DecodeWorkspaces(<int>min(threads, most.tasks), params.head_dim, params.value_dim, most)
+    tasks.params, tasks.pairs, tasks.tasks = params, workspaces.pairs, workspaces.tasks
     tasks.workspaces, tasks.workspace_bytes = workspaces.block, workspaces.thread_bytes
-    tasks.states = workspaces.states
-    while tasks.first_pair < pairs:
-        count = min(at_once, pairs - tasks.first_pair)
+    first = 0
+    while first < pairs:
+        slice_ = decode_slice(params, sequences, first, pairs, threads)
         with nogil:
-            region = open_region(threads)
-            parallel_for(decode_split, &tasks, 0, count * tasks.splits, False, &region)
-            if tasks.splits > 1:
-                parallel_for(combine_task, &tasks, 0, count, False, &region)
+            plan_decode(params, sequences, first, &slice_, workspaces.states, &tasks)
+            region = open_region(<int>min(threads, most.tasks))
+            parallel_for(decode_split, &tasks, 0, slice_.tasks, False, &region)
+            if slice_.tasks > slice_.pairs:
+                parallel_for(combine_task, &tasks, 0, slice_.pairs, False, &region)
             close_region(&region)
-        tasks.first_pair += at_once
+        first += slice_.pairs
         PyErr_CheckSignals()
     return 0

@@ -1,30 +1,78 @@
 # Where the rows of queries, keys, values and results stand. All address arithmetic of attention is here.
 #
-# Keys and values are read in runs whose rows are evenly spaced in memory: kv_run gives the next run and its end. All
-# kernels continue at the end of a run, wherever it is. Not implemented yet: packed sequences, which need a first row
-# for each; pages of a cache, whose runs would end with the page. Both would change this file alone.
+#   arrays   (B, H, rows, elements): sequence b is entry b
+#   packed   (1, H, rows, elements): sequence b starts at row first[b] and ends before first[b + 1]
+#   paged    (pages, H, page_size, elements), keys and values only: row j of sequence b is row j % page_size of
+#            page table[b, j // page_size] (Kwon et al., PagedAttention, 2023)
+#
+# Keys and values are read a block at a time. The rows of a block are evenly spaced in memory, but for one that spans
+# pages: decode has an address for each row of it; prefill copies it.
 
 ctypedef elem* RowPointer
 ctypedef const elem* ConstRowPointer
 
-cdef struct Tensor:                         # (batch, heads, rows, elements); elements of a row are contiguous
+cdef struct Tensor:                         # elements of a row are contiguous
     elem* data
-    Py_ssize_t batch, head, row             # strides, in elements
+    Py_ssize_t batch, head, row             # strides, in elements; batch: of pages where there are pages
+    const long long* first                  # of packed sequences, else NULL
 
 cdef inline elem* row_address(const Tensor* x, Py_ssize_t b, Py_ssize_t head, Py_ssize_t row) noexcept nogil:
-    return x.data + b * x.batch + head * x.head + row * x.row
+    """Of arrays and packed sequences."""
+    cdef elem* data = x.data + head * x.head
+    if x.first == NULL:
+        return data + b * x.batch + row * x.row
+    return data + (x.first[b] + row) * x.row
 
-cdef struct KvRun:                          # the keys start .. stop - 1 of one head, and their values
+cdef struct PageTable:
+    const long long* pages                  # (B, most), or NULL: no pages
+    Py_ssize_t most, page_size
+
+cdef struct KvRows:                         # rows of keys or of values
+    const elem* first
+    Py_ssize_t step                         # elements from one row to the next
+    const ConstRowPointer* row              # the address of each, or NULL: they are evenly spaced
+
+cdef inline const elem* kv_row(const KvRows* rows, Py_ssize_t j) noexcept nogil:
+    return rows.first + j * rows.step if rows.row == NULL else rows.row[j]
+
+cdef struct KvBlock:                        # the keys start .. stop - 1 of one head, and their values
     Py_ssize_t start, stop
-    const elem* key
-    const elem* value
-    Py_ssize_t key_row, value_row           # elements from one key, or value, to the next
+    KvRows key, value
+    bint spans_pages                        # key and value have the first row alone: see page_rows and copy_pages
 
-cdef inline KvRun kv_run(const Tensor* key, const Tensor* value, Py_ssize_t b, Py_ssize_t head, Py_ssize_t start,
-                         Py_ssize_t stop) noexcept nogil:
-    """The longest run of keys from `start` on that ends at `stop` or before."""
-    cdef KvRun run
-    run.start, run.stop = start, stop
-    run.key, run.key_row = row_address(key, b, head, start), key.row
-    run.value, run.value_row = row_address(value, b, head, start), value.row
-    return run
+cdef inline KvBlock kv_block(const PageTable* table, const Tensor* key, const Tensor* value, Py_ssize_t b,
+                             Py_ssize_t head, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    cdef KvBlock block
+    cdef Py_ssize_t row = start
+    block.start, block.stop, block.spans_pages = start, stop, False
+    if table.pages != NULL:
+        b, row = <Py_ssize_t>table.pages[b * table.most + start // table.page_size], start % table.page_size
+        block.spans_pages = row + stop - start > table.page_size
+    block.key.first, block.key.step, block.key.row = row_address(key, b, head, row), key.row, NULL
+    block.value.first, block.value.step, block.value.row = row_address(value, b, head, row), value.row, NULL
+    return block
+
+cdef void page_rows(const PageTable* table, const Tensor* x, Py_ssize_t b, Py_ssize_t head, Py_ssize_t start,
+                    Py_ssize_t stop, ConstRowPointer* row) noexcept nogil:
+    """The addresses of the rows start .. stop - 1."""
+    cdef Py_ssize_t page = start // table.page_size, at = start % table.page_size, count, j
+    cdef const elem* first
+    while start < stop:
+        first = row_address(x, <Py_ssize_t>table.pages[b * table.most + page], head, at)
+        count = min(table.page_size - at, stop - start)
+        for j in range(count):
+            row[j] = first + j * x.row
+        row += count
+        start += count
+        page += 1
+        at = 0
+
+cdef void copy_pages(const PageTable* table, const Tensor* x, Py_ssize_t b, Py_ssize_t head, const KvBlock* block,
+                     Py_ssize_t dim, elem* to, KvRows* rows) noexcept nogil:
+    """Copies the rows of a block of at most KV_BLOCK keys to `to`, (keys, dim), and has `rows` say so."""
+    cdef ConstRowPointer[KV_BLOCK] row
+    cdef Py_ssize_t j
+    page_rows(table, x, b, head, block.start, block.stop, row)
+    for j in range(block.stop - block.start):
+        memcpy(to + j * dim, row[j], dim * sizeof(elem))
+    rows.first, rows.step = to, dim

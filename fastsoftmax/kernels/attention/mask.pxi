@@ -10,9 +10,7 @@ cdef inline void visible_keys(const AttentionParams* params, Py_ssize_t b, Py_ss
     """The keys that causal_offset, window and key_lengths leave to a query: begin .. end - 1, or 0, 0 for none."""
     cdef Py_ssize_t position = query + params.offset[b]
     begin[0] = 0
-    end[0] = params.keys
-    if params.lengths != NULL:
-        end[0] = params.lengths[b]
+    end[0] = keys_of(params, b)
     if params.right >= 0:
         end[0] = min(end[0], position + params.right + 1)
     if params.left >= 0:

@@ -2,6 +2,8 @@
 #
 #   query (B, Hq, L, E), key (B, Hk, S, E), value (B, Hk, S, Ev) -> out (B, Hq, L, Ev)
 #
+# L and S may differ from one sequence to the next where these are packed, S where keys are in pages: see kv_layout.pxi.
+#
 # Method: the online softmax of Milakov and Gimelshein (2018) over blocks of keys, so that no L x S array exists. Many
 # queries stand in the lanes (prefill.pxi); for few, the elements of a key do (decode.pxi). The query heads that share a
 # key head are one matrix of rows, which shares each pass over keys and values: row r is query r // queries_per_kv of
@@ -35,8 +37,11 @@ cdef struct ScoreBias:                      # is added to scores, (B, Hq, L, S);
     Py_ssize_t[4] stride                    # bytes
 
 cdef struct AttentionParams:
-    Py_ssize_t batch, heads, key_heads, queries_per_kv, length, keys, head_dim, value_dim
+    Py_ssize_t batch, heads, key_heads, queries_per_kv, head_dim, value_dim
+    Py_ssize_t length, keys                 # of the longest sequence
+    Py_ssize_t statistics_batch, statistics_head    # strides of lse and entropy
     Tensor query, key, value, out
+    PageTable table
     bint query_is_real, out_is_real         # they hold reals, beside keys and values of 16 bits
     int biases
     ScoreBias[MAX_BIASES] bias
@@ -44,15 +49,28 @@ cdef struct AttentionParams:
     double softcap                          # 0: none
     const double* scale                     # a head
     const long long* offset                 # a batch
-    const long long* lengths                # a batch, or NULL
+    const long long* lengths                # a batch, or NULL; pages always have them
     const double* slopes                    # a batch and head, or NULL
     const double* sinks                     # a head, or NULL
     real* lse                               # (B, Hq, L), or NULL
     real* entropy
 
-cdef inline Py_ssize_t rows_of_head(const AttentionParams* params) noexcept nogil:
-    """Rows that share a key head."""
-    return params.length * params.queries_per_kv
+cdef inline Py_ssize_t length_of(const AttentionParams* params, Py_ssize_t b) noexcept nogil:
+    """Queries of a sequence."""
+    cdef const long long* first = params.query.first
+    return params.length if first == NULL else <Py_ssize_t>(first[b + 1] - first[b])
+
+cdef inline Py_ssize_t stored_keys(const AttentionParams* params, Py_ssize_t b) noexcept nogil:
+    """Keys of a sequence, those beyond its length too."""
+    cdef const long long* first = params.key.first
+    return params.keys if first == NULL else <Py_ssize_t>(first[b + 1] - first[b])
+
+cdef inline Py_ssize_t keys_of(const AttentionParams* params, Py_ssize_t b) noexcept nogil:
+    return stored_keys(params, b) if params.lengths == NULL else <Py_ssize_t>params.lengths[b]
+
+cdef inline Py_ssize_t rows_of_head(const AttentionParams* params, Py_ssize_t b) noexcept nogil:
+    """Rows of a sequence that share a key head."""
+    return length_of(params, b) * params.queries_per_kv
 
 cdef inline Py_ssize_t query_of_row(const AttentionParams* params, Py_ssize_t row) noexcept nogil:
     return row // params.queries_per_kv
@@ -63,9 +81,10 @@ cdef inline Py_ssize_t head_of_row(const AttentionParams* params, Py_ssize_t key
 cdef inline bint has_statistics(const AttentionParams* params) noexcept nogil:
     return params.lse != NULL or params.entropy != NULL
 
-cdef inline Py_ssize_t multiplications_of_row(const AttentionParams* params) noexcept nogil:
-    """Multiplications of a query, or as many as count; in integers, which leave no trace in floating-point flags."""
-    return min(params.keys, <Py_ssize_t>1 << 30) * min(params.head_dim + params.value_dim, <Py_ssize_t>1 << 20)
+cdef inline Py_ssize_t multiplications_of_row(const AttentionParams* params, Py_ssize_t keys) noexcept nogil:
+    """Multiplications of a query and so many keys, or as many as count; in integers, which leave no trace in
+    floating-point flags."""
+    return min(keys, <Py_ssize_t>1 << 30) * min(params.head_dim + params.value_dim, <Py_ssize_t>1 << 20)
 
 cdef inline real sink_of(const AttentionParams* params, Py_ssize_t head) noexcept nogil:
     return -INFINITY if params.sinks == NULL else <real>params.sinks[head]
@@ -87,9 +106,16 @@ cdef inline void store_out(const AttentionParams* params, vreal x, elem* row, Py
     else:
         store_elem(row + e, x)
 
+cdef inline Py_ssize_t statistics_at(const AttentionParams* params, Py_ssize_t b, Py_ssize_t head,
+                                     Py_ssize_t query) noexcept nogil:
+    """Where the lse of a row stands: in (B, Hq, L), or in (Hq, rows of all sequences)."""
+    if params.query.first != NULL:
+        query += <Py_ssize_t>params.query.first[b]
+    return b * params.statistics_batch + head * params.statistics_head + query
+
 cdef void store_statistics(const AttentionParams* params, Py_ssize_t b, Py_ssize_t head, Py_ssize_t query, real lse,
                            real entropy) noexcept nogil:
-    cdef Py_ssize_t at = (b * params.heads + head) * params.length + query
+    cdef Py_ssize_t at = statistics_at(params, b, head, query)
     if params.lse != NULL:
         params.lse[at] = lse
     if params.entropy != NULL:

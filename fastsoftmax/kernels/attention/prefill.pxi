@@ -10,7 +10,7 @@ cdef struct PrefillWorkspace:               # one thread's buffers
     QueryTile[QUERY_TILES] tile
     real[KV_BLOCK * TILE_ROWS] scores       # of a block, transposed; then weights
     real[TILE_ROWS * KV_BLOCK] bias_sum     # a row a query
-    KvRun block                             # the current block of keys
+    KvBlock block                           # the current block of keys
     const real* key                         # its keys as reals: where they stand, or in key_reals
     const real* value
     Py_ssize_t key_row, value_row
@@ -18,20 +18,24 @@ cdef struct PrefillWorkspace:               # one thread's buffers
     real* key_reals
     real* value_reals
     elem* clean                             # its values without NaN and infinities
+    elem* page_keys                         # copies of keys and values that span pages
+    elem* page_values
 
 cdef void load_kv_block(const AttentionParams* params, Py_ssize_t b, Py_ssize_t key_head, Py_ssize_t start,
                         Py_ssize_t stop, PrefillWorkspace* ws) noexcept nogil:
     """The next block of keys; 16-bit elements are converted once for all tiles."""
-    cdef Py_ssize_t count
-    ws.block = kv_run(&params.key, &params.value, b, key_head, start, stop)
+    ws.block = kv_block(&params.table, &params.key, &params.value, b, key_head, start, stop)
     ws.value_known, ws.value_finite = False, True
+    if ws.block.spans_pages:
+        copy_pages(&params.table, &params.key, b, key_head, &ws.block, params.head_dim, ws.page_keys, &ws.block.key)
+        copy_pages(&params.table, &params.value, b, key_head, &ws.block, params.value_dim, ws.page_values,
+                   &ws.block.value)
     if sizeof(elem) == sizeof(real):
-        ws.key, ws.key_row = <const real*>ws.block.key, ws.block.key_row
-        ws.value, ws.value_row = <const real*>ws.block.value, ws.block.value_row
+        ws.key, ws.key_row = <const real*>ws.block.key.first, ws.block.key.step
+        ws.value, ws.value_row = <const real*>ws.block.value.first, ws.block.value.step
     else:
-        count = ws.block.stop - start
-        convert(ws.block.key, ws.block.key_row, count, params.head_dim, ws.key_reals)
-        convert(ws.block.value, ws.block.value_row, count, params.value_dim, ws.value_reals)
+        convert(ws.block.key.first, ws.block.key.step, stop - start, params.head_dim, ws.key_reals)
+        convert(ws.block.value.first, ws.block.value.step, stop - start, params.value_dim, ws.value_reals)
         ws.key, ws.key_row = ws.key_reals, params.head_dim
         ws.value, ws.value_row = ws.value_reals, params.value_dim
 
@@ -41,10 +45,10 @@ cdef void find_nonfinite_values(const AttentionParams* params, PrefillWorkspace*
     if ws.value_known:
         return
     ws.value_known = True
-    ws.value_finite = is_finite(ws.block.value, ws.block.value_row, count, params.value_dim)
+    ws.value_finite = is_finite(&ws.block.value, count, params.value_dim)
     if ws.value_finite:
         return
-    clear_nonfinite(ws.block.value, ws.block.value_row, count, params.value_dim, ws.clean)
+    clear_nonfinite(&ws.block.value, count, params.value_dim, ws.clean)
     if sizeof(elem) == sizeof(real):
         ws.value, ws.value_row = <const real*>ws.clean, params.value_dim
     else:
@@ -58,8 +62,7 @@ cdef void restore_nonfinite_values(const AttentionParams* params, QueryTile* til
     to.bias_sum, to.bias_row = ws.bias_sum if params.biases else NULL, KV_BLOCK
     to.weights, to.weight_row, to.weight_key = ws.scores, 1, lanes
     to.out, to.out_row, to.out_element, to.gap_at, to.gap = tile.out_t, 1, lanes, params.value_dim, 0
-    add_nonfinite_values(&to, ws.block.value + (key - ws.block.start) * ws.block.value_row, ws.block.value_row,
-                         params.value_dim, key, count)
+    add_nonfinite_values(&to, &ws.block.value, key - ws.block.start, params.value_dim, key, count)
 
 cdef void add_tile_biases(int columns, Py_ssize_t count, bint huge, const real* bias_sum, real* scores) noexcept nogil:
     """bias_sum has a row of KV_BLOCK a query: LANES queries by LANES keys are transposed at a time."""
@@ -179,25 +182,54 @@ cdef void finalize_query_tile(const AttentionParams* params, Py_ssize_t b, Query
 
 # Tasks: rows_a_task rows of the queries that share a key head.
 
+cdef inline Py_ssize_t most_tasks(Py_ssize_t rows) noexcept nogil:
+    """The tasks of so many rows, or one more."""
+    return ceil_div(ceil_div(rows, LANES), QUERY_TILES * COLUMNS)
+
 cdef inline Py_ssize_t rows_a_task(Py_ssize_t rows) noexcept nogil:
     """As many as QUERY_TILES tiles hold, or fewer, so that all tasks have about the same."""
-    cdef Py_ssize_t registers = ceil_div(rows, LANES)
-    return ceil_div(registers, ceil_div(registers, QUERY_TILES * COLUMNS)) * LANES
+    return ceil_div(ceil_div(rows, LANES), most_tasks(rows)) * LANES
+
+cdef enum:
+    PLANNED_TASKS = 4096    # stand in the table at a time, or as many more as a pair has
+
+cdef struct PrefillTask:
+    Py_ssize_t b, key_head, row, stop           # the rows row .. stop - 1
 
 cdef struct PrefillTasks:
     const AttentionParams* params
+    const PrefillTask* tasks
     char* workspaces                            # PrefillWorkspace, one a thread
     Py_ssize_t workspace_bytes
 
+cdef Py_ssize_t plan_prefill(const AttentionParams* params, const Sequence* sequences, Py_ssize_t pairs,
+                             Py_ssize_t* first, PrefillTask* task) noexcept nogil:
+    """Writes the tasks of some pairs of sequence and key head, from number first[0] on. Returns the number of tasks.
+
+    The last rows of a head, which may see most, come first. All tasks of a head follow one another: its keys are in the
+    cache then.
+    """
+    cdef Py_ssize_t rows, size, part, tasks = 0
+    while first[0] < pairs and tasks < PLANNED_TASKS:
+        task.b, task.key_head = sequence_at(sequences, first[0] // params.key_heads), first[0] % params.key_heads
+        rows = rows_of_head(params, task.b)
+        size = rows_a_task(rows)
+        for part in range(ceil_div(rows, size) - 1, -1, -1):
+            task[1] = task[0]
+            task.row, task.stop = part * size, min((part + 1) * size, rows)
+            task += 1
+            tasks += 1
+        first[0] += 1
+    return tasks
+
 cdef Py_ssize_t prefill_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
-    """The last rows of a head, which may see most, come first. The cost is the number of scores, by register."""
+    """The cost is the number of scores, by register."""
     cdef const PrefillTasks* tasks = <const PrefillTasks*>context
     cdef const AttentionParams* params = tasks.params
     cdef PrefillWorkspace* ws = <PrefillWorkspace*>(tasks.workspaces + thread * tasks.workspace_bytes)
-    cdef Py_ssize_t size = rows_a_task(rows_of_head(params)), parts = ceil_div(rows_of_head(params), size)
-    cdef Py_ssize_t key_head = task // parts % params.key_heads, b = task // parts // params.key_heads
-    cdef Py_ssize_t row = (parts - 1 - task % parts) * size, last = min(row + size, rows_of_head(params)), count
-    cdef Py_ssize_t begin = params.keys, end = 0, start, cost = 0
+    cdef Py_ssize_t b = tasks.tasks[task].b, key_head = tasks.tasks[task].key_head
+    cdef Py_ssize_t row = tasks.tasks[task].row, last = tasks.tasks[task].stop, count
+    cdef Py_ssize_t begin = keys_of(params, b), end = 0, start, cost = 0
     cdef QueryTile* tile
     cdef int tiles = 0, k
     while row < last:
@@ -227,24 +259,29 @@ cdef Py_ssize_t prefill_task(const void* context, Py_ssize_t task, int thread) n
     return cost
 
 cdef class PrefillWorkspaces:
-    """The buffers of `threads` threads, freed with it."""
+    """The buffers of `threads` threads, and room for a table of `tasks` tasks; freed with it."""
     cdef char* block
+    cdef PrefillTask* tasks
     cdef Py_ssize_t thread_bytes
 
-    def __cinit__(self, int threads, Py_ssize_t head_dim, Py_ssize_t value_dim):
+    def __cinit__(self, int threads, Py_ssize_t tasks, Py_ssize_t head_dim, Py_ssize_t value_dim, bint paged):
         cdef Py_ssize_t query_bytes = round_up_to_line(head_dim * TILE_ROWS * sizeof(real))
         cdef Py_ssize_t out_bytes = round_up_to_line(value_dim * TILE_ROWS * sizeof(real))
         cdef Py_ssize_t key_bytes = round_up_to_line(KV_BLOCK * head_dim * sizeof(real))
         cdef Py_ssize_t value_bytes = round_up_to_line(KV_BLOCK * value_dim * sizeof(real))
-        cdef Py_ssize_t t
+        cdef Py_ssize_t clean_bytes = round_up_to_line(KV_BLOCK * value_dim * sizeof(elem))
+        cdef Py_ssize_t page_bytes = 0, t
         cdef int k
         cdef PrefillWorkspace* ws
         cdef char* at
         if sizeof(elem) == sizeof(real):        # nothing is converted
             key_bytes = value_bytes = 0
+        if paged:
+            page_bytes = round_up_to_line(KV_BLOCK * head_dim * sizeof(elem))
         self.thread_bytes = (round_up_to_line(sizeof(PrefillWorkspace)) + QUERY_TILES * (query_bytes + out_bytes)
-                             + key_bytes + value_bytes + round_up_to_line(KV_BLOCK * value_dim * sizeof(elem)))
-        self.block = <char*>allocate(threads * self.thread_bytes)
+                             + key_bytes + value_bytes + clean_bytes + page_bytes + (clean_bytes if paged else 0))
+        self.block = <char*>allocate(threads * self.thread_bytes + tasks * <Py_ssize_t>sizeof(PrefillTask))
+        self.tasks = <PrefillTask*>(self.block + threads * self.thread_bytes)
         for t in range(threads):
             ws = <PrefillWorkspace*>(self.block + t * self.thread_bytes)
             at = <char*>ws + round_up_to_line(sizeof(PrefillWorkspace))
@@ -254,19 +291,26 @@ cdef class PrefillWorkspaces:
                 at += query_bytes + out_bytes
             ws.key_reals = <real*>at
             ws.value_reals = <real*>(at + key_bytes)
-            ws.clean = <elem*>(at + key_bytes + value_bytes)
+            at += key_bytes + value_bytes
+            ws.clean = <elem*>at
+            ws.page_keys, ws.page_values = <elem*>(at + clean_bytes), <elem*>(at + clean_bytes + page_bytes)
 
     def __dealloc__(self):
         free(self.block)
 
-cdef int prefill(const AttentionParams* params, int threads) except -1:
-    cdef Py_ssize_t size = rows_a_task(rows_of_head(params)), slice_
-    cdef Py_ssize_t count = params.batch * params.key_heads * ceil_div(rows_of_head(params), size)
+cdef int prefill(const AttentionParams* params, const Sequence* sequences, Py_ssize_t count, int threads) except -1:
+    cdef Py_ssize_t pairs = count * params.key_heads, rows = params.length * params.queries_per_kv, first = 0
+    cdef Py_ssize_t most = most_tasks(rows), number, slice_
     cdef PrefillTasks tasks
     cdef PrefillWorkspaces workspaces
-    threads = <int>min(threads, count)
-    workspaces = PrefillWorkspaces(threads, params.head_dim, params.value_dim)
-    tasks.params, tasks.workspaces, tasks.workspace_bytes = params, workspaces.block, workspaces.thread_bytes
+    threads = <int>min(threads, pairs * most)
+    workspaces = PrefillWorkspaces(threads, min(pairs * most, PLANNED_TASKS + most) + 1, params.head_dim,
+                                   params.value_dim, params.table.pages != NULL)
+    tasks.params, tasks.tasks = params, workspaces.tasks
+    tasks.workspaces, tasks.workspace_bytes = workspaces.block, workspaces.thread_bytes
     # between two looks for an interrupt, a fraction of a second by any kernel; the smallest task takes microseconds
-    slice_ = max(<Py_ssize_t>500000000 // (size * multiplications_of_row(params) + 10000), <Py_ssize_t>(2 * threads))
-    return run_tasks(prefill_task, &tasks, count, slice_, threads)
+    slice_ = <Py_ssize_t>500000000 // (rows_a_task(rows) * multiplications_of_row(params, params.keys) + 10000)
+    while first < pairs:
+        number = plan_prefill(params, sequences, pairs, &first, workspaces.tasks)
+        run_tasks(prefill_task, &tasks, number, max(slice_, <Py_ssize_t>(2 * threads)), threads)
+    return 0

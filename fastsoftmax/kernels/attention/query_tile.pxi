@@ -24,7 +24,7 @@ cdef void place_query_tile(const AttentionParams* params, Py_ssize_t b, Py_ssize
     cdef Py_ssize_t row, lane
     tile.rows = rows
     tile.columns = <int>ceil_div(rows, LANES)
-    tile.any_begin, tile.any_end, tile.all_begin, tile.all_end = params.keys, 0, 0, params.keys
+    tile.any_begin, tile.any_end, tile.all_begin, tile.all_end = keys_of(params, b), 0, 0, keys_of(params, b)
     for lane in range(tile.columns * LANES):
         row = first_row + min(lane, rows - 1)
         tile.query[lane] = query_of_row(params, row)

@@ -120,6 +120,7 @@ cdef extern from "math.h" nogil:
 cdef extern from "stdlib.h" nogil:
     void* aligned_alloc(size_t, size_t) noexcept
     void free(void*) noexcept
+    void qsort(void*, size_t, size_t, int (*)(const void*, const void*) noexcept nogil) noexcept
 cdef extern from "string.h" nogil:
     void* memcpy(void*, const void*, size_t) noexcept
     void* memset(void*, int, size_t) noexcept
