@@ -101,7 +101,7 @@ def entropy(x, axis, temperature, where, dim):
     arguments = _validate.entropy(x, axis, temperature, where, dim)
     if not arguments.has_kernel:
         return reference.softmax_entropy(
-            arguments.x, arguments.axes, temperature=arguments.temperature, where=arguments.where)[()]
+            arguments.x, arguments.axes, temperature=arguments.temperature, where=arguments.where)
     shape = [size for i, size in enumerate(arguments.x.shape) if i not in arguments.axes]
     return _reduced(SOFTMAX_ENTROPY, arguments).reshape(shape)[()]
 
@@ -149,7 +149,9 @@ def _small_fast_path(op, arguments):
 def _reduced(op, arguments):
     """logsumexp or entropy: the axes are gone or have length 1."""
     y = _small_fast_path(op, arguments)
-    if y is None:
+    if y is not None:
+        y = np.asarray(y)
+    else:
         shape = [1 if i in arguments.axes else size for i, size in enumerate(arguments.x.shape)]
         y = np.full(shape, -math.inf, arguments.result_dtype)       # a logsumexp over nothing
         _compute(op, arguments, arguments.x, y, arguments.where)

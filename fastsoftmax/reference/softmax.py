@@ -324,8 +324,9 @@ def _prepare_gradient(name, y, grad):
 
 def _natural(x):
     """The dtype of a softmax of x; integers and booleans promote as np.exp promotes them."""
-    # Objects are Python ints that no integer dtype holds.
-    return np.dtype(np.float64) if x.dtype.kind == "O" else np.exp(np.empty(0, x.dtype)).dtype
+    if x.dtype.kind == "O":  # Python ints that no integer dtype holds
+        return np.dtype(np.float64)
+    return np.exp(np.empty(0, x.dtype)).dtype if x.dtype.kind in "biu" else x.dtype.newbyteorder("=")
 
 
 def _precise(dtype):
@@ -378,7 +379,7 @@ def _round(values, dtype):
         single = values.astype(np.float32)
         truncated = np.where(abs(single) > abs(values), np.nextafter(single, np.float32(0)), single)
         values = (truncated.view(np.uint32) | (single != values)).view(np.float32)
-    return values.astype(dtype)[()]
+    return np.asarray(values).astype(dtype)[()]
 
 
 def _causal(shape, offset):
