@@ -265,9 +265,24 @@ def test_gradients_that_are_not_asked_for_are_none():
 
 
 def test_a_backward_pass_can_be_repeated():
-    inputs = tensors_of_attention()
-    for result, leaves in ((ft.cross_entropy(X, torch.tensor([0, 1, 2])), [X]),
+    """Also after a change of the gradients that the first has returned."""
+    inputs, classes = tensors_of_attention(), torch.tensor([0, 1, 2])
+    for result, leaves in ((ft.cross_entropy(X, classes), [X]), (3 * ft.cross_entropy(X, classes), [X]),
+                           (ft.cross_entropy(X, classes, reduction="none").square().sum(), [X]),
                            (attention_with_all(*inputs)[0].sum(), inputs)):
-        first, second = (torch.autograd.grad(3 * result, leaves, retain_graph=True) for _ in range(2))
-        for one, other in zip(first, second, strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=0)
+        first = torch.autograd.grad(result, leaves, retain_graph=True)
+        kept = [g.clone() for g in first]
+        for g in first:
+            g.zero_()
+        for _ in range(2):
+            for one, other in zip(kept, torch.autograd.grad(result, leaves, retain_graph=True), strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_gradients_accumulate():
+    x = X.detach().clone().requires_grad_()
+    loss = ft.cross_entropy(x, torch.tensor([0, 1, 2]))
+    for count in range(1, 4):
+        loss.backward(retain_graph=True)
+        torch.testing.assert_close(x.grad, count * torch.autograd.grad(
+            torch.nn.functional.cross_entropy(x, torch.tensor([0, 1, 2])), x)[0])

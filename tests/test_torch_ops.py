@@ -33,7 +33,9 @@ SAMPLES = {
                                     [0.0, 0.0, 0.0, 1.0], [-1, -100, 1, 1]),
     "attention": (random(2, 4, 5, 3), random(2, 2, 6, 3), random(2, 2, 6, 2), *[None] * 7, [float("nan"), 0.0],
                   [1, 1, 0, 0, -1, -1, 1]),
-    "attention_with_statistics": (
+    "attention_with_statistics": (random(2, 4, 5, 3), random(2, 2, 6, 3), random(2, 2, 6, 2), *[None] * 7,
+                                  [float("nan"), 0.0], [0, 1, 0, 1, 2, -1, 1]),
+    "attention_with_gradient": (
         random(2, 4, 5, 3, dtype=torch.bfloat16, grad=True), random(2, 2, 6, 3, dtype=torch.bfloat16, grad=True),
         random(2, 2, 6, 2, dtype=torch.bfloat16, grad=True), *[None] * 7, [0.5, 2.0], [1, 1, 1, 1, 3, -1]),
 }

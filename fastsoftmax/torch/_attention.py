@@ -1,4 +1,4 @@
-"""scaled_dot_product_attention for tensors: an op for the result alone, and one with what a backward pass needs."""
+"""scaled_dot_product_attention for tensors: ops for the result alone, with statistics, and for a backward pass."""
 
 import torch
 
@@ -64,6 +64,14 @@ _attention = define_without_gradient(f"attention({_INPUTS}) -> Tensor", _kernel,
 
 
 # ---- the result, its statistics, and what the backward pass needs
+
+def _statistics_kernel(*arguments):
+    return _training_kernel(*arguments)[:3]
+
+
+def _statistics_fake(*arguments):
+    return _training_fake(*arguments)[:3]
+
 
 def _training_kernel(*arguments):
     """(out, lse, entropy, out in float32 for 16-bit queries if there will be a backward pass)."""
@@ -150,8 +158,11 @@ def _gradient_fake(grad_out, out, lse, grad_lse, *arguments):
 _gradient = define_gradient(
     f"attention_backward(Tensor grad_out, Tensor out, Tensor lse, Tensor? grad_lse, {_INPUTS}, bool[] wanted) -> ("
     + ", ".join(["Tensor"] * 8) + ")", _gradient_kernel, _gradient_fake, "scaled_dot_product_attention")
-_training_attention = define(f"attention_with_statistics({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
-                             _training_kernel, _training_fake, _setup, _backward)
+_attention_with_statistics = define_without_gradient(
+    f"attention_with_statistics({_INPUTS}) -> (Tensor, Tensor, Tensor)", _statistics_kernel, _statistics_fake,
+    "scaled_dot_product_attention")
+_attention_with_gradient = define(f"attention_with_gradient({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+                                  _training_kernel, _training_fake, _setup, _backward)
 
 
 def scaled_dot_product_attention(
@@ -221,7 +232,8 @@ def scaled_dot_product_attention(
         or any(x is not None and x.requires_grad for x in (*tensors[3:5], *options[:3])))
     if not (has_grad or return_lse or return_entropy):
         return _attention(*tensors, *options)
-    out, lse, entropy, _ = _training_attention(*tensors, *_options.flagged(options, has_grad, return_entropy))
+    op = _attention_with_gradient if has_grad else _attention_with_statistics
+    out, lse, entropy, *_ = op(*tensors, *_options.flagged(options, has_grad, return_entropy))
     if not (return_lse or return_entropy):
         return out
     return (out, *([lse] if return_lse else []), *([entropy] if return_entropy else []))

@@ -55,6 +55,7 @@ def _setup(ctx, inputs, output):
     *tensors, ctx.reduction, ctx.floats, ctx.ints = inputs
     loss, _, grad = output
     ctx.save_for_backward(*tensors, loss, grad)
+    ctx.is_taken = False
     ctx.mark_non_differentiable(grad)
     ctx.set_materialize_grads(False)
 
@@ -68,13 +69,30 @@ def _backward(ctx, grad_loss, grad_lse, _):
         if not ctx.ints[3]:
             raise NotImplementedError("this call has computed no gradient for the logits: call "
                                       "fastsoftmax.torch.cross_entropy where gradients are enabled")
-        dlogits = _gradient(grad_loss.unsqueeze(ctx.ints[0]) if ctx.reduction == "none" else grad_loss, grad, logits)
+        factor = grad_loss.unsqueeze(ctx.ints[0]) if ctx.reduction == "none" else grad_loss
+        if ctx.is_taken:                        # a second backward pass of the graph
+            with torch.no_grad():
+                grad = _training_cross_entropy(*ctx.saved_tensors[:4], ctx.reduction, ctx.floats, ctx.ints)[2]
+        dlogits = _taken(ctx, grad, factor) if _is_plain(factor) else _gradient(factor, grad, logits)
     if of_target or of_weight or of_temperatures or grad_lse is not None:
         more, dtarget, dweight, dtemperatures = _other_gradients(ctx, grad_loss, grad_lse)
         if of_logits and grad_lse is not None:
             dlogits = more if dlogits is None else dlogits + more
     return (dlogits, dtarget if of_target else None, dweight if of_weight else None,
             dtemperatures if of_temperatures else None, None, None, None)
+
+
+def _is_plain(factor):
+    """Whether a backward pass is neither traced nor itself differentiated."""
+    return not torch.is_grad_enabled() and type(factor) is torch.Tensor and torch._C._len_torch_dispatch_stack() == 0
+
+
+def _taken(ctx, grad, factor):
+    """The stored gradient times factor, in its own memory: new memory for it would take half the time of a training
+    step's loss."""
+    ctx.is_taken = True
+    grad = grad.data                            # whose changes PyTorch does not count
+    return grad if factor.ndim == 0 and float(factor) == 1 else grad.mul_(factor)
 
 
 def _gradient_kernel(grad_loss, grad, logits):
