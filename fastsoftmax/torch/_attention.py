@@ -1,5 +1,7 @@
 """scaled_dot_product_attention for tensors: ops for the result alone, with statistics, and for a backward pass."""
 
+import functools
+
 import torch
 
 import fastsoftmax
@@ -9,9 +11,7 @@ from fastsoftmax.torch._library import (
     define,
     define_gradient,
     define_without_gradient,
-    empty,
     floats,
-    nothing,
     optional,
     refuse_dropout,
     statistics_dtype,
@@ -20,7 +20,6 @@ from fastsoftmax.torch._library import (
 
 _INPUTS = ("Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? bias, Tensor? key_lengths, "
            f"{_options.SCHEMA}")
-_COUNT = 6 + _options.COUNT                             # of these arguments; the last two are lists of numbers
 _MASK, _BIAS, _SCALE, _SLOPES, _SINKS = 3, 4, 6, 7, 8   # places of those with gradients beside the first three
 _WANTED = {"grad_scale": _SCALE, "grad_mask": _MASK, "grad_bias": _BIAS, "grad_sinks": _SINKS, "grad_slopes": _SLOPES}
 
@@ -65,63 +64,16 @@ _attention = define_without_gradient(f"attention({_INPUTS}) -> Tensor", _kernel,
 
 # ---- the result, its statistics, and what the backward pass needs
 
-def _statistics_kernel(*arguments):
-    return _training_kernel(*arguments)[:3]
-
-
-def _statistics_fake(*arguments):
-    return _training_fake(*arguments)[:3]
-
-
 def _training_kernel(*arguments):
-    """(out, lse, entropy, out in float32 for 16-bit queries if there will be a backward pass)."""
     query, key, value = arguments[:3]
-    has_grad, return_entropy = _options.flags(arguments[-1])
-    wide = has_grad and query.itemsize == 2
-    dtype, keywords = statistics_dtype(query.dtype), _keywords(arguments)
-    if wide:
-        keywords["out"] = array(empty(_out_shape(query, key, value), dtype))
-    out, lse, *entropy = fastsoftmax.scaled_dot_product_attention(
-        array(query), array(key), array(value), **keywords, return_lse=True, return_entropy=return_entropy)
-    out = tensor(out, dtype if wide else query.dtype)
-    return (out.to(query.dtype) if wide else out, tensor(lse, dtype),
-            tensor(entropy[0], dtype) if entropy else nothing(dtype), out if wide else nothing(dtype))
+    function = functools.partial(fastsoftmax.scaled_dot_product_attention, array(query), array(key), array(value))
+    return _options.results(function, query, lambda: _out_shape(query, key, value), arguments[-1], _keywords(arguments))
 
 
 def _training_fake(*arguments):
     query, key, value = arguments[:3]
-    has_grad, return_entropy = _options.flags(arguments[-1])
-    shape, dtype = _out_shape(query, key, value), statistics_dtype(query.dtype)
-    return (query.new_empty(shape), query.new_empty(shape[:-1], dtype=dtype),
-            query.new_empty(shape[:-1] if return_entropy else 0, dtype=dtype),
-            query.new_empty(shape if has_grad and query.itemsize == 2 else 0, dtype=dtype))
-
-
-def _setup(ctx, inputs, output):
-    out, lse, entropy, wide = output
-    ctx.floats, ctx.ints = inputs[-2:]
-    ctx.save_for_backward(*inputs[:-2], wide if inputs[0].itemsize == 2 else out, lse)
-    ctx.mark_non_differentiable(entropy, wide)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad_out, grad_lse, *_):
-    *tensors, out, lse = ctx.saved_tensors
-    needs, gradients = ctx.needs_input_grad, [None] * _COUNT
-    if grad_out is None:
-        if grad_lse is None:
-            return tuple(gradients)
-        grad_out = torch.zeros_like(out)
-    wanted = [needs[place] for place in _WANTED.values()]
-    if out.numel() == 0 and lse.numel() != 0:
-        raise NotImplementedError("this call has kept nothing for a backward pass: call "
-                                  "fastsoftmax.torch.scaled_dot_product_attention where gradients are enabled")
-    found = _gradient(grad_out, out, lse, grad_lse, *tensors, ctx.floats, ctx.ints, wanted)
-    gradients[:3] = [grad if needed else None for grad, needed in zip(found[:3], needs[:3], strict=True)]
-    for place, grad in zip(_WANTED.values(), found[3:], strict=True):
-        if needs[place]:
-            gradients[place] = _options.to_argument(grad, tensors[place])
-    return tuple(gradients)
+    shape = _out_shape(query, key, value)
+    return _options.fake_results(query, shape, shape[:-1], arguments[-1])
 
 
 def _gradient_kernel(grad_out, out, lse, grad_lse, *arguments):
@@ -130,12 +82,10 @@ def _gradient_kernel(grad_out, out, lse, grad_lse, *arguments):
     found = fastsoftmax.scaled_dot_product_attention_backward(
         array(grad_out), array(query), array(key), array(value), array(out), array(lse), **_keywords(inputs),
         grad_lse=array(grad_lse), **dict(zip(_WANTED, wanted, strict=True)))
-    gradients = [tensor(grad, x.dtype) for grad, x in zip(found[:3], (query, key, value), strict=True)]
-    dtype, others = statistics_dtype(query.dtype), iter(found[3:])
-    for asked, place in zip(wanted, _WANTED.values(), strict=True):
-        of_scores = asked and place in (_MASK, _BIAS)
-        gradients.append(tensor(next(others), inputs[place].dtype if of_scores else dtype) if asked else nothing(dtype))
-    return tuple(gradients)
+    dtype = statistics_dtype(query.dtype)
+    dtypes = [inputs[place].dtype if asked and place in (_MASK, _BIAS) else dtype
+              for asked, place in zip(wanted, _WANTED.values(), strict=True)]
+    return _options.gradients_of(found, inputs, wanted, dtypes)
 
 
 def _gradient_fake(grad_out, out, lse, grad_lse, *arguments):
@@ -158,11 +108,13 @@ def _gradient_fake(grad_out, out, lse, grad_lse, *arguments):
 _gradient = define_gradient(
     f"attention_backward(Tensor grad_out, Tensor out, Tensor lse, Tensor? grad_lse, {_INPUTS}, bool[] wanted) -> ("
     + ", ".join(["Tensor"] * 8) + ")", _gradient_kernel, _gradient_fake, "scaled_dot_product_attention")
-_attention_with_statistics = define_without_gradient(
-    f"attention_with_statistics({_INPUTS}) -> (Tensor, Tensor, Tensor)", _statistics_kernel, _statistics_fake,
-    "scaled_dot_product_attention")
-_attention_with_gradient = define(f"attention_with_gradient({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
-                                  _training_kernel, _training_fake, _setup, _backward)
+_OPS = (
+    _attention,
+    define_without_gradient(
+        f"attention_with_statistics({_INPUTS}) -> (Tensor, Tensor, Tensor)", lambda *a: _training_kernel(*a)[:3],
+        lambda *a: _training_fake(*a)[:3], "scaled_dot_product_attention"),
+    define(f"attention_with_gradient({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)", _training_kernel, _training_fake,
+           _options.setup_context, _options.backward_by(_gradient, tuple(_WANTED.values()))))
 
 
 def scaled_dot_product_attention(
@@ -227,13 +179,4 @@ def scaled_dot_product_attention(
     tensors = (floats(query, "query"), floats(key, "key"), floats(value, "value"), optional(attn_mask, "attn_mask"),
                optional(bias, "bias"), optional(key_lengths, "key_lengths"))
     options = _options.of_call(is_causal, enable_gqa, scale, causal_offset, window, softcap, alibi_slopes, sinks)
-    has_grad = torch.is_grad_enabled() and (
-        query.requires_grad or key.requires_grad or value.requires_grad
-        or any(x is not None and x.requires_grad for x in (*tensors[3:5], *options[:3])))
-    if not (has_grad or return_lse or return_entropy):
-        return _attention(*tensors, *options)
-    op = _attention_with_gradient if has_grad else _attention_with_statistics
-    out, lse, entropy, *_ = op(*tensors, *_options.flagged(options, has_grad, return_entropy))
-    if not (return_lse or return_entropy):
-        return out
-    return (out, *([lse] if return_lse else []), *([entropy] if return_entropy else []))
+    return _options.call(_OPS, tensors, options, return_lse, return_entropy)

@@ -1,6 +1,7 @@
-"""The options of attention as arguments of ops, shared by the dense and the packed form.
+"""Shared by the dense and the packed form of attention: options as arguments of ops, results, the backward formula.
 
-An op has few arguments, since each costs time in every call: numbers come in two lists.
+Each form has an op for the result alone, one with lse and entropy, one with what a backward pass needs, and its
+gradient. An op has few arguments, since each costs time in every call: numbers come in two lists.
 """
 
 import math
@@ -8,13 +9,22 @@ import math
 import torch
 
 from fastsoftmax import _validate
-from fastsoftmax.torch._library import array, number_or_tensor, optional, sum_to
+from fastsoftmax.torch._library import (
+    array,
+    empty,
+    nothing,
+    number_or_tensor,
+    optional,
+    statistics_dtype,
+    sum_to,
+    tensor,
+)
 
-# The last arguments of each op. Of options that may be a number or a tensor, `floats` and `ints` hold the number.
+# The last arguments of each op. Of options that may be a number or a tensor, `floats` and `ints` hold the number:
+# `floats` are scale and softcap, NaN and 0 if not set; `ints` are is_causal, enable_gqa, whether there will be a
+# backward pass and whether to return entropy, the sides of the window, and, if there is one, causal_offset.
 SCHEMA = "Tensor? scale, Tensor? alibi_slopes, Tensor? sinks, Tensor? causal_offset, float[] floats, SymInt[] ints"
-COUNT = 6
-FLAGS = 4           # of `ints`: is_causal, enable_gqa, and the two of `flagged`; behind them left, right, causal_offset
-UNLIMITED = -1      # of `ints`, a side of the window
+UNLIMITED = -1      # a side of the window
 
 
 def of_call(is_causal, enable_gqa, scale, causal_offset, window, softcap, alibi_slopes, sinks):
@@ -29,17 +39,6 @@ def of_call(is_causal, enable_gqa, scale, causal_offset, window, softcap, alibi_
         _validate._softcap(softcap)
     return (scale, optional(alibi_slopes, "alibi_slopes"), optional(sinks, "sinks"), causal_offset,
             [number, 0.0 if softcap is None else softcap], ints)
-
-
-def flagged(options, has_grad, return_entropy):
-    """The same arguments, with what else a call returns."""
-    *rest, ints = options
-    return (*rest, [*ints[:2], int(has_grad), int(return_entropy), *ints[FLAGS:]])
-
-
-def flags(ints):
-    """(has_grad, return_entropy)."""
-    return bool(ints[2]), bool(ints[3])
 
 
 def _window(window):
@@ -71,6 +70,81 @@ def for_numpy(scale, alibi_slopes, sinks, causal_offset, floats, ints):
     return options
 
 
-def to_argument(grad, x):
-    """A gradient in the shape and dtype of its argument, which may be one number for all heads."""
-    return sum_to(grad, x.shape, x.dtype)
+# ---- results
+
+def call(ops, tensors, options, return_lse, return_entropy):
+    """The results of the first, second or third of the ops; `tensors` and `options` are its arguments."""
+    has_grad = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (*tensors, *options[:4]))
+    if not (has_grad or return_lse or return_entropy):
+        return ops[0](*tensors, *options)
+    *rest, ints = options
+    ints = [*ints[:2], int(has_grad), int(return_entropy), *ints[4:]]
+    out, lse, entropy, *_ = ops[2 if has_grad else 1](*tensors, *rest, ints)
+    if not (return_lse or return_entropy):
+        return out
+    return (out, *([lse] if return_lse else []), *([entropy] if return_entropy else []))
+
+
+def results(function, query, out_shape, ints, keywords):
+    """(out, lse, entropy, out in float32 for 16-bit queries if there will be a backward pass).
+
+    `out_shape` is a function, since it takes longer than all else here.
+    """
+    has_grad, return_entropy = bool(ints[2]), bool(ints[3])
+    wide, dtype = has_grad and query.itemsize == 2, statistics_dtype(query.dtype)
+    if wide:
+        keywords["out"] = array(empty(out_shape(), dtype))
+    out, lse, *entropy = function(**keywords, return_lse=True, return_entropy=return_entropy)
+    out = tensor(out, dtype if wide else query.dtype)
+    return (out.to(query.dtype) if wide else out, tensor(lse, dtype),
+            tensor(entropy[0], dtype) if entropy else nothing(dtype), out if wide else nothing(dtype))
+
+
+def fake_results(query, out_shape, lse_shape, ints):
+    """As `results`, of shapes alone."""
+    dtype = statistics_dtype(query.dtype)
+    return (query.new_empty(out_shape), query.new_empty(lse_shape, dtype=dtype),
+            query.new_empty(lse_shape if ints[3] else 0, dtype=dtype),
+            query.new_empty(out_shape if ints[2] and query.itemsize == 2 else 0, dtype=dtype))
+
+
+# ---- gradients
+
+def setup_context(ctx, inputs, output):
+    """Keep the tensors among the arguments of an op whose results are those of `results`."""
+    out, lse, entropy, wide = output
+    *tensors, ctx.floats, ctx.ints = inputs
+    ctx.save_for_backward(*tensors, wide if tensors[0].itemsize == 2 else out, lse)
+    ctx.mark_non_differentiable(entropy, wide)
+    ctx.set_materialize_grads(False)
+
+
+def backward_by(gradient, places):
+    """The formula by an op; `places` are those of the arguments with gradients beside the first three, in the op's
+    order."""
+    def backward(ctx, grad_out, grad_lse, *_):
+        *tensors, out, lse = ctx.saved_tensors
+        needs, gradients = ctx.needs_input_grad, [None] * (len(tensors) + 2)
+        if grad_out is None and grad_lse is None:
+            return tuple(gradients)
+        if not ctx.ints[2]:
+            raise NotImplementedError("this call has kept nothing for a backward pass: call the function of "
+                                      "fastsoftmax.torch, where gradients are enabled, and not its op")
+        if grad_out is None:
+            grad_out = torch.zeros_like(out)
+        found = gradient(grad_out, out, lse, grad_lse, *tensors, ctx.floats, ctx.ints, [needs[i] for i in places])
+        for place, grad in zip((0, 1, 2, *places), found, strict=True):
+            if needs[place]:            # an argument may be one number for all heads
+                gradients[place] = grad if place < 3 else sum_to(grad, tensors[place].shape, tensors[place].dtype)
+        return tuple(gradients)
+
+    return backward
+
+
+def gradients_of(found, inputs, wanted, dtypes):
+    """The results of a gradient's op from those of the NumPy function: those not wanted have no elements."""
+    others = iter(found[3:])
+    return (*(tensor(grad, x.dtype) for grad, x in zip(found[:3], inputs[:3], strict=True)),
+            *(tensor(next(others), dtype) if asked else nothing(dtype)
+              for asked, dtype in zip(wanted, dtypes, strict=True)))
