@@ -49,7 +49,7 @@ def test_ops_pass_the_checks_of_pytorch(name):
 
 def test_every_op_with_a_gradient_is_sampled():
     names = [name.removeprefix("fastsoftmax::") for name in torch._C._dispatch_get_all_op_names()
-             if name.startswith("fastsoftmax::")]
+             if name.startswith("fastsoftmax::") and "varlen" not in name]      # those have their own module
     assert {name for name in names if not name.endswith("_backward")} == set(SAMPLES)
 
 
