@@ -12,6 +12,7 @@ from fastsoftmax.torch._attention import scaled_dot_product_attention
 from fastsoftmax.torch._flash import disable, enable
 from fastsoftmax.torch._losses import cross_entropy
 from fastsoftmax.torch._softmax import causal_softmax, log_softmax, logsumexp, softmax, softmax_entropy
+from fastsoftmax.torch._varlen import varlen_attention
 
 __all__ = [
     "causal_softmax",
@@ -23,4 +24,5 @@ __all__ = [
     "scaled_dot_product_attention",
     "softmax",
     "softmax_entropy",
+    "varlen_attention",
 ]
