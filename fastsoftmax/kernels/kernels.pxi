@@ -39,6 +39,15 @@ include "softmax/softmax.pxi"               # softmax, log_softmax, logsumexp, s
 include "softmax/backward.pxi"              # gradients of softmax, log_softmax, logsumexp, softmax_entropy
 include "softmax/cross_entropy.pxi"
 
+include "sampling/params.pxi"               # the arguments of a call; filters, candidates
+include "sampling/workspace.pxi"            # the buffers of a thread
+include "sampling/passes.pxi"               # passes over registers: largest, masses, collections
+include "sampling/select.pxi"               # where a filter ends, by selection
+include "sampling/filters.pxi"              # top_k, top_p, min_p, typical_p
+include "sampling/draw.pxi"                 # the token that a uniform number draws
+include "sampling/sampling.pxi"             # sample, filter_logits
+include "sampling/penalize.pxi"             # penalize_
+
 include "attention/kv_layout.pxi"           # addresses: arrays, packed sequences, pages
 include "attention/params.pxi"              # the arguments of a call
 include "attention/mask.pxi"                # masks and biases
@@ -52,4 +61,4 @@ include "attention/prefill.pxi"             # many queries, in the lanes
 include "attention/combine.pxi"             # states in memory, and splits
 include "attention/decode.pxi"              # few queries
 include "attention/backward.pxi"            # gradients
-include "attention/attention.pxi"           # scaled_dot_product_attention
+include "attention/attention.pxi"           # scaled_dot_product_attention, varlen_attention, paged_attention

@@ -32,6 +32,16 @@ EMULATED int emulated_test_epi32_mask(__m512i a, __m512i b)
     const union { __m512i whole; __m256i half[2]; } both = {.whole = a & b};
     return !_mm256_testz_si256(both.half[0], both.half[0]) | !_mm256_testz_si256(both.half[1], both.half[1]);
 }
+EMULATED int emulated_movepi32_mask(__m512i a)
+{
+    const floats_ of = {.whole = (__m512)a};
+    return _mm256_movemask_ps(of.half[0]) | _mm256_movemask_ps(of.half[1]) << 8;
+}
+EMULATED int emulated_movepi64_mask(__m512i a)
+{
+    const doubles_ of = {.whole = (__m512d)a};
+    return _mm256_movemask_pd(of.half[0]) | _mm256_movemask_pd(of.half[1]) << 4;
+}
 EMULATED void emulated_stream_ps(float *p, __m512 a)
 {
     for (int h = 0; h < 2; h++)
@@ -119,6 +129,8 @@ EMULATED __m512 emulated_permutexvar_ps(__m512i index, __m512 table)
 #define _mm512_min_ps emulated_min_ps
 #undef _mm512_test_epi32_mask
 #define _mm512_test_epi32_mask emulated_test_epi32_mask
+#define _mm512_movepi32_mask emulated_movepi32_mask
+#define _mm512_movepi64_mask emulated_movepi64_mask
 #define _mm512_max_pd emulated_max_pd
 #define _mm512_min_pd emulated_min_pd
 #define _mm512_stream_ps emulated_stream_ps

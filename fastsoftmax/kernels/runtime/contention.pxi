@@ -2,7 +2,6 @@
 from fastsoftmax import _openmp
 
 cdef extern from "runtime/contention.h" nogil:
-    ctypedef long long int64_t
     ctypedef struct Contention:
         int64_t serial_ns, regions, since
     ctypedef struct ParallelRegion:

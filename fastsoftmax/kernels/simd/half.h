@@ -96,10 +96,13 @@ SIMD_INLINE void store_square_row(elem *y, const vreal *square, ptrdiff_t row) {
 /* One element, for what is not done by the register. */
 #if defined DTYPE_f16
 #define ELEM_MINUS_INFINITY 0xfc00
+#define LARGEST_ELEM 65504.0f
 #elif defined DTYPE_bf16
 #define ELEM_MINUS_INFINITY 0xff80
+#define LARGEST_ELEM 0x1.fep127f
 #else
 #define ELEM_MINUS_INFINITY (-INFINITY)
+#define LARGEST_ELEM LARGEST
 #endif
 
 /* All lanes are set: a load of a register of which only one lane was stored would wait for that store. */

@@ -17,6 +17,7 @@ cdef extern from "simd/vec.h" nogil:
     const real EPSILON                          # the distance from 1 to the next real
     const real NEARLY_ONE                       # the largest real below 1
     const real LEAST_NORMAL                     # below it, numbers are subnormal
+    const real LARGEST_ELEM                     # the largest number that an element can be
 
     vreal load(const real*) noexcept
     void store(real*, vreal) noexcept
@@ -39,6 +40,7 @@ cdef extern from "simd/vec.h" nogil:
     vmask both(vmask, vmask) noexcept
     vmask either(vmask, vmask) noexcept
     bint any_lane(vmask) noexcept
+    unsigned long long lane_bits(vmask) noexcept        # bit i: lane i
     vreal vselect(vmask, vreal, vreal) noexcept
     vreal select_or_zero(vmask, vreal) noexcept
     vreal zero_where(vmask, vreal) noexcept
@@ -112,6 +114,41 @@ cdef extern from "math/exp.h" nogil:
     vreal exp_(vreal) noexcept                  # of at most 1
     vreal tanh_(vreal) noexcept
     const real LEAST_EXPONENT
+
+cdef extern from "math/mass.h" nogil:           # weights of sampling, as integers
+    ctypedef long long int64_t
+    ctypedef unsigned long long uint64_t
+    ctypedef double vdouble
+    ctypedef long long vlong
+    ctypedef struct MassSum:
+        pass
+    enum:
+        DOUBLES, MASS_BITS, MEAN_PARTIALS
+    const double LOG2E_DOUBLE, LN2_DOUBLE
+    vdouble load_doubles(const real*) noexcept
+    vdouble broadcast_double(double) noexcept
+    vlong load_masses(const int64_t*) noexcept
+    void store_masses(int64_t*, vlong) noexcept
+    vlong no_mass() noexcept
+    int64_t mass_in_lanes(vlong) noexcept
+    vlong mass_above(vdouble, vdouble, vlong) noexcept
+    vdouble log2_weight(vdouble, vdouble, vdouble) noexcept
+    vlong mass_of(vdouble) noexcept
+    vdouble mass_to_double(vlong) noexcept
+    void store_doubles(double*, vdouble) noexcept
+    MassSum mass_sum(int64_t) noexcept
+    MassSum sum_plus(MassSum, MassSum) noexcept
+    MassSum sum_minus(MassSum, MassSum) noexcept
+    bint sum_less(MassSum, MassSum) noexcept
+    double sum_to_double(MassSum) noexcept
+    MassSum share_of(MassSum, double, bint) noexcept    # rounded down or up
+    uint64_t ordered(double) noexcept
+    int64_t low_word(MassSum) noexcept
+    real next_above(real) noexcept
+    double next_double_below(double) noexcept
+    int first_bit(uint64_t) noexcept
+    int count_bits(uint64_t) noexcept
+    int leading_bit(uint64_t) noexcept
 
 cdef extern from "math.h" nogil:
     real INFINITY, NAN

@@ -15,6 +15,7 @@ SIMD_INLINE vreal narrow(float64x2_t low, float64x2_t high) { return (vreal)vcvt
                                                                                               high); }
 SIMD_INLINE float64x2_t widen_at(const float *p) { return vcvt_f64_f32(vld1_f32(p)); }
 SIMD_INLINE float64x2_t fma_double(float64x2_t a, float64x2_t b, float64x2_t c) { return vfmaq_f64(c, a, b); }
+SIMD_INLINE float64x2_t max_double(float64x2_t a, float64x2_t b) { return vbslq_f64(vcltq_f64(a, b), b, a); }
 #else
 SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return (vreal)vfmaq_f64((float64x2_t)c, (float64x2_t)a,
                                                                             (float64x2_t)b); }
@@ -24,6 +25,13 @@ SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return (vreal)vfmsq_f64((flo
 SIMD_INLINE vreal vmax(vreal a, vreal b) { return vselect(lt(b, a), a, b); } /* b where either is NaN */
 SIMD_INLINE vreal vmin(vreal a, vreal b) { return vselect(lt(a, b), a, b); }
 SIMD_INLINE int any_lane(vmask m) { return vmaxvq_u32((uint32x4_t)m) != 0; }
+SIMD_INLINE uint64_t lane_bits(vmask m)
+{
+    uint64_t bits = 0;
+    for (int i = 0; i < LANES; i++)
+        bits |= (uint64_t)(m[i] & 1) << i;
+    return bits;
+}
 #define FUSED 1
 SIMD_INLINE vreal two_prod_err(vreal a, vreal b, vreal product) { return fma_(a, b, -product); }
 SIMD_INLINE vreal mul_dd(vreal a, vreal hi, vreal lo) { return fma_(a, hi, a * lo); } /* a * (hi + lo) */

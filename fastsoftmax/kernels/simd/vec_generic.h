@@ -29,6 +29,7 @@ SIMD_INLINE vmask lt(vreal a, vreal b) { return a < b; }
 SIMD_INLINE vmask eq(vreal a, vreal b) { return a == b; }
 SIMD_INLINE vmask lt_bits(vint a, vint b) { return a < b; }
 SIMD_INLINE int any_lane(vmask m) { return m; }
+SIMD_INLINE uint64_t lane_bits(vmask m) { return (uint64_t)m; }
 SIMD_INLINE vmask both(vmask a, vmask b) { return a & b; }
 SIMD_INLINE vmask either(vmask a, vmask b) { return a | b; }
 SIMD_INLINE vreal select_or_zero(vmask m, vreal a) { return m ? a : 0; }
@@ -44,6 +45,7 @@ SIMD_INLINE vreal real_count(vcount a) { return (vreal)a; }
 SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return a * b + c; }
 #if REAL_BITS == 32
 SIMD_INLINE double fma_double(double a, double b, double c) { return a * b + c; }
+SIMD_INLINE double max_double(double a, double b) { return a > b ? a : b; }
 #endif
 SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return c - a * b; }
 SIMD_INLINE vreal vmax(vreal a, vreal b) { return a > b ? a : b; }

@@ -21,12 +21,15 @@ SIMD_INLINE vreal narrow(__m256d low, __m256d high) { return _mm256_set_m128(_mm
                                                                              _mm256_cvtpd_ps(low)); }
 SIMD_INLINE __m256d widen_at(const float *p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 SIMD_INLINE __m256d fma_double(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
+SIMD_INLINE __m256d max_double(__m256d a, __m256d b) { return _mm256_max_pd(a, b); }
+SIMD_INLINE uint64_t lane_bits(vmask m) { return (uint64_t)_mm256_movemask_ps((__m256)m); }
 #else
 SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return _mm256_fmadd_pd(a, b, c); }
 SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return _mm256_fnmadd_pd(a, b, c); }
 SIMD_INLINE vreal vmax(vreal a, vreal b) { return _mm256_max_pd(a, b); }
 SIMD_INLINE vreal vmin(vreal a, vreal b) { return _mm256_min_pd(a, b); }
 SIMD_INLINE void stream(real *p, vreal a) { _mm256_stream_pd(p, a); }
+SIMD_INLINE uint64_t lane_bits(vmask m) { return (uint64_t)_mm256_movemask_pd((__m256d)m); }
 #endif
 SIMD_INLINE int any_lane(vmask m) { return !_mm256_testz_si256((__m256i)m, (__m256i)m); }
 #define FUSED 1

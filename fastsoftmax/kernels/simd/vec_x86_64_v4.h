@@ -24,12 +24,15 @@ SIMD_INLINE vreal narrow(__m512d low, __m512d high)
 }
 SIMD_INLINE __m512d widen_at(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 SIMD_INLINE __m512d fma_double(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
+SIMD_INLINE __m512d max_double(__m512d a, __m512d b) { return _mm512_max_pd(a, b); }
+SIMD_INLINE uint64_t lane_bits(vmask m) { return (uint64_t)_mm512_movepi32_mask((__m512i)m); }
 #else
 SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return _mm512_fmadd_pd(a, b, c); }
 SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return _mm512_fnmadd_pd(a, b, c); }
 SIMD_INLINE vreal vmax(vreal a, vreal b) { return _mm512_max_pd(a, b); }
 SIMD_INLINE vreal vmin(vreal a, vreal b) { return _mm512_min_pd(a, b); }
 SIMD_INLINE void stream(real *p, vreal a) { _mm512_stream_pd(p, a); }
+SIMD_INLINE uint64_t lane_bits(vmask m) { return (uint64_t)_mm512_movepi64_mask((__m512i)m); }
 #endif
 SIMD_INLINE int any_lane(vmask m) { return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0; }
 #define FUSED 1
