@@ -432,9 +432,9 @@ def _halves(x):
 
 
 @default_fp_env
-def merge_attention_states(outputs, lses):
+def merge_attention_states(outputs, lses, axis=0, dim=None):
     """merge_attention_states."""
-    parts, part_lses, dtype = _validate.attention_states(outputs, lses)
+    parts, part_lses, dtype = _validate.attention_states(outputs, lses, axis, dim)
     statistics = statistics_dtype(dtype)
     wide = np.result_type(statistics, np.float64)               # rounded once, at the end
     *lead, width = parts[0].shape

@@ -21,11 +21,11 @@ _REFERENCE = {GRAD_SOFTMAX: reference.softmax_backward, GRAD_LOG_SOFTMAX: refere
 _NAMES = {GRAD_SOFTMAX: "y", GRAD_LOG_SOFTMAX: "log_y"}
 
 
-def elementwise(kind, grad, y, axis, temperature, out):
+def elementwise(kind, grad, y, axis, temperature, out, dim):
     """softmax_backward and log_softmax_backward."""
-    operands = _fastpath.gradient_operands(grad, y, axis, temperature, out)
+    operands = None if dim is not None else _fastpath.gradient_operands(grad, y, axis, temperature, out)
     if operands is None:
-        return _elementwise(kind, grad, y, axis, temperature, out)
+        return _elementwise(kind, grad, y, axis, temperature, out, dim)
     tag, y_rows, grad_rows, dx_rows, dx, in_place = operands
     threads = 1 if y_rows.size <= _softmax.SMALL_ELEMENTS else _threads.threads_for(y_rows.size)
     nontemporal = not in_place and dx_rows.nbytes >= _softmax._nontemporal_bytes
@@ -35,8 +35,8 @@ def elementwise(kind, grad, y, axis, temperature, out):
 
 
 @default_fp_env
-def _elementwise(kind, grad, y, axis, temperature, out):
-    arguments = _validate.elementwise_gradient(grad, y, _NAMES[kind], axis, temperature, out)
+def _elementwise(kind, grad, y, axis, temperature, out, dim):
+    arguments = _validate.elementwise_gradient(grad, y, _NAMES[kind], axis, temperature, out, dim)
     if not arguments.has_kernel:
         dx = _REFERENCE[kind](_in_native_order(arguments.grad), _in_native_order(arguments.x), arguments.axes,
                               temperature=arguments.temperature)
@@ -52,9 +52,9 @@ def _elementwise(kind, grad, y, axis, temperature, out):
 
 
 @default_fp_env
-def logsumexp(grad, a, lse, axis, keepdims, where, out):
+def logsumexp(grad, a, lse, axis, keepdims, where, out, dim):
     """logsumexp_backward."""
-    arguments = _validate.logsumexp_gradient(grad, a, lse, axis, keepdims, where, out)
+    arguments = _validate.logsumexp_gradient(grad, a, lse, axis, keepdims, where, out, dim)
     if not arguments.has_kernel:
         da = reference.logsumexp_backward(
             _in_native_order(arguments.grad), _in_native_order(arguments.x), _in_native_order(arguments.value),
@@ -75,9 +75,9 @@ def logsumexp(grad, a, lse, axis, keepdims, where, out):
 
 
 @default_fp_env
-def entropy(grad, x, axis, temperature, where, out):
+def entropy(grad, x, axis, temperature, where, out, dim):
     """softmax_entropy_backward."""
-    arguments = _validate.entropy_gradient(grad, x, axis, temperature, where, out)
+    arguments = _validate.entropy_gradient(grad, x, axis, temperature, where, out, dim)
     if not arguments.has_kernel:
         dx = reference.softmax_entropy_backward(
             _in_native_order(arguments.grad), _in_native_order(arguments.x), arguments.axes,

@@ -17,10 +17,10 @@ PRODUCT_ELEMENTS = 1 << 20          # of the gradient of a linear weight that ar
 
 @default_fp_env
 def cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, reduction, z_loss, softcap, temperature,
-                  return_lse, return_grad, grad_into):
+                  return_lse, return_grad, grad_into, dim):
     """cross_entropy."""
     a = _validate.cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, reduction, z_loss, softcap,
-                                temperature, grad_into)
+                                temperature, grad_into, dim)
     return_grad = bool(return_grad) or grad_into is not None
     if not a.has_kernel:
         return _by_reference(a, return_lse, return_grad, grad_into)

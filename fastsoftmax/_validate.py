@@ -207,7 +207,7 @@ def _temperature(temperature, shape, axes):
         raise TypeError("temperature must not be a masked array")
     if type(temperature) is int:                # of any size; NumPy would make an object of a large one
         temperature = float(max(-1 << 1023, min(temperature, 1 << 1023)))
-    t = np.asarray(temperature)
+    t = _as_ndarray(temperature, "temperature")
     if t.dtype.kind not in "iuf" and tag(t.dtype) is None:
         raise TypeError(f"temperature must be real numbers, got dtype {t.dtype}")
     t = converted(t, np.float64, copy=True)
@@ -233,7 +233,7 @@ def _where(where, shape):
         return None
     if isinstance(where, np.ma.MaskedArray):
         raise TypeError("where must not be a masked array")
-    mask = np.asarray(where)
+    mask = _as_ndarray(where, "where")
     if mask.dtype != np.bool_:
         raise TypeError(f"where must be an array of bool, got dtype {mask.dtype}")
     view = broadcast_to(mask, shape)
@@ -271,8 +271,9 @@ class GradientArguments(NamedTuple):
     has_kernel: bool
 
 
-def elementwise_gradient(grad, y, name, axis, temperature, out):
+def elementwise_gradient(grad, y, name, axis, temperature, out, dim):
     """The arguments of softmax_backward and log_softmax_backward, whose y has this name."""
+    _refuse_dim(dim)
     y = _real_floats(y, name, f"{name}.filled({'0' if name == 'y' else '-inf'})")
     axes = _axes(axis, y.ndim)
     grad = _upstream(grad, y.shape, f"{name} of shape {y.shape}")
@@ -285,8 +286,9 @@ def elementwise_gradient(grad, y, name, axis, temperature, out):
                              moderate and tag(compute_dtype) is not None)
 
 
-def logsumexp_gradient(grad, a, lse, axis, keepdims, where, out):
+def logsumexp_gradient(grad, a, lse, axis, keepdims, where, out, dim):
     """The arguments of logsumexp_backward."""
+    _refuse_dim(dim)
     x = _scores(a, "a")
     axes = _axes(axis, x.ndim)
     result_dtype = natural_dtype(x.dtype, integers_to_float64=True)
@@ -308,9 +310,9 @@ def logsumexp_gradient(grad, a, lse, axis, keepdims, where, out):
                              tag(compute_dtype) is not None)
 
 
-def entropy_gradient(grad, x, axis, temperature, where, out):
+def entropy_gradient(grad, x, axis, temperature, where, out, dim):
     """The arguments of softmax_entropy_backward."""
-    rows = _rows(x, axis, temperature, where, None, None)
+    rows = _rows(x, axis, temperature, where, None, dim)
     _refuse_complex(rows.result_dtype, "softmax_entropy_backward")
     kept, shape = _reduced_shapes(rows.x.shape, rows.axes)
     grad = _upstream(grad, shape, f"an entropy of x of shape {rows.x.shape} along axis {axis}")
@@ -378,8 +380,9 @@ class LossArguments(NamedTuple):
 
 
 def cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, reduction, z_loss, softcap, temperature,
-                  grad_into):
+                  grad_into, dim):
     """The arguments of cross_entropy."""
+    _refuse_dim(dim)
     x = as_numbers(logits, "logits", "logits.filled(-inf)")
     axis = _axis(axis, x.ndim)
     result_dtype = natural_dtype(x.dtype, integers_to_float64=False)
@@ -458,7 +461,7 @@ def _loss_options(weight, count, label_smoothing, reduction, z_loss, softcap, dt
 def _temperature_of_rows(temperature, shape, axis):
     """As `_temperature`; an array may also have the shape of the rows, without the axis."""
     if not isinstance(temperature, np.ma.MaskedArray) and 0 < np.ndim(temperature) < len(shape):
-        t = np.asarray(temperature)
+        t = _as_ndarray(temperature, "temperature")
         view = broadcast_to(t, shape[:axis] + shape[axis + 1:])
         if view is None:
             raise ValueError(f"temperature of shape {t.shape} does not broadcast to {shape[:axis] + shape[axis + 1:]}: "
@@ -681,10 +684,11 @@ def wanted_gradients(options, scale, wanted):
     return wanted
 
 
-def attention_states(outputs, lses):
+def attention_states(outputs, lses, axis, dim):
     """(outputs, lses, dtype of the outputs), as lists of arrays."""
-    outputs = [_floats(x, f"outputs[{i}]") for i, x in enumerate(outputs)]
-    lses = [_floats(x, f"lses[{i}]") for i, x in enumerate(lses)]
+    _refuse_dim(dim)
+    outputs = [_floats(x, f"outputs[{i}]") for i, x in enumerate(_parts(outputs, "outputs", axis))]
+    lses = [_floats(x, f"lses[{i}]") for i, x in enumerate(_parts(lses, "lses", axis))]
     if len(outputs) != len(lses):
         raise ValueError(f"outputs and lses must be as many, got {len(outputs)} and {len(lses)}")
     if not outputs:
@@ -703,6 +707,18 @@ def attention_states(outputs, lses):
             raise ValueError(f"lses[{i}] of shape {lse.shape} does not fit outputs[{i}] of shape {shape}: it must be "
                              f"{shape[:-1]}")
     return outputs, lses, dtypes[0]
+
+
+def _parts(stacked, name, axis):
+    """The parts one by one, of a sequence of them or of one array in which they are stacked along this axis."""
+    if type(axis) is int and axis == 0 and not hasattr(stacked, "dtype"):
+        return stacked
+    if isinstance(stacked, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; pass {name}.data, with attn_mask to hide keys, instead")
+    array = _as_ndarray(stacked if hasattr(stacked, "dtype") else list(stacked), name)
+    if array.ndim == 0:
+        raise ValueError(f"{name} must be parts, or an array in which they are stacked; got one number")
+    return np.moveaxis(array, _axis(axis, array.ndim), 0)
 
 
 def _floats(x, name):
@@ -807,10 +823,28 @@ def as_numbers(x, name, instead_of_masked=None):
     if isinstance(x, np.ma.MaskedArray):
         advice = instead_of_masked or f"{name}.data and where=~{name}.mask"
         raise TypeError(f"{name} is a masked array; pass {advice} instead")
-    array = np.asarray(x)
+    array = _as_ndarray(x, name)
     if array.dtype.kind not in "biufc" and tag(array.dtype) is None:
         raise TypeError(f"{name} must be an array of numbers, got dtype {array.dtype}")
     return array
+
+
+def _as_ndarray(x, name):
+    """np.asarray(x). PyTorch is not imported for its tensors: the name of their type tells them."""
+    try:
+        return np.asarray(x)
+    except (TypeError, RuntimeError) as error:
+        if type(x).__module__.partition(".")[0] != "torch":
+            raise
+        if getattr(x, "requires_grad", False):
+            advice = "requires grad: use fastsoftmax.torch, which has gradients, or pass"
+        elif str(getattr(x, "dtype", "")) == "torch.bfloat16":
+            advice = "is bfloat16, which NumPy does not take from PyTorch: use fastsoftmax.torch, or pass"
+        else:
+            raise TypeError(f"{name} is a torch tensor that NumPy does not take ({error}); fastsoftmax.torch takes CPU "
+                            "tensors") from error
+        copy = f"{name}.detach()" if "grad" in advice else f"{name}.float()"
+        raise TypeError(f"{name} is a torch tensor that {advice} {copy}") from error
 
 
 def _check_out(out, shape, dtype, name="out"):

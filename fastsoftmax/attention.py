@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, SupportsIndex, TypedDict, Unpack, overload
 
 from numpy.typing import ArrayLike
 
 from fastsoftmax import _attention, _fastpath, _validate
-from fastsoftmax._typing import Array, Window
+from fastsoftmax._typing import Array, Window, signature_without_dim
 
 
 class _Options(TypedDict, total=False):
@@ -356,16 +356,22 @@ def scaled_dot_product_attention_backward(
         (grad_scale, grad_mask, grad_bias, grad_sinks, grad_slopes))
 
 
-def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLike]) -> tuple[Array, Array]:
+@signature_without_dim
+def merge_attention_states(outputs: Iterable[ArrayLike] | ArrayLike, lses: Iterable[ArrayLike] | ArrayLike, *,
+                           axis: SupportsIndex = 0, dim: None = None) -> tuple[Array, Array]:
     """Attention over all keys from attention over disjoint sets of them, exactly.
 
     Parameters
     ----------
-    outputs : sequence of array_like, each (..., L, Ev)
+    outputs : sequence of array_like, each (..., L, Ev); or one array
         Results of `scaled_dot_product_attention` for the same queries on different keys: pieces of a cache, or a
-        prefix that many sequences share. All of one dtype and shape.
-    lses : sequence of array_like, each (..., L)
+        prefix that many sequences share. All of one dtype and shape. One array holds them stacked along `axis`.
+    lses : sequence of array_like, each (..., L); or one array
         Their logsumexps, as `return_lse` gives them. A sink must have been counted in one piece only.
+    axis : int, default 0
+        Where the parts lie in stacked arrays, as ``numpy.stack(outputs, axis)`` and ``numpy.stack(lses, axis)`` put
+        them. A negative axis counts from the end of each array's own dimensions: with -1, outputs are
+        (..., L, Ev, parts) and lses (..., L, parts). Sequences are stacked likewise: the default is their own order.
 
     Returns
     -------
@@ -380,6 +386,8 @@ def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLik
         If the arrays are not floating, the outputs are not of one dtype, or one is a masked array.
     ValueError
         If there are no parts, or not as many outputs as lses, or the shapes do not fit.
+    numpy.exceptions.AxisError
+        If axis is out of range.
 
     Notes
     -----
@@ -405,5 +413,11 @@ def merge_attention_states(outputs: Iterable[ArrayLike], lses: Iterable[ArrayLik
     >>> out, lse = merge_attention_states(*zip(*parts))
     >>> np.allclose(out, scaled_dot_product_attention(query, key, value))
     True
+
+    The same parts in one array each, (L, parts, Ev) and (L, parts):
+
+    >>> outputs, lses = (np.stack(x, axis=1) for x in zip(*parts))
+    >>> np.array_equal(merge_attention_states(outputs, lses, axis=1)[0], out)
+    True
     """
-    return _attention.merge_attention_states(outputs, lses)
+    return _attention.merge_attention_states(outputs, lses, axis, dim)

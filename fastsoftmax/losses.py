@@ -7,15 +7,17 @@ from typing import Any, Literal, SupportsIndex
 from numpy.typing import ArrayLike
 
 from fastsoftmax import _losses
-from fastsoftmax._typing import Array
+from fastsoftmax._typing import Array, signature_without_dim
 
 Reduction = Literal["mean", "sum", "none"]
 
 
+@signature_without_dim
 def cross_entropy(logits: ArrayLike, target: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
                   ignore_index: SupportsIndex = -100, label_smoothing: float = 0.0, reduction: Reduction = "mean",
                   z_loss: float = 0.0, softcap: float | None = None, temperature: ArrayLike = 1.0,
-                  return_lse: bool = False, return_grad: bool = False, grad_into: Array | None = None) -> Any:
+                  return_lse: bool = False, return_grad: bool = False, grad_into: Array | None = None,
+                  dim: None = None) -> Any:
     """Cross entropy of classes, ``-log_softmax(logits)[target]``, and its gradient in the same pass.
 
     With s the logits after softcap and temperature, lse their logsumexp, p their softmax and C classes, the loss of a
@@ -110,7 +112,7 @@ def cross_entropy(logits: ArrayLike, target: ArrayLike, axis: SupportsIndex = -1
            [ 0.  ,  0.  ,  0.  ,  0.  ]])
     """
     return _losses.cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, reduction, z_loss,
-                                 softcap, temperature, return_lse, return_grad, grad_into)
+                                 softcap, temperature, return_lse, return_grad, grad_into, dim)
 
 
 def linear_cross_entropy(hidden: ArrayLike, linear_weight: ArrayLike, target: ArrayLike, *,

@@ -87,8 +87,9 @@ def softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0, wh
     return _softmax.elementwise(SOFTMAX, x, axis, temperature, where, dtype, out, dim) if y is None else y
 
 
+@signature_without_dim
 def softmax_backward(grad: ArrayLike, y: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0,
-                     out: Array | None = None) -> Array:
+                     out: Array | None = None, dim: None = None) -> Array:
     """Gradient of `softmax` or `causal_softmax` for x: ``y * (grad - sum(y * grad)) / temperature``.
 
     Parameters
@@ -147,7 +148,7 @@ def softmax_backward(grad: ArrayLike, y: ArrayLike, axis: Axis = None, *, temper
     >>> ((high - low) / 2e-5).round(4).tolist()
     [-0.5168, 0.0656]
     """
-    return _gradients.elementwise(GRAD_SOFTMAX, grad, y, axis, temperature, out)
+    return _gradients.elementwise(GRAD_SOFTMAX, grad, y, axis, temperature, out, dim)
 
 
 @signature_without_dim
@@ -189,8 +190,9 @@ def log_softmax(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0
     return _softmax.elementwise(LOG_SOFTMAX, x, axis, temperature, where, dtype, out, dim) if y is None else y
 
 
+@signature_without_dim
 def log_softmax_backward(grad: ArrayLike, log_y: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0,
-                         out: Array | None = None) -> Array:
+                         out: Array | None = None, dim: None = None) -> Array:
     """Gradient of `log_softmax` for x: ``(grad - exp(log_y) * sum(grad)) / temperature``.
 
     Parameters
@@ -227,7 +229,7 @@ def log_softmax_backward(grad: ArrayLike, log_y: ArrayLike, axis: Axis = None, *
     >>> log_softmax_backward(np.array([1.0, 0.0, np.nan]), np.array([np.log(0.75), np.log(0.25), -np.inf])).round(4)
     array([ 0.25, -0.25,  0.  ])
     """
-    return _gradients.elementwise(GRAD_LOG_SOFTMAX, grad, log_y, axis, temperature, out)
+    return _gradients.elementwise(GRAD_LOG_SOFTMAX, grad, log_y, axis, temperature, out, dim)
 
 
 @overload
@@ -300,8 +302,9 @@ def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepd
     return _softmax.logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out, dim)
 
 
+@signature_without_dim
 def logsumexp_backward(grad: ArrayLike, a: ArrayLike, lse: ArrayLike, axis: Axis = None, *, keepdims: bool = False,
-                       where: ArrayLike | None = None, out: Array | None = None) -> Array:
+                       where: ArrayLike | None = None, out: Array | None = None, dim: None = None) -> Array:
     """Gradient of `logsumexp` for a: ``grad * exp(a - lse)``.
 
     Parameters
@@ -342,7 +345,7 @@ def logsumexp_backward(grad: ArrayLike, a: ArrayLike, lse: ArrayLike, axis: Axis
     >>> logsumexp_backward(2.0, a, logsumexp(a)).round(3)
     array([1., 1.])
     """
-    return _gradients.logsumexp(grad, a, lse, axis, keepdims, where, out)
+    return _gradients.logsumexp(grad, a, lse, axis, keepdims, where, out, dim)
 
 
 @signature_without_dim
@@ -382,8 +385,9 @@ def softmax_entropy(x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike =
     return _softmax.entropy(x, axis, temperature, where, dim) if y is None else y
 
 
+@signature_without_dim
 def softmax_entropy_backward(grad: ArrayLike, x: ArrayLike, axis: Axis = None, *, temperature: ArrayLike = 1.0,
-                             where: ArrayLike | None = None, out: Array | None = None) -> Array:
+                             where: ArrayLike | None = None, out: Array | None = None, dim: None = None) -> Array:
     """Gradient of `softmax_entropy` for x: ``-grad * weights * (log(weights) + entropy) / temperature``.
 
     Parameters
@@ -418,7 +422,7 @@ def softmax_entropy_backward(grad: ArrayLike, x: ArrayLike, axis: Axis = None, *
     >>> softmax_entropy_backward(1.0, np.array([0.0, 0.0, np.log(2)])).round(4)
     array([ 0.0866,  0.0866, -0.1733])
     """
-    return _gradients.entropy(grad, x, axis, temperature, where, out)
+    return _gradients.entropy(grad, x, axis, temperature, where, out, dim)
 
 
 def causal_softmax(scores: ArrayLike, *, offset: SupportsIndex = 0, temperature: ArrayLike = 1.0,

@@ -1084,6 +1084,25 @@ def test_parts_that_saw_nothing_count_for_nothing(kernel):
     assert_same_bits(merge_attention_states([out], [lse])[0], out)
 
 
+def test_stacked_states_are_the_sequences_of_them(kernel):
+    """Along any axis: that of numpy.stack, for each array by itself."""
+    rng = np.random.default_rng(0)
+    outputs = [rng.normal(size=(3, 5, 6)).astype(kernel.dtype) for _ in range(4)]
+    lses = [rng.normal(size=(3, 5)).astype(np.float64 if kernel.tag == "f64" else np.float32) for _ in range(4)]
+    expected = merge_attention_states(outputs, lses)
+    for axis in (0, 1, 2, -1, -2, -3, np.int64(1)):
+        stacked = np.stack(outputs, axis), np.stack(lses, axis)
+        for kinds in (stacked, tuple(x.copy(order="F") for x in stacked), tuple(list(x) for x in stacked)):
+            for merge in (merge_attention_states, reference.merge_attention_states):
+                got = merge(*kinds, axis=axis)
+                if merge is merge_attention_states:
+                    assert_same_bits(got[0], expected[0])
+                    assert_same_bits(got[1], expected[1])
+                else:
+                    np.testing.assert_array_equal(got[0], reference.merge_attention_states(outputs, lses)[0])
+    assert_same_bits(merge_attention_states(iter(outputs), iter(lses))[0], expected[0])
+
+
 def test_merging_agrees_with_the_reference(kernel):
     rng = np.random.default_rng(0)
     outputs = rng.normal(size=(4, 3, 5, 6)).astype(kernel.dtype)

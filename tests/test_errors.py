@@ -6,6 +6,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
+from functions import FUNCTIONS, SAMPLES, Operand, arguments
 
 import fastsoftmax
 from fastsoftmax import (
@@ -217,9 +218,44 @@ def test_what_a_torch_user_types_is_answered():
         refuses(TypeError, "pass axis=1", f, X, dim=1)
         refuses(TypeError, "pass axis=-1", f, X, None, dim=-1)
         assert "dim" not in inspect.signature(f).parameters
+    for f, args in ((softmax_backward, (X, X)), (log_softmax_backward, (X, X)), (logsumexp_backward, (X[0], X, X[0])),
+                    (softmax_entropy_backward, (X[0], X)), (cross_entropy, (X, TARGET)),
+                    (merge_attention_states, (X[None], X[None, :, 0]))):
+        refuses(TypeError, "pass axis=1", f, *args, dim=1)
+        assert "dim" not in inspect.signature(f).parameters
     for f in (softmax, log_softmax, softmax_entropy):
         refuses(ValueError, r"positive and finite, got 0\.0; .*argmax", f, X, 1, temperature=0)
         refuses(ValueError, "argmax", f, X, 1, temperature=[[1.0], [0.0]])
+
+
+def array_operands(function):
+    """(sample, name of the operand, its place in a list or None): each argument of which the function reads an array,
+    once."""
+    seen = set()
+    for name, sample in SAMPLES.values():
+        for argument, value in sample.items() if name == function else ():
+            operand, place = (value[-1], len(value) - 1) if isinstance(value, list) else (value, None)
+            if isinstance(operand, Operand) and not operand.is_written and argument not in seen:
+                seen.add(argument)
+                yield sample, argument, place
+
+
+@pytest.mark.parametrize("function", [name for name in FUNCTIONS if name != "causal_mask_"])
+def test_torch_tensors_that_numpy_does_not_take(function):
+    torch = pytest.importorskip("torch", reason="torch is not installed: its tensors are not refused")
+    for sample, argument, place in array_operands(function):
+        given = arguments(sample, np.float32)
+
+        def refused(match, tensor, given=given, argument=argument, place=place):
+            value = tensor if place is None else [*given[argument][:place], tensor]
+            with pytest.raises(TypeError, match=f"{argument}.* is a torch tensor that {match}"):
+                getattr(fastsoftmax, function)(**{**given, argument: value})
+
+        tensor = torch.from_numpy(np.array(given[argument] if place is None else given[argument][place]))
+        if tensor.is_floating_point():
+            refused("requires grad: use fastsoftmax.torch", tensor.clone().requires_grad_())
+            refused("is bfloat16.*: use fastsoftmax.torch", tensor.bfloat16())
+        refused("NumPy does not take.*fastsoftmax.torch", tensor.to("meta"))
 
 
 @pytest.mark.parametrize("f", [causal_softmax, causal_mask_], **by_name)
@@ -645,3 +681,21 @@ def test_merging():
     refused(TypeError, r"outputs\[1\].*int64", [out, out.astype(int)], [lse, lse])
     refused(TypeError, r"lses\[0\].*complex128", [out, out], [lse.astype(complex), lse])
     refused(TypeError, r"outputs\[0\] is a masked array", [np.ma.masked_array(out)], [lse])
+
+
+def test_merging_stacked_arrays():
+    out, lse = np.ones((2, 3, 4)), np.ones((2, 3))
+
+    def refused(error, match, outputs, lses, **axis):
+        refuses(error, match, merge_attention_states, outputs, lses, **axis)
+
+    refused(np.exceptions.AxisError, "axis 3 is out of bounds for array of dimension 3", out, lse, axis=3)
+    refused(np.exceptions.AxisError, "axis 2 is out of bounds for array of dimension 2", out, lse, axis=2)
+    refused(TypeError, "axis must be an int, not float", out, lse, axis=1.0)
+    refused(TypeError, "axis must be an int, not NoneType", [out], [lse], axis=None)
+    refused(ValueError, "2 and 3", out, lse.T)
+    refused(ValueError, "nothing to merge", out[:0], lse[:0])
+    refused(ValueError, "outputs must be parts", np.float64(1), lse)
+    refused(TypeError, "outputs is a masked array; pass outputs.data", np.ma.masked_array(out), lse)
+    with pytest.raises(TypeError, match="positional"):
+        merge_attention_states(out, lse, 0)

@@ -167,19 +167,20 @@ def scaled_dot_product_attention_backward(
 
 
 @np.errstate(all="ignore")
-def merge_attention_states(outputs, lses):
+def merge_attention_states(outputs, lses, *, axis=0):
     """Attention over all keys from attention over disjoint sets of them: ``(out, lse)``.
 
     `outputs` and `lses` are sequences of what `scaled_dot_product_attention` returned, ``(..., L, Ev)`` and
     ``(..., L)``. Each output weighs as much as the sum of exponentials that it was divided by; one with an lse of
-    -inf has seen nothing and counts for nothing, whatever it holds.
+    -inf has seen nothing and counts for nothing, whatever it holds. Or they are one array each, in which the parts are
+    stacked along `axis`, which counts each array's own dimensions.
 
     >>> import numpy as np
     >>> out, lse = merge_attention_states([[[1.0]], [[4.0]]], [[np.log(2)], [np.log(1)]])
     >>> out.round(3), np.exp(lse).round(3)
     (array([[2.]]), array([3.]))
     """
-    outputs, lses = np.stack([np.asarray(x) for x in outputs]), np.stack([np.asarray(x) for x in lses])
+    outputs, lses = (np.moveaxis(np.asarray(x if hasattr(x, "dtype") else list(x)), axis, 0) for x in (outputs, lses))
     wide = np.result_type(outputs.dtype, np.float64)
     seen = lses != -np.inf
     weights = softmax(lses.astype(wide), 0, where=seen)
