@@ -440,7 +440,7 @@ def merge_attention_states(outputs, lses, axis=0, dim=None):
     *lead, width = parts[0].shape
     rows = math.prod(lead)
     parts = [x.reshape(rows, width) for x in parts]
-    stacked = np.stack(part_lses, dtype=wide, casting="unsafe").reshape(-1, rows)
+    stacked = np.stack(part_lses, dtype=wide, casting="unsafe").reshape(len(parts), rows)
     out = np.empty((rows, width), wide)
     rows_at_once = max(min(MERGE_ELEMENTS // 8 // max(width, 1), rows), 1)
     parts_at_once = max(MERGE_ELEMENTS // max(rows_at_once * width, 1), 1)

@@ -1114,6 +1114,13 @@ def test_merging_agrees_with_the_reference(kernel):
             kernel.eps if kernel.dtype.itemsize == 2 else 8 * kernel.eps) * abs(true.astype(float)).max())
 
 
+def test_merging_states_of_no_rows():
+    for shape in ((0, 3), (2, 0, 3), (2, 4, 0), (0, 0)):
+        out, lse = merge_attention_states(np.ones((5, *shape)), np.ones((5, *shape[:-1])))
+        assert out.shape == shape
+        assert lse.shape == shape[:-1]
+
+
 def test_merging_many_states_is_as_accurate_as_merging_few(kernel):
     """Up to 100,000, against sums in long double."""
     arithmetic = np.float64 if kernel.tag == "f64" else np.float32

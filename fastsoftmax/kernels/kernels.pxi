@@ -38,6 +38,7 @@ include "softmax/mask.pxi"                  # causal_mask_
 include "softmax/softmax.pxi"               # softmax, log_softmax, logsumexp, softmax_entropy, causal_softmax
 include "softmax/backward.pxi"              # gradients of softmax, log_softmax, logsumexp, softmax_entropy
 include "softmax/cross_entropy.pxi"
+include "softmax/states.pxi"                # rows in pieces
 
 include "sampling/params.pxi"               # the arguments of a call; filters, candidates
 include "sampling/workspace.pxi"            # the buffers of a thread
