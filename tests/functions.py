@@ -408,7 +408,8 @@ FUNCTIONS = {
             lambda: paged_attention(a.heads_third[:, :1], a.heads_third, a.heads_third, a.pages + 1, [3, 2])]),
     "merge_attention_states": Function(
         samples={"two parts": dict(
-            outputs=[vectors(3, 5, 17), vectors(3, 5, 17)], lses=[positive(3, 5), positive(3, 5)])},
+            outputs=[vectors(3, 5, 17), vectors(3, 5, 17)], lses=[positive(3, 5), positive(3, 5)]),
+                 "stacked": dict(outputs=vectors(3, 2, 5, 17), lses=positive(3, 2, 5), axis=1)},
         other_ways=lambda a: [lambda: merge_attention_states([a.wide] * 2, [a.lse] * 2)],
         refused=lambda a: [lambda: merge_attention_states([a.x], [a.x])]),
 }
