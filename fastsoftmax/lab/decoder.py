@@ -242,16 +242,14 @@ def split(qkv, batch, config):
 
 
 def layer(x, p, i, config, batch, turn, cache=None):
-    """x after layer i, and what its backward pass needs. `cache` is a `Cache` in generation, where nothing is kept."""
+    """x after layer i, and what its backward pass needs. A `cache` (`Cache`, `generation.Pass`) has the keys before."""
     normed, inverse = rms_norm(x, p[f"{i}.norm"], config.epsilon)
     qkv = normed @ p[f"{i}.qkv"]
     to_turn, (query, key, value) = split(qkv, batch, config)
     rotary(to_turn, *turn)
-    offset = 0
-    if cache is not None:
-        offset = cache.length
-        key, value = cache.append(i, key, value)
-    out, lse = attention(query, key, value, config, scale_of(p, i, config), offset)
+    scale = scale_of(p, i, config)
+    out, lse = (attention(query, key, value, config, scale) if cache is None else
+                cache.attention(i, query, key, value, config, scale))
     joined = out.swapaxes(1, 2).reshape(len(x), -1)
     middle = x + joined @ p[f"{i}.out"]
     normed2, inverse2 = rms_norm(middle, p[f"{i}.norm2"], config.epsilon)
@@ -293,15 +291,13 @@ def scale_of(p, i, config):
 def forward(p, config, tokens, cache=None):
     """The last states (N, C), normalised, of tokens (B, T), and what the backward pass needs."""
     batch, length = tokens.shape
-    first = 0 if cache is None else cache.length
-    turn = angles(np.arange(first, first + length), config, p["embedding"].dtype)
+    positions = np.arange(length) if cache is None else cache.extend(length)
+    turn = angles(positions, config, p["embedding"].dtype)
     x, kept = p["embedding"][tokens.reshape(-1)], []
     for i in range(config.layers):
         x, needed = layer(x, p, i, config, batch, turn, cache)
         if cache is None:
             kept.append(needed)
-    if cache is not None:
-        cache.length += length
     normed, inverse = rms_norm(x, p["norm"], config.epsilon)
     return normed, (turn, kept, x, inverse)
 
@@ -370,18 +366,22 @@ def weights(p, config, tokens, i):
 
 
 class Cache:
-    """The keys and values of all tokens so far, so that a step computes those of its own tokens only."""
+    """The keys and values of all tokens so far, so that a pass computes those of its own tokens only."""
 
     def __init__(self, config, batch, longest, dtype=np.float32):
         self.arrays = np.empty((config.layers, 2, batch, config.key_heads, longest, config.head_width), dtype)
-        self.length = 0
+        self.start = self.length = 0
 
-    def append(self, i, key, value):
-        """All keys and values of layer i, those given included."""
-        end = self.length + key.shape[2]
-        self.arrays[i, 0, :, :, self.length:end] = key
-        self.arrays[i, 1, :, :, self.length:end] = value
-        return self.arrays[i, 0, :, :, :end], self.arrays[i, 1, :, :, :end]
+    def extend(self, count):
+        """The positions of the `count` tokens that the next pass adds."""
+        self.start, self.length = self.length, self.length + count
+        return np.arange(self.start, self.length)
+
+    def attention(self, i, query, key, value, config, scale):
+        """`attention` over all keys and values of layer i, those given included."""
+        for stored, new in zip(self.arrays[i], (key, value), strict=True):
+            stored[:, :, self.start:self.length] = new
+        return attention(query, *self.arrays[i, :, :, :, :self.length], config, scale, self.start)
 
 
 def generate(p, config, prompt, count, temperature=1.0, seed=0):
