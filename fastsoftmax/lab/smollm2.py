@@ -104,16 +104,46 @@ def tokenizer():
     return found
 
 
-def question(text):
-    """A user's question, in the form in which the model was taught to answer."""
-    return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+def bytes_of_tokens():
+    """The bytes of each token; none of those that stand in no text.
+
+    As GPT-2, the file writes each byte as one character: the 188 that can be printed as themselves, each other as the
+    next character from U+0100 on.
+    """
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printed]
+    table = {chr(byte): byte for byte in printed} | {chr(256 + k): byte for k, byte in enumerate(others)}
+    names, kinds = fields()["tokenizer.ggml.tokens"], fields()["tokenizer.ggml.token_type"]
+    return [b"" if kind == CONTROL else bytes(table[c] for c in name) for name, kind in zip(names, kinds, strict=True)]
+
+
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+def question(text, is_first=True):
+    """A user's question, in the form in which the model was taught to answer: the file's tokenizer.chat_template.
+
+    is_first : whether it begins the conversation; another one follows the end of an answer.
+    """
+    start = f"<|im_start|>system\n{SYSTEM}<|im_end|>" if is_first else ""
+    return f"{start}\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def end_of_text():
+    """The token that ends a text."""
+    return fields()["tokenizer.ggml.eos_token_id"]
+
+
+def longest():
+    """So many tokens the model has been trained on at once."""
+    return fields()["llama.context_length"]
 
 
 def answer(p, config, prompt, longest=100, temperature=0.0, seed=0):
     """The text that the model continues the prompt with, until it ends or has `longest` tokens."""
     encoder, symbols = tokenizer(), []
     for symbol in decoder.generate(p, config, encoder.encode(prompt).ids, longest, temperature, seed):
-        if symbol == fields()["tokenizer.ggml.eos_token_id"]:
+        if symbol == end_of_text():
             break
         symbols.append(symbol)
     return encoder.decode(symbols)
