@@ -1,8 +1,11 @@
 """Models of transformers with attn_implementation="fastsoftmax": as with "eager", without masks of L x S elements."""
 
+import doctest
 import itertools
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -612,3 +615,16 @@ else:
 def test_import(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_examples_do_what_they_show():
+    """That of register, and the program in docs/transformers.md."""
+    module = fastsoftmax.transformers
+    examples = doctest.DocTestFinder().find(module.register, "register", module=module)
+    assert doctest.DocTestRunner().run(examples[0]).attempted
+    assert not doctest.DocTestRunner().run(examples[0]).failed
+    page = Path(__file__).parent.parent / "docs" / "transformers.md"
+    program = {}
+    exec(re.search(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL).group(1), program)
+    assert program["longer"].shape == (1, 110)
+    assert program["model"].config._attn_implementation == "fastsoftmax"

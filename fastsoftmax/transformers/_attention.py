@@ -27,7 +27,8 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
     _refuse(dropout, kwargs)
     query, key, value = _one_dtype(query, key, value)
     keys = key.shape[2]
-    options = dict(scale=scaling, softcap=softcap, sinks=s_aux, enable_gqa=query.shape[1] != key.shape[1],
+    options = dict(scale=_scale(scaling, query.shape[-1]), softcap=softcap, sinks=s_aux,
+                   enable_gqa=query.shape[1] != key.shape[1],
                    bias=None if position_bias is None else position_bias[..., :keys])
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
@@ -59,6 +60,11 @@ def _refuse(dropout, kwargs):
     if kwargs.get("output_attentions"):
         logger.warning_once(
             'fastsoftmax returns no attention weights: set attn_implementation="eager" for output_attentions=True')
+
+
+def _scale(scaling, head_dim):
+    """The scale, or None for the default one, since calls without options take a shorter way."""
+    return None if isinstance(scaling, float) and scaling == head_dim ** -0.5 else scaling
 
 
 def _one_dtype(query, key, value):
