@@ -77,7 +77,8 @@ def _integers(x, name):
 
 
 def page_table(block_table, key_lengths, batch, pages, page_size):
-    """(table (B, most), lengths (B,)), int64: entries beyond a sequence's length are 0, whatever they were."""
+    """(table (B, most), lengths (B,)), int64 and contiguous: entries that name no page, beyond a sequence's length, are
+    0."""
     table = _integers(block_table, "block_table")
     if table.ndim != 2 or len(table) != batch:
         raise ValueError(f"block_table must have shape ({batch}, most pages of a sequence), as query has {batch} "
@@ -85,9 +86,12 @@ def page_table(block_table, key_lengths, batch, pages, page_size):
     most = table.shape[1]
     _integers(key_lengths, "key_lengths")
     lengths = _validate.check_key_lengths(key_lengths, (batch,), most * page_size, "the room of block_table's pages")
+    numbers = np.ascontiguousarray(table, np.int64)
+    if numbers.size == 0 or numbers.view(np.uint64).max() < pages:      # negative numbers are large there
+        return numbers, lengths
     used = np.arange(most) < -(-lengths[:, None] // max(page_size, 1))
     wrong = used & ((table < 0) | (table >= pages))
     if wrong.any():
         b, j = np.argwhere(wrong)[0]
         raise ValueError(f"block_table[{b}, {j}] is {table[b, j]}; pages are numbered from 0 to {pages - 1}")
-    return np.where(used, table, 0).astype(np.int64), lengths
+    return np.where(used, numbers, 0), lengths
