@@ -11,6 +11,7 @@ from fastsoftmax.attention import (
 )
 from fastsoftmax.losses import cross_entropy, linear_cross_entropy
 from fastsoftmax.packed import paged_attention, varlen_attention, varlen_attention_backward
+from fastsoftmax.sampling import filter_logits, penalize_, sample
 from fastsoftmax.softmax import (
     causal_mask_,
     causal_softmax,
@@ -29,6 +30,7 @@ __all__ = [
     "causal_mask_",
     "causal_softmax",
     "cross_entropy",
+    "filter_logits",
     "get_num_threads",
     "linear_cross_entropy",
     "log_softmax",
@@ -38,6 +40,8 @@ __all__ = [
     "merge_attention_states",
     "num_threads",
     "paged_attention",
+    "penalize_",
+    "sample",
     "scaled_dot_product_attention",
     "scaled_dot_product_attention_backward",
     "set_num_threads",

@@ -1,8 +1,8 @@
 """``python -m fastsoftmax``: shows the configuration, checks the kernels, shows an example, and measures speed.
 
 1. The configuration: version, compiler, instruction sets, threads and why that many, OpenMP runtime.
-2. A self-check: every kernel of every (dtype, ISA) that this CPU can run, gradients too, against
-   `fastsoftmax.reference` in a wider type.
+2. A self-check: every kernel of every (dtype, ISA) that this CPU can run, gradients and sampling too,
+   against `fastsoftmax.reference` in a wider type.
 3. Softmax on real text: the purpose of the function, and the effect of the temperature.
 4. Speed beside plain NumPy, and beside SciPy, PyTorch and ONNX Runtime if they are installed.
 
@@ -13,7 +13,7 @@ The exit status is 1 if a check fails.
 
 import sys
 
-from fastsoftmax._selfcheck import accuracy, configuration, demo, gradients, speed
+from fastsoftmax._selfcheck import accuracy, configuration, demo, gradients, sampling, speed
 
 
 def main(arguments):
@@ -23,7 +23,7 @@ def main(arguments):
         return 0 if arguments in (["-h"], ["--help"]) else 2
     sys.stdout.reconfigure(errors="replace")  # the terminal may lack characters of the sampled text
     configuration.show()
-    failures = accuracy.check_all() + gradients.check_all()
+    failures = accuracy.check_all() + gradients.check_all() + sampling.check_all()
     print("every check passed" if not failures else f"{failures} CHECKS FAILED")
     demo.show()
     failures += speed.show()

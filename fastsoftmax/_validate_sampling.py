@@ -10,7 +10,7 @@ from fastsoftmax._fastpath import broadcast_to, tag
 from fastsoftmax._layout import elements_overlap
 from fastsoftmax._validate import (
     TEMPERATURES,
-    _array,
+    as_numbers,
     _axis,
     _check_out,
     _refuse_complex,
@@ -37,7 +37,7 @@ class SamplingArguments(NamedTuple):
 
 def sampling(logits, axis, temperature, top_k, top_p, min_p, typical_p, where):
     """The arguments that sample and filter_logits share."""
-    x = _array(logits, "logits")
+    x = as_numbers(logits, "logits")
     axis = _axis(axis, x.ndim)
     result_dtype = natural_dtype(x.dtype, integers_to_float64=False)
     _refuse_complex(result_dtype, "sampling")
@@ -102,7 +102,7 @@ def _numbers(x, name, rows, expected, is_valid):
         if not is_valid(x):
             raise ValueError(f"{name} must be {expected}, got {x}")
         return x
-    array = _array(x, name, instead_of_masked=f"{name}.data")
+    array = as_numbers(x, name, instead_of_masked=f"{name}.data")
     if array.dtype.kind not in "iuf" and tag(array.dtype) is None:
         raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}")
     return _of_rows(converted(array, np.float64), name, rows, expected, is_valid)
@@ -139,7 +139,7 @@ def _integers(x, name, rows, expected, is_valid):
         if not is_valid(x):
             raise ValueError(f"{name} must be {expected}, got {x}")
         return float(min(x, MOST_TOKENS))
-    array = _array(x, name, instead_of_masked=f"{name}.data")
+    array = as_numbers(x, name, instead_of_masked=f"{name}.data")
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be an int or an array of ints, got dtype {array.dtype}")
     if array.dtype.itemsize == 8:
@@ -175,7 +175,7 @@ def penalties(logits, tokens, repetition, frequency, presence, lengths):
     """The arguments of penalize_."""
     x = _changed_in_place(logits)
     rows, count = x.shape[:-1], x.shape[-1]
-    tokens = _array(tokens, "tokens", "tokens.filled(0), with lengths,")
+    tokens = as_numbers(tokens, "tokens", "tokens.filled(0), with lengths,")
     if tokens.dtype.kind not in "iu":
         raise TypeError(f"tokens must be integers, got dtype {tokens.dtype}")
     if tokens.shape[:-1] != rows or tokens.ndim == 0:

@@ -29,6 +29,7 @@ from fastsoftmax import (
     causal_mask_,
     causal_softmax,
     cross_entropy,
+    filter_logits,
     linear_cross_entropy,
     log_softmax,
     log_softmax_backward,
@@ -36,6 +37,8 @@ from fastsoftmax import (
     logsumexp_backward,
     merge_attention_states,
     paged_attention,
+    penalize_,
+    sample,
     scaled_dot_product_attention,
     scaled_dot_product_attention_backward,
     softmax,
@@ -87,6 +90,16 @@ def visible(*shape):
 def positive(*shape):
     """Temperatures, slopes, statistics: float64, whatever dtype is under test."""
     return Operand(shape, lambda rng, size: rng.uniform(0.5, 2, size), np.float64)
+
+
+def shares(*shape, least=0.0):
+    """Uniform numbers, and what top_p, min_p and typical_p take: float64, whatever dtype is under test."""
+    return Operand(shape, lambda rng, size: rng.uniform(least, 1, size), np.float64)
+
+
+def whole(*shape, below):
+    """Integers from 1 on: token numbers, top_k, lengths."""
+    return Operand(shape, lambda rng, size: rng.integers(1, below, size), np.int64)
 
 
 def weights(*shape, axis=-1):
@@ -260,6 +273,53 @@ FUNCTIONS = {
             lambda: linear_cross_entropy(a.half, a.half, [0, 1, 3, 2], linear_bias=a.half[:, 0])],
         refused=lambda a: [
             lambda: linear_cross_entropy(a.x, a.short, [0, 1, 2, 3]), lambda: linear_cross_entropy(a.x, a.x, [4] * 4)]),
+    "sample": Function(
+        samples={
+            "every option": dict(
+                logits=scores(5, 37, 3), axis=1, temperature=positive(5, 3), top_k=whole(5, 3, below=37),
+                top_p=shares(5, 3, least=0.3), min_p=shares(5, 3), typical_p=shares(5, 3, least=0.3),
+                uniform=shares(5, 3), return_logprob=True),     # `where` may hide a row: see filter_logits
+            "a seed": dict(logits=scores(5, 37), temperature=0.7, rng=3, return_logprob=True)},
+        large={"rows": dict(logits=scores(300, 1000), top_p=0.9, rng=1, return_logprob=True),
+               "long rows": dict(
+                   logits=scores(3, 40_000), top_p=0.9, min_p=shares(3), typical_p=0.8, uniform=shares(3)),
+               "columns": dict(logits=scores(1000, 300), axis=0, top_k=50, rng=1)},
+        other_ways=lambda a: [
+            lambda: sample(a.x, rng=0), lambda: sample(a.x, 0, uniform=0.5), lambda: sample(a.bfloat, uniform=0.25),
+            lambda: sample(a.swapped, top_p=0.5, uniform=0.5), lambda: sample([1.0, 2.0], temperature=0.0, rng=1),
+            lambda: sample(a.x[:, ::2], where=a.where[:, ::2], top_k=2, uniform=0.5, return_logprob=True)],
+        refused=lambda a: [
+            lambda: sample(a.x, 2), lambda: sample(a.x, temperature=-1.0), lambda: sample(a.x, top_k=0),
+            lambda: sample(a.x, top_p=1.5), lambda: sample(a.x, uniform=1.0), lambda: sample(a.x, top_k=a.numbers),
+            lambda: sample(a.x, rng=0, uniform=0.5), lambda: sample(a.x * np.float32(np.inf), rng=0)]),
+    "filter_logits": Function(
+        samples={
+            "every option": dict(
+                logits=scores(5, 37, 3), axis=1, temperature=positive(5, 3), top_k=whole(5, 3, below=37),
+                top_p=shares(5, 3, least=0.3), min_p=shares(5, 3), typical_p=shares(5, 3, least=0.3),
+                where=visible(5, 37, 3), out=out(5, 37, 3)),
+            "no filter": dict(logits=scores(5, 37), temperature=0.7, out=out(5, 37))},
+        large={"rows": dict(logits=scores(300, 1000), top_p=0.9),
+               "long rows": dict(logits=scores(3, 40_000), top_k=9000, typical_p=0.8)},
+        other_ways=lambda a: [
+            lambda: filter_logits(a.x, top_k=2), lambda: filter_logits(a.x, 0, top_p=0.5, out=a.out),
+            lambda: filter_logits(a.half, min_p=0.1), lambda: filter_logits(a.swapped, typical_p=0.5)],
+        refused=lambda a: [
+            lambda: filter_logits(a.x, out=a.frozen), lambda: filter_logits(a.x, out=a.row),
+            lambda: filter_logits(a.x * np.float32(np.nan), out=a.out), lambda: filter_logits(a.masked)]),
+    "penalize_": Function(
+        samples={"every option": dict(
+            logits=scores(3, 5, 37, role="in place"), tokens=whole(3, 5, 12, below=37), repetition=positive(3, 5),
+            frequency=shares(3, 5), presence=shares(3, 5), lengths=whole(3, 5, below=13))},
+        large={"rows": dict(
+            logits=scores(300, 100, role="in place"), tokens=whole(300, 400, below=100), repetition=1.2)},
+        other_ways=lambda a: [
+            lambda: penalize_(a.out, [[1, 2, 2]] * 4, repetition=1.5),
+            lambda: penalize_(a.x.copy(), [[1]] * 4, lengths=0)],
+        refused=lambda a: [
+            lambda: penalize_(a.out, [[1, 2, 9]] * 4), lambda: penalize_(a.frozen, [[1]] * 4),
+            lambda: penalize_(a.out, [[1]] * 4, repetition=0.0), lambda: penalize_(a.out, [1]),
+            lambda: penalize_(a.out, a.x)]),
     "scaled_dot_product_attention": Function(
         samples={
             "every option": dict(

@@ -37,7 +37,7 @@ def check_samples(dtype):
             got = getattr(fastsoftmax, name)(**functions.arguments(sample, dtype))
         expected = getattr(reference, name)(**functions.arguments(sample, dtype, as_float64))
         for one, other in zip(functions.results(got), functions.results(expected), strict=True):
-            tolerance = 3 * TOLERANCES[one.dtype.type]      # some samples have a dtype of their own
+            tolerance = 3 * TOLERANCES.get(one.dtype.type, 0)       # some samples have a dtype of their own; tokens: 0
             np.testing.assert_allclose(one, other, tolerance, tolerance, err_msg=label)
     return len(functions.SAMPLES)
 

@@ -96,3 +96,16 @@ def test_a_training_step_is_timed_and_an_absent_peer_is_named(tmp_path):
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["width"] == 16 and found["threads"] == 2 and found["libraries"]["fastsoftmax"]["seconds"]
     assert ("PyTorch" in found["libraries"]) != ("absent" in done.stdout)
+
+
+def test_sampling_is_timed_beside_softmax_and_an_absent_peer_is_named(tmp_path):
+    sizes = ["--tokens=3000", "--rows=2", "--rounds=1", "--seconds=0.001"]
+    paths = os.pathsep.join([os.fspath(BENCH), *filter(None, sys.path)])
+    done = subprocess.run([sys.executable, os.fspath(BENCH / "sampling.py"), *sizes, "--json", tmp_path / "out.json"],
+                          capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert len(found["cases"]) == 18 and found["tokens"] == 3000
+    assert all({"sample", "softmax", "NumPy"} <= set(case["seconds"]) and case["ratio"] > 0 for case in found["cases"])
+    assert [case["left"] for case in found["cases"] if case["filters"] == "top_k"] == [50, 50, 50]
+    assert ("PyTorch" in found["cases"][0]["seconds"]) != ("PyTorch is absent" in done.stdout)

@@ -12,7 +12,7 @@ import pytest
 from test_turns import DIES_LATER, GOOD, worker
 
 import fastsoftmax
-from fastsoftmax._selfcheck import accuracy, gradients, speed, turns
+from fastsoftmax._selfcheck import accuracy, gradients, sampling, speed, turns
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,6 +76,7 @@ def test_the_exit_status_counts_failures_of_each_part(monkeypatch):
         monkeypatch.setattr(main.configuration, "show", lambda: None)
         monkeypatch.setattr(main.demo, "show", lambda: None)
         monkeypatch.setattr(main.accuracy, "check_all", lambda failed=failed: failed[0])
+        monkeypatch.setattr(main.sampling, "check_all", lambda: 0)
         monkeypatch.setattr(main.speed, "show", lambda failed=failed: failed[1])
         monkeypatch.setattr(main.sys, "stdout", io.TextIOWrapper(io.BytesIO()))
         assert main.main([]) == (1 if any(failed) else 0)
@@ -101,3 +102,11 @@ def test_a_wrong_gradient_is_found():
     assert gradients.check(cases, "f32", isa) == 0
     wrong = [(column, lambda exact=exact: exact * 1.001, exact, size) for column, _, exact, size in cases]
     assert gradients.check(wrong, "f32", isa) == 3      # dquery, dkey, dvalue
+
+
+def test_a_wrong_token_is_found():
+    isa = fastsoftmax.show_config(mode="dicts")["isa"]
+    pairs = list(sampling.cases(np.dtype(np.float32)))
+    assert sampling.check(pairs, "f32", isa) == 0
+    wrong = [(column, lambda call=call: call() + 1, expected) for column, call, expected in pairs if column == "tokens"]
+    assert sampling.check(wrong, "f32", isa) == 1

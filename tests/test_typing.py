@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 import fastsoftmax
 from fastsoftmax import (
-    causal_mask_, causal_softmax, cross_entropy, get_num_threads, linear_cross_entropy, log_softmax,
-    log_softmax_backward, logsumexp, logsumexp_backward, merge_attention_states, num_threads,
+    causal_mask_, causal_softmax, cross_entropy, filter_logits, get_num_threads, linear_cross_entropy, log_softmax,
+    log_softmax_backward, logsumexp, logsumexp_backward, merge_attention_states, num_threads, penalize_, sample,
     scaled_dot_product_attention, scaled_dot_product_attention_backward, set_num_threads, show_config, softmax,
     softmax_backward, softmax_entropy, softmax_entropy_backward,
 )
@@ -62,6 +62,11 @@ softmax_entropy_backward(np.ones((2, 3)), x, axis=2, temperature=0.5, where=keep
 loss = float(cross_entropy(x, np.ones((2, 3), int), weight=[1.0] * 4, label_smoothing=0.1))
 loss, lse, grad = cross_entropy(x, [[0] * 4] * 2, 1, return_lse=True, grad_into=x.copy(), reduction="sum", z_loss=1e-4)
 loss, (dhidden, dweight) = linear_cross_entropy(x[0], np.ones((5, 4)), [0, 1, 2], softcap=30, return_grad=True)
+
+tokens, logprob = sample(x, 1, temperature=[[0.5] * 4] * 2, top_k=5, rng=np.random.default_rng(0), return_logprob=True)
+token = int(sample([0.0, 1.0], where=[True, False], min_p=0.1, typical_p=0.9, uniform=0.5))
+kept: npt.NDArray[np.float32] = filter_logits(x, top_p=np.full((2, 3), 0.9), out=x.copy())
+assert_type(penalize_(x, np.zeros((2, 3, 1), int), repetition=1.2, lengths=[[0, 1, 1]] * 2), npt.NDArray[np.float32])
 
 out: npt.NDArray[np.float32] = scaled_dot_product_attention(x, x, x)
 scaled_dot_product_attention(x, x, x, None, 0.0, True, 0.5, True, causal_offset=np.array([1]), out=out)
@@ -105,8 +110,9 @@ MISUSE = '''
 import numpy as np
 
 from fastsoftmax import (
-    causal_mask_, cross_entropy, logsumexp, merge_attention_states, num_threads, scaled_dot_product_attention,
-    scaled_dot_product_attention_backward, set_num_threads, show_config, softmax, softmax_backward,
+    causal_mask_, cross_entropy, logsumexp, merge_attention_states, num_threads, penalize_, sample,
+    scaled_dot_product_attention, scaled_dot_product_attention_backward, set_num_threads, show_config, softmax,
+    softmax_backward,
 )
 
 x = np.zeros((2, 3))
@@ -121,6 +127,9 @@ softmax_backward(x)  # type: ignore
 softmax_backward(x, x, 1.0)  # type: ignore
 cross_entropy(x, [0, 1], reduction="average")  # type: ignore
 cross_entropy(x, [0, 1], None)  # type: ignore
+sample(x, 1.0)  # type: ignore
+sample(x, return_logprob="yes")  # type: ignore
+penalize_([1.0, 2.0], [0])  # type: ignore
 scaled_dot_product_attention(x, x)  # type: ignore
 scaled_dot_product_attention(x, x, x, None, 0.0, False, None, False, x)  # type: ignore
 scaled_dot_product_attention(x, x, x, mask=x)  # type: ignore
