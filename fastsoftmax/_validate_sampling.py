@@ -10,11 +10,11 @@ from fastsoftmax._fastpath import broadcast_to, tag
 from fastsoftmax._layout import elements_overlap
 from fastsoftmax._validate import (
     TEMPERATURES,
-    as_numbers,
     _axis,
     _check_out,
     _refuse_complex,
     _where,
+    as_numbers,
 )
 
 MOST_TOKENS = 1 << 52       # more than any array has, and an integer of a float64

@@ -31,12 +31,17 @@ cdef Py_ssize_t draw(Candidates* c, double uniform, SamplingWorkspace* w) noexce
     while not sum_less(target, mass_sum(w.chunk_mass[chunk])):
         target = sum_minus(target, mass_sum(w.chunk_mass[chunk]))
         chunk += 1
-    start = chunk * CHUNK
-    masses = c.mass + start
-    if not c.is_weighed:
+    start, left = chunk * CHUNK, low_word(target)
+    if c.is_weighed:
+        mass = kept_mass(c, start, min(c.count - start, <Py_ssize_t>UNROLL))
+        while left >= mass:                     # in blocks first: one by one, which are kept is hard to predict
+            left -= mass
+            start += UNROLL
+            mass = kept_mass(c, start, min(c.count - start, <Py_ssize_t>UNROLL))
+        masses = c.mass + start
+    else:
         weigh_chunk(c.x + start, min(c.count - start, <Py_ssize_t>CHUNK), c.top, c.scale, w.masses)
         masses = w.masses
-    left = low_word(target)
     i = 0
     while True:
         mass = masses[i] if is_kept(c, start + i) else 0
