@@ -286,6 +286,7 @@ FUNCTIONS = {
     "window": masking_utils.sliding_window_causal_mask_function(4),
     "window both ways": masking_utils.sliding_window_bidirectional_mask_function(2),
     "chunked": masking_utils.chunked_causal_mask_function(5, START),
+    "chunks of almost all": masking_utils.chunked_causal_mask_function(L + 1, START * 0),
 }
 FUNCTIONS |= {f"packed {name}": packed(FUNCTIONS[name]) for name in ("causal", "window")}
 TWO = masking_utils.chunked_causal_mask_function(2, torch.zeros(B, dtype=torch.long))
@@ -293,10 +294,11 @@ FUNCTIONS |= {"packed chunked": packed(TWO), "packed chunked by index": packed(T
 
 
 @pytest.mark.parametrize("side", [None, *SIDES])
-@pytest.mark.parametrize("queries, q_offset, kv_offset", [(L, 0, 0), (4, 5, 0), (4, 5, 2), (1, 7, 0), (1, 9, 3)])
+@pytest.mark.parametrize("queries, q_offset, kv_offset",
+                         [(L, 0, 0), (L, 3, 0), (4, 5, 0), (4, 9, 2), (1, 7, 0), (1, 9, 3)])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_compact_masks_say_what_the_mask_function_says(name, queries, q_offset, kv_offset, side):
-    if "packed" in name and (queries, side) != (L, None):
+    if "packed" in name and (queries, q_offset, side) != (L, 0, None):
         return                  # transformers packs rows only without a cache and without padding
     mask = None if side is None else padding(side, L + kv_offset, 3).bool()
     shape = dict(batch_size=B, q_length=queries, kv_length=L, q_offset=q_offset, kv_offset=kv_offset,
@@ -382,6 +384,8 @@ def test_patterns_are_read_from_symbols():
     assert _symbols.pattern_of(FUNCTIONS["window"])[:3] == (True, 3, None)
     assert _symbols.pattern_of(FUNCTIONS["window both ways"])[:3] == (False, 2, 2)
     assert _symbols.pattern_of(FUNCTIONS["chunked"]).start is START
+    narrower = masking_utils.and_masks(*(masking_utils.sliding_window_overlay(window) for window in (4, 2, 3)))
+    assert _symbols.pattern_of(narrower)[:3] == (False, 1, None)
 
 
 # ---------------------------------------------------------------- memory
@@ -503,8 +507,9 @@ def test_compiled_prefill_has_no_tensor_of_queries_times_keys(name, padded, fres
     assert_same(found[tokens], logits(model, "fastsoftmax", **inputs)[tokens])
 
 
+@pytest.mark.parametrize("side", [None, "left"])
 @pytest.mark.parametrize("name", ["gemma3", "llama4"])
-def test_static_caches_compile_once_for_all_steps(name, fresh_compiler):
+def test_static_caches_compile_once_for_all_steps(name, side, fresh_compiler):
     """One graph for prefill and one for the steps, across the ends of windows and chunks."""
     model, graphs = built(name), []
 
@@ -512,7 +517,7 @@ def test_static_caches_compile_once_for_all_steps(name, fresh_compiler):
         graphs.append(graph)
         return graph.forward
 
-    inputs = inputs_of(name) | dict(attention_mask=padding("left"))
+    inputs = inputs_of(name) | ({} if side is None else dict(attention_mask=padding(side)))
     options = dict(max_new_tokens=14, do_sample=False, cache_implementation="static")
     model.set_attn_implementation("eager")
     expected = model.generate(**inputs, **options)

@@ -207,8 +207,9 @@ def _blocks(pattern, batch_size, q_length, kv_length, q_offset, kv_offset):
     sequences, positions = pattern.sequences, pattern.positions
     if pattern.chunk is None:
         return None if sequences is None else (sequences, sequences)
-    if not isinstance(q_offset, torch.Tensor) and kv_length + kv_offset <= pattern.chunk:
-        # The first chunk holds all; tokens before a row's start are padding, and no position is beyond its index.
+    known = not isinstance(q_offset, torch.Tensor)
+    if known and pattern.causal and q_length + q_offset <= pattern.chunk:
+        # All queries are in the first chunk, and so are the keys up to theirs, but for padding before a row's start.
         return None if sequences is None else (sequences, sequences)
     query, key = (
         ((torch.arange(n)[None] + offset if positions is None else positions) - pattern.start[:, None]) // pattern.chunk
@@ -216,7 +217,7 @@ def _blocks(pattern, batch_size, q_length, kv_length, q_offset, kv_offset):
     if sequences is not None:
         ends = (torch.diff(query, dim=-1) != 0) | (torch.diff(sequences, dim=-1) != 0)
         query = key = torch.nn.functional.pad(ends.cumsum(-1), (1, 0))
-    elif not isinstance(q_offset, torch.Tensor) and (q_length, q_offset) == (kv_length, kv_offset):
+    elif known and (q_length, q_offset) == (kv_length, kv_offset):
         key = query
     query, same = query.expand(batch_size, -1), key is query
     return query, query if same else key.expand(batch_size, -1)
