@@ -1,4 +1,4 @@
-"""What both modules of functions need: arguments as dask arrays, checked, and functions as tasks."""
+"""Shared by both modules of functions: arguments as dask arrays, checked, and functions as tasks."""
 
 import functools
 import math

@@ -13,7 +13,7 @@ Every forward function has its backward function below it. A forward function re
 one needs; a backward function takes the gradient of that result and returns that of the input. `backward` calls them in
 reverse. The gradients of parameters go into a `Gradients`, by the names that the parameters have.
 
-What to change to see its effect: `Config.scale`, `Config.is_causal`, `Config.attention`, `Config.learn_scale`; or the
+Change these to see their effect: `Config.scale`, `Config.is_causal`, `Config.attention`, `Config.learn_scale`; or the
 line of `attention` that calls the function.
 
 Sources: H. Touvron et al., "LLaMA", arXiv:2302.13971 (the layout); B. Zhang and R. Sennrich, "Root mean square layer

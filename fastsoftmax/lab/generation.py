@@ -101,7 +101,7 @@ class Pages:
 
 @dataclass
 class Record:
-    """What generation took, in seconds, and how even the attention was.
+    """The time of generation, in seconds, and how even the attention was.
 
     Parameters
     ----------

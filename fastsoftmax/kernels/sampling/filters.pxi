@@ -41,7 +41,7 @@ cdef void weigh(Candidates* c, SamplingWorkspace* w) noexcept nogil:
             c.x + start, min(c.count - start, <Py_ssize_t>CHUNK), c.top, c.scale, w.mass + start)))
 
 cdef inline MassSum needed_of(const Candidates* c, double p) noexcept nogil:
-    """What a filter keeps at least: one token always stays."""
+    """The least that a filter keeps: one token always stays."""
     cdef MassSum needed = share_of(c.total, p, True)
     return mass_sum(1) if sum_less(needed, mass_sum(1)) else needed
 
