@@ -166,9 +166,9 @@ def _gradients_from_kernel(inputs, options, forward, wanted, first_query, first_
     per_head = (count, inputs.heads)
     dq, dk, dv = (np.zeros(_heads_last(x).shape, statistics if x.strides[1] == 0 else x.dtype)
                   for x in (inputs.q, inputs.k, inputs.v))
-    dscale, dsinks = (np.zeros(per_head) if asked else None for asked in (wanted.scale, wanted.sinks))
+    dscale, dsinks = (np.zeros(per_head, np.float64) if asked else None for asked in (wanted.scale, wanted.sinks))
     splits = _dispatch.kernels(inputs.tag).attention_grad_splits(int(np.diff(first_key).max(initial=0)))
-    dslopes = np.zeros((*per_head, splits)) if wanted.slopes else None
+    dslopes = np.zeros((*per_head, splits), np.float64) if wanted.slopes else None
     lse, grad_lse = (None if x is None else contiguous(x)[None] for x in (forward.lse, forward.grad_lse))
     if 0 not in inputs.out_shape[:-1]:
         call = _attention.not_empty_backward(BackwardCall(

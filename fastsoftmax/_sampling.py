@@ -17,7 +17,7 @@ def sample(logits, axis, temperature, top_k, top_p, min_p, typical_p, where, rng
         _check_rows_by_reference(a, drawn_from=True)
         return reference.sample(a.logits, a.axis, **_options_of_reference(a), where=a.where, uniform=uniform,
                                 return_logprob=return_logprob)
-    tokens, logprob = np.zeros(a.rows, np.int64), np.zeros(a.rows) if return_logprob else None
+    tokens, logprob = np.zeros(a.rows, np.int64), np.zeros(a.rows, np.float64) if return_logprob else None
     status = _run(a, None, uniform, tokens, logprob)
     _validate_sampling.check_rows(status, a.axis)
     if not return_logprob:

@@ -90,7 +90,7 @@ def _together(options, rows):
     """float64 (*rows, count), or (count,) if every option is one number."""
     if all(type(option) is float for option in options):
         return np.array(options)
-    together = np.empty((*rows, len(options)))
+    together = np.empty((*rows, len(options)), np.float64)
     for i, option in enumerate(options):
         together[..., i] = option
     return together

@@ -481,12 +481,10 @@ def test_tensors_of_torch():
             for name in ("softmax", "log_softmax", "logsumexp"):
                 got = getattr(fastsoftmax, name)(tensor, None)
                 np.testing.assert_array_equal(got, getattr(fastsoftmax, name)(tensor.numpy(), None))
-    with pytest.raises((TypeError, RuntimeError)):              # torch's own words: NumPy has no such dtype
-        softmax(torch.zeros(3, dtype=torch.bfloat16), -1)
-    with pytest.raises(RuntimeError, match="grad"):
-        softmax(torch.zeros(3, requires_grad=True), -1)
-    with pytest.raises((TypeError, RuntimeError)):
-        softmax(torch.zeros(3).to_sparse(), -1)
+    x = torch.zeros(3)
+    for tensor in (x.to(torch.bfloat16), torch.zeros(3, requires_grad=True), x.to_sparse()):
+        with pytest.raises(TypeError, match="x is a torch tensor that .*fastsoftmax.torch"):
+            softmax(tensor, -1)
     with pytest.raises(TypeError, match="ndarray"):
         softmax(np.zeros(3, np.float32), out=torch.zeros(3))
 

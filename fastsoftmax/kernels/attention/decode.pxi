@@ -23,7 +23,8 @@ cdef struct DecodeWorkspace:                # one thread's buffers
     int skipped, count                      # which keys of a block `order` and `run_end` are of
     int[DECODE_KV_BLOCK] order
     int[VALUE_RUNS] run_end
-    ConstRowPointer[DECODE_KV_BLOCK] key, value     # of a block that spans pages
+    Py_ssize_t offsets_b, offsets_start     # the block that `key_offset` and `value_offset` are of; -1: none
+    Py_ssize_t[DECODE_KV_BLOCK] key_offset, value_offset
     real* query_rows                        # (rows + 1, padded head_dim)
     real* sums                              # of up to four rows: the weighted values of a run
     elem* clean                             # the block's values without NaN and infinities
@@ -317,7 +318,7 @@ cdef void decode_kv_block(const AttentionParams* params, Py_ssize_t b, const KvB
         softmax_row(params, skipped // LANES, count, scores, state_of(params, states, row), &ws.rescale[row])
     if hidden and not is_finite(&value, count, params.value_dim):
         clear_nonfinite(&value, count, params.value_dim, ws.clean)
-        value.first, value.step, value.row, cleared = ws.clean, params.value_dim, NULL, True
+        value.first, value.step, value.offset, cleared = ws.clean, params.value_dim, NULL, True
     row = 0
     while row < rows:
         many = rows_at_once(rows - row)
@@ -351,6 +352,18 @@ cdef struct DecodeTasks:                        # of the pairs between two looks
     char* workspaces                            # DecodeWorkspace, one a thread
     Py_ssize_t workspace_bytes
 
+cdef void load_offsets(const AttentionParams* params, Py_ssize_t b, KvBlock* block,
+                       DecodeWorkspace* ws) noexcept nogil:
+    """Where the rows of a block that spans pages stand. The task before has often found it, for another head."""
+    cdef Py_ssize_t keys = keys_of(params, b)
+    cdef Py_ssize_t first = block.start - block.start % DECODE_KV_BLOCK, last = min(first + DECODE_KV_BLOCK, keys)
+    if ws.offsets_b != b or ws.offsets_start != first:
+        page_offsets(&params.table, &params.key, b, first, last, ws.key_offset)
+        page_offsets(&params.table, &params.value, b, first, last, ws.value_offset)
+        ws.offsets_b, ws.offsets_start = b, first
+    block.key.offset = ws.key_offset + (block.start - first)
+    block.value.offset = ws.value_offset + (block.start - first)
+
 cdef Py_ssize_t decode_split(const void* context, Py_ssize_t task, int thread) noexcept nogil:
     """The cost is the number of keys read."""
     cdef const DecodeTasks* tasks = <const DecodeTasks*>context
@@ -377,9 +390,7 @@ cdef Py_ssize_t decode_split(const void* context, Py_ssize_t task, int thread) n
         stop = min(start - start % DECODE_KV_BLOCK + DECODE_KV_BLOCK, end)
         block = kv_block(&params.table, &params.key, &params.value, b, pair.key_head, start, stop)
         if block.spans_pages:
-            page_rows(&params.table, &params.key, b, pair.key_head, start, stop, ws.key)
-            page_rows(&params.table, &params.value, b, pair.key_head, start, stop, ws.value)
-            block.key.row, block.value.row = ws.key, ws.value
+            load_offsets(params, b, &block, ws)
         decode_kv_block(params, b, &block, ws, states)
         read += stop - start
         start = stop
@@ -417,17 +428,23 @@ cdef DecodeSlice decode_slice(const AttentionParams* params, const Sequence* seq
 
 cdef void plan_decode(const AttentionParams* params, const Sequence* sequences, Py_ssize_t first,
                       const DecodeSlice* slice_, real* states, DecodeTasks* tasks) noexcept nogil:
-    """Writes the pairs and tasks of a slice."""
-    cdef Py_ssize_t i, split, task = 0
+    """Writes the pairs and tasks of a slice. All heads of a split follow one another: where the heads of a key stand
+    side by side, as in (S, H, E), they share pages of memory, whose addresses are then at hand."""
+    cdef Py_ssize_t i, k, split, task = 0, begin = 0
     cdef DecodePair* pair
     for i in range(slice_.pairs):
         pair = &tasks.pairs[i]
-        pair.b, pair.key_head = sequence_at(sequences, (first + i) // params.key_heads), (first + i) % params.key_heads
+        pair.b = sequence_at(sequences, (first + i) // params.key_heads)
+        pair.key_head = (first + i) % params.key_heads
         pair.splits, pair.states = decode_splits(params, pair.b), states
         states += pair.splits * (rows_of_head(params, pair.b) + 1) * state_size(params)
+        if i + 1 < slice_.pairs and pair.key_head + 1 < params.key_heads:
+            continue
         for split in range(pair.splits):
-            tasks.tasks[task].pair, tasks.tasks[task].split = i, split
-            task += 1
+            for k in range(begin, i + 1):
+                tasks.tasks[task].pair, tasks.tasks[task].split = k, split
+                task += 1
+        begin = i + 1
 
 cdef class DecodeWorkspaces:
     """The buffers of `threads` threads, and the tables and states of a slice as large as `most`; freed with it."""
@@ -457,6 +474,7 @@ cdef class DecodeWorkspaces:
             at = <char*>ws + round_up_to_line(sizeof(DecodeWorkspace))
             ws.query_rows = <real*>at
             ws.skipped = ws.count = 0
+            ws.offsets_b = -1
             ws.sums = <real*>(at + query_bytes)
             ws.clean = <elem*>(at + query_bytes + sums_bytes)
 

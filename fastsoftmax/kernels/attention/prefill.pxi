@@ -27,9 +27,8 @@ cdef void load_kv_block(const AttentionParams* params, Py_ssize_t b, Py_ssize_t 
     ws.block = kv_block(&params.table, &params.key, &params.value, b, key_head, start, stop)
     ws.value_known, ws.value_finite = False, True
     if ws.block.spans_pages:
-        copy_pages(&params.table, &params.key, b, key_head, &ws.block, params.head_dim, ws.page_keys, &ws.block.key)
-        copy_pages(&params.table, &params.value, b, key_head, &ws.block, params.value_dim, ws.page_values,
-                   &ws.block.value)
+        copy_pages(&params.table, &params.key, b, &ws.block, params.head_dim, ws.page_keys, &ws.block.key)
+        copy_pages(&params.table, &params.value, b, &ws.block, params.value_dim, ws.page_values, &ws.block.value)
     if sizeof(elem) == sizeof(real):
         ws.key, ws.key_row = <const real*>ws.block.key.first, ws.block.key.step
         ws.value, ws.value_row = <const real*>ws.block.value.first, ws.block.value.step
