@@ -25,8 +25,8 @@ pytestmark = [
 ]
 
 # Loops that spill, at most, by GCC 12: lower a figure when the kernels reach it. New kernels may raise one by their own
-# loops, as gradients and losses did for f64 with AVX2, from 75 of 105 loops to 86 of 160, or by one or two where GCC then
-# divides the present ones otherwise, as states of rows in pieces and keys in pages did.
+# loops, as gradients and losses did for f64 with AVX2, from 75 of 105 loops to 86 of 160, or by one or two where GCC
+# then divides the present ones otherwise, as states of rows in pieces and keys in pages did.
 SPILLING = {
     "f32_x86_64_v3": 87, "f64_x86_64_v3": 88, "f16_x86_64_v3": 84, "bf16_x86_64_v3": 84,
     "f32_x86_64_v4": 21, "f64_x86_64_v4": 63, "f16_x86_64_v4": 17, "bf16_x86_64_v4": 22,
