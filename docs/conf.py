@@ -4,6 +4,7 @@ The pages load nothing from other hosts: formulas are MathML, figures SVG in the
 """
 
 import doctest
+import os
 import re
 import sys
 from pathlib import Path
@@ -34,6 +35,9 @@ doctest_test_doctest_blocks = "default"
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
+# For the processes of notebooks: their products are small, and while other programs have the cores, OpenBLAS's threads
+# wait for each other many times as long as they compute.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 nb_execution_mode = "force"         # pages are stored without output; a cell that raises fails the build
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300          # seconds a cell: with both cores taken, training takes a minute
