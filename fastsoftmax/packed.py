@@ -191,8 +191,8 @@ def varlen_attention_backward(
     >>> lengths = [0, 2, 3, 6]
     >>> out, lse = varlen_attention(query, key, value, lengths, is_causal=True, return_lse=True)
     >>> dquery, dkey, dvalue = varlen_attention_backward(out, query, key, value, out, lse, lengths, is_causal=True)
-    >>> abs(dquery[2]).max().round(12)      # the one query of the second text sees one key: its weight is always 1
-    np.float64(0.0)
+    >>> float(abs(dquery[2]).max()) < 1e-12     # the one query of the second text sees one key: its weight is always 1
+    True
     """
     if dropout_p != 0:
         _validate.refuse_dropout(dropout_p)
