@@ -58,7 +58,7 @@ def _check_status(a, status):
 def _check_rows_by_reference(a, drawn_from):
     """As a kernel does it."""
     x = converted(a.logits, native(a.result_dtype))
-    seen = np.where(True if a.where is None else a.where, x, -np.inf)
+    seen = np.where(True if a.where is None else a.where, x, np.asarray(-np.inf, x.dtype))
     status = np.where(np.isneginf(seen).all(a.axis) & drawn_from, _validate_sampling.NOTHING, 0)
     status = np.where(np.isposinf(seen).any(a.axis), _validate_sampling.INFINITE, status)
     _validate_sampling.check_rows(np.where(np.isnan(seen).any(a.axis), _validate_sampling.NAN, status), a.axis)
