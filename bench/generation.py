@@ -62,7 +62,7 @@ def serve(name, threads):
 
 
 def measure(prompt, count, threads, rounds):
-    """What --json writes."""
+    """The content of the file that --json names."""
     command = [os.path.abspath(__file__), "--threads", str(threads), "--worker"]
     with turns.workers((name, [*command, name], threads) for name in LIBRARIES) as crew:
         times, reasons, notes = turns.take_turns(crew, [prompt, count], rounds, 0)

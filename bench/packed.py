@@ -66,7 +66,7 @@ class Ours:
 
 
 class OursWithout(Ours):
-    """What there was before them."""
+    """A call a sequence, and caches in one array."""
 
     heads_first = False
 

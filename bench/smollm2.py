@@ -101,7 +101,7 @@ class Display:
         return [[min(max(float(x) / log(max(keys, 2)), 0), 1) for x in layer[0]] for layer in self.record.entropies]
 
     def end(self):
-        """What is left of a character that was cut."""
+        """The rest of a character that was cut."""
         print(self.decoder.decode(b"", final=True), end="")
 
 

@@ -139,7 +139,7 @@ def serve(side, options):
 
 
 def measure(options, crew):
-    """What was found: a list of dicts."""
+    """The measurements: a list of dicts."""
     found = []
     first, second = (worker.name for worker in crew)
     cases = {"overhead": SMALL, "sizes": SIZES, "step": [None]}[options.measure]

@@ -174,7 +174,7 @@ def held(reset=False):
 # ---- both, in turns -------------------------------------------------------------------------------------------------
 
 def measure(model, part, options):
-    """What is found of one part, in processes of its own."""
+    """The measurements of one part, in processes of its own."""
     other, tokens, _ = CASES[model]
     command = [os.path.abspath(__file__), "--model", model, "--threads", str(options.threads), "--tokens",
                str(options.tokens or tokens), "--worker"]

@@ -268,7 +268,7 @@ def test_long_rows_keep_what_the_definition_keeps(kernel, scale):
 
 
 def test_masked_logits_do_not_mislead_the_selection(kernel):
-    """What stands for -inf in other libraries: the smallest number of the dtype."""
+    """The smallest number of the dtype, which stands for -inf in other libraries."""
     x = example((3, 20_000), kernel.dtype)
     x[:, 100:] = np.float16(-65504) if kernel.tag == "f16" else -3e38
     for options in ({"top_k": 40}, {"top_p": 0.8}, {"top_k": 5000}):

@@ -1,4 +1,4 @@
-"""What sample, filter_logits and penalize_ say about bad arguments; nothing is written then."""
+"""The errors of sample, filter_logits and penalize_ for bad arguments; nothing is written then."""
 
 import numpy as np
 import pytest
