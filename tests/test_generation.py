@@ -372,7 +372,7 @@ def test_a_missing_model_is_named_with_the_command_that_installs_it():
 
 # ---- the published model --------------------------------------------------------------------------------------------
 
-# The tokens that transformers generates from the same file, greedily: 64, or until the end. The last prompt is a question.
+# The tokens that transformers generates from the same file, greedily: 64, or until the end. The last is a question.
 EXPECTED = {
     "The capital of France is": [
         7042, 30, 198, 198, 504, 2988, 314, 42, 216, 34, 32, 33, 40, 29, 32, 33, 29, 34, 34, 216, 33, 34, 42,
