@@ -94,17 +94,43 @@ EMULATED __m512d emulated_mask_loadu_pd(__m512d other, int mask, const double *p
             other[i] = p[i];
     return other;
 }
-/* Of 16 entries; those here are 8 that stand twice. */
 EMULATED __m512 emulated_permutexvar_ps(__m512i index, __m512 table)
 {
-    const union { __m512i whole; __m256i half[2]; } of = {.whole = index};
-    const floats_ in = {.whole = table};
-    return emulated_joined(_mm256_permutevar8x32_ps(in.half[0], of.half[0]), _mm256_permutevar8x32_ps(in.half[1], of.half[1]));
+    __m512 r;
+    const __m512i at = index & (__m512i)((__v16si){} + 15);
+    for (int i = 0; i < 16; i++)
+        r[i] = table[((__v16si)at)[i]];
+    return r;
+}
+/* a * 2**floor(n) in two steps, each by a power of two that is normal: exact where the result is. */
+EMULATED __m512 emulated_scalef_ps(__m512 a, __m512 n)
+{
+    floats_ r = {.whole = a}, by = {.whole = n};
+    for (int h = 0; h < 2; h++) {
+        const __m256 most = _mm256_set1_ps(252), whole = _mm256_floor_ps(by.half[h]);
+        const __m256i all = _mm256_cvtps_epi32(_mm256_max_ps(-most, _mm256_min_ps(most, whole)));
+        const __m256i part = _mm256_srai_epi32(all, 1), bias = _mm256_set1_epi32(127);
+        const __m256i rest = _mm256_sub_epi32(all, part);
+        r.half[h] *= (__m256)_mm256_slli_epi32(_mm256_add_epi32(part, bias), 23);
+        r.half[h] *= (__m256)_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23);
+    }
+    return r.whole;
+}
+EMULATED int emulated_less_mask(__m512 a, __m512 b)
+{
+    int mask = 0;
+    for (int h = 0; h < 2; h++)
+        mask |= _mm256_movemask_ps(_mm256_cmp_ps(HALF(floats_, a), HALF(floats_, b), _CMP_LT_OQ)) << 8 * h;
+    return mask;
 }
 
 #define _mm512_mask_loadu_ps emulated_mask_loadu_ps
 #define _mm512_mask_loadu_pd emulated_mask_loadu_pd
 #define _mm512_permutexvar_ps emulated_permutexvar_ps
+#undef _mm512_scalef_ps
+#define _mm512_scalef_ps emulated_scalef_ps
+#undef _mm512_cmp_ps_mask
+#define _mm512_cmp_ps_mask(a, b, comparison) emulated_less_mask(a, b)                       /* _CMP_LT_OQ */
 #undef _mm512_broadcast_f32x8
 #define _mm512_broadcast_f32x8(a) emulated_joined(a, a)
 #define _mm512_cvtps_pd emulated_cvtps_pd

@@ -48,6 +48,7 @@ enum { PARTS = 1 };
 typedef struct { vdouble part[PARTS]; } vdd;
 SIMD_INLINE vdd dd_from(vreal a) { return (vdd){{a}}; }
 SIMD_INLINE vreal dd_to(vdd a) { return (vreal)a.part[0]; }
+SIMD_INLINE vdd dd_lane0(vdd a) { return a; }
 #else
 enum { PARTS = 2 };
 typedef struct { vdouble part[PARTS]; } vdd;
@@ -76,6 +77,22 @@ SIMD_INLINE vdd dd_lane0(vdd a)
     return (vdd){{lane0, lane0}};
 }
 #endif
+/* PARTIALS numbers, which come one by one and are taken by the register. */
+typedef struct { double number[PARTIALS]; } dd_numbers;
+SIMD_INLINE void dd_put(dd_numbers *numbers, ptrdiff_t k, vdd a)
+{
+#if defined ISA_generic
+    numbers->number[k] = a.part[0];
+#else
+    numbers->number[k] = a.part[0][0];
+#endif
+}
+SIMD_INLINE vdd dd_get(const dd_numbers *numbers, int c)
+{
+    vdd a;
+    EACH_PART memcpy(&a.part[i], numbers->number + c * LANES + i * (LANES / PARTS), sizeof a.part[i]);
+    return a;
+}
 SIMD_INLINE vdd dd_log1p(vdd z)
 {
     vdouble hi, lo;
@@ -131,6 +148,8 @@ SIMD_INLINE vdd dd_exchange(vdd a, const int distance)
     return (vdd){exchange_lanes(a.hi, distance), exchange_lanes(a.lo, distance)};
 }
 SIMD_INLINE vdd dd_lane0(vdd a) { return (vdd){broadcast(a.hi[0]), broadcast(a.lo[0])}; }
+#else
+SIMD_INLINE vdd dd_lane0(vdd a) { return a; }
 #endif
 SIMD_INLINE vdd dd_sub(vdd a, vdd b) { return dd_add(a, (vdd){-b.hi, -b.lo}); }
 SIMD_INLINE vdd dd_div(vdd a, vdd b)
@@ -138,6 +157,19 @@ SIMD_INLINE vdd dd_div(vdd a, vdd b)
     vreal q = a.hi / b.hi, p = q * b.hi;
     vreal left = (((a.hi - p) - two_prod_err(q, b.hi, p)) + a.lo) - q * b.lo;
     return (vdd){q, left / b.hi};
+}
+typedef struct { real hi[PARTIALS], lo[PARTIALS]; } dd_numbers;
+SIMD_INLINE void dd_put(dd_numbers *numbers, ptrdiff_t k, vdd a)
+{
+#if defined ISA_generic
+    numbers->hi[k] = a.hi, numbers->lo[k] = a.lo;
+#else
+    numbers->hi[k] = a.hi[0], numbers->lo[k] = a.lo[0];
+#endif
+}
+SIMD_INLINE vdd dd_get(const dd_numbers *numbers, int c)
+{
+    return (vdd){load(numbers->hi + c * LANES), load(numbers->lo + c * LANES)};
 }
 SIMD_INLINE vdd dd_log1p(vdd z)
 {

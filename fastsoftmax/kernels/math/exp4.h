@@ -1,10 +1,9 @@
-/* exp of four registers at once, for softmax, as the two numbers whose sum it is.
+/* exp of several registers at once, for softmax, as the two numbers whose sum it is.
  *
- * exp4(d): BASE * exp(d) = f + p * f, with a constant BASE that cancels in every result. Relative error of f + p * f: at
- * most 2**-27 for float, 2**-55 for double. Valid for limit <= d (see Shift), so that f is normal; NaN gives a NaN p.
+ * exp_regs(d): BASE * exp(d) = f + p * f, with a constant BASE that cancels in every result. Relative error of f + p * f:
+ * at most 2**-27 for float, 2**-55 for double. Valid for limit <= d (see Shift), so that f is normal; NaN gives a NaN p.
  *
- * BASE * exp(d) = f + p * f, f = BASE * 2**(n / STEPS), n = round(STEPS * d / ln 2), p = exp(r) - 1 at
- * r = d - n ln 2 / STEPS.
+ * BASE * exp(d) = f + p * f, f = BASE * 2**n, n = round(STEPS * d / ln 2) / STEPS, p = exp(r) - 1 at r = d - n ln 2.
  *
  * Method. Tang's (1989): the more steps between two powers of two, the smaller r, and with it the rounding errors of r
  * and p. With STEPS = 1 these alone are 0.6 ULP, in a weight and in the sum once more: results were up to 2.35 ULP off.
@@ -12,11 +11,12 @@
  * steps; with four, p and what is lost of it are half as large.
  * 2**(k / STEPS) comes from a table. BASE is chosen so that all of its entries are reals to within 2**-28.4 (float),
  * 2**-64 or, with four steps, 2**-63.6 (double), found by trying every float, and some millions of doubles, between 1
- * and 2 (after Gal's accurate tables, 1986). ln 2 / STEPS is in two parts (Cody and Waite): n * STEP_HI is exact for
- * every n that occurs (13 bits by 11 for float, 14 by 39 for double), and so is its difference from d, because d is a
+ * and 2 (after Gal's accurate tables, 1986). ln 2 is in two parts (Cody and Waite): n * LN2_FIRST is exact
+ * for every n that occurs (13 bits by 9 for float, 14 by 39 for double), and so is its difference from d, because d is a
  * score as it stands in the array and not a rounded difference: see softmax/shift.pxi. p = r + r*r*q(r), with q a
- * minimax polynomial (Remez exchange, weight r*r / exp(r), computed in 240-bit arithmetic). STEPS * d / ln 2 is rounded
- * to an integer by adding a large constant, whose low bits also hold the exponent bias, so that a shift makes 2**n.
+ * minimax polynomial (Remez exchange, weight r*r / exp(r), computed in 240-bit arithmetic). d / ln 2 is rounded
+ * to 1 / STEPS by adding a large constant, whose low bits also hold the exponent bias, so that a shift makes 2**n.
+ * Where an instruction multiplies by 2**n (NATIVE_SCALE), it does that for plain rows. f is the same.
  *
  * RUN: elements of a row whose p*f are summed with rounding before they join an exact sum. Each partial sum takes four of
  * UNROLL elements; the sums of 8 * UNROLL may add 2**-25.9 relative for float, were all errors largest and of one sign.
@@ -24,8 +24,8 @@
 #if REAL_BITS == 32
 #define STEPS 8
 #define LOG2E 1.44269504088896341f
-#define STEP_HI 0.086669921875f                 /* 1420 / 16384 */
-#define STEP_LO (-2.65243050068e-5f)
+#define LN2_FIRST 0.693359375f                  /* 355 / 512 */
+#define LN2_REST (-2.12194440054e-4f)
 #define ROUNDER 12582912.0f                     /* 1.5 * 2**23 */
 #define MANTISSA 23
 #define EXPONENT_BIAS 127
@@ -36,11 +36,16 @@
 #define HUGE_SCORE 0x1p100f
 #define SHRINK 0x1p-14f                         /* keeps the largest differences small enough for two_prod_err */
 #define RUN (8 * UNROLL)                        /* |p| < 0.045 */
+#if defined NATIVE_SCALE
+#define PLAIN 40.0f                             /* |row_max| below this: SCALE * exp(-row_max) is a normal float */
+#else
+#define PLAIN LARGE                             /* no center, see Shift */
+#endif
 #else
 #define STEPS (FUSED ? 2 : 4)
 #define LOG2E 1.44269504088896340736
-#define STEP_HI (0x1.62e42fefa4000p-1 / STEPS)
-#define STEP_LO (-0x1.8432a1b0e2634p-43 / STEPS)
+#define LN2_FIRST 0x1.62e42fefa4000p-1
+#define LN2_REST (-0x1.8432a1b0e2634p-43)
 #define ROUNDER 6755399441055744.0              /* 1.5 * 2**52 */
 #define MANTISSA 52
 #define EXPONENT_BIAS 1023
@@ -48,12 +53,21 @@
 #define SCALE 0x1p512
 #define VANISHES (-748.0)
 #define LARGE 2048.0
+#define PLAIN LARGE
 #define HUGE_SCORE 0x1p900
 #define SHRINK 0x1p-53
 #define RUN UNROLL                              /* |p| < 0.19, or 0.091 */
 #endif
+enum { MAX_EXP = 4 * STEPS_AT_ONCE };
 
-/* BASE * 2**(n / STEPS), n in the low bits of t. POWERS: the bits of BASE * 2**(k / STEPS) that shifting n does not give:
+/* What is added to d / ln 2 to round it to 1 / STEPS, so that the results are divided by 2**exponent and multiplied by
+ * SCALE: its low bits hold the exponent bias. */
+SIMD_INLINE vreal rounder_of(vreal exponent)
+{
+    return broadcast(ROUNDER / STEPS + (EXPONENT_BIAS + SCALE_BITS)) - exponent;
+}
+
+/* The scaled BASE * 2**n, n in the low bits of t. POWERS: the bits of BASE * 2**(k / STEPS) that shifting n does not give:
  * those of the mantissa beyond a straight line from 1 to 2. */
 SIMD_INLINE vreal power_of(vint t)
 {
@@ -76,9 +90,26 @@ SIMD_INLINE vreal power_of(vint t)
 #endif
 }
 
-/* d: four arguments. d_lo: what to add to them, or NULL. magic: ROUNDER plus STEPS times the exponent bias.
- * p, f: the results, exp = f + p * f. */
-SIMD_INLINE void exp4(const vreal *d, const vreal *d_lo, const vreal *magic, vreal *p, vreal *f)
+/* The same where `rounder` is that of one row whose largest element is below PLAIN in size; n = t - rounder. The scaled
+ * table stays in its register. */
+#if defined NATIVE_SCALE
+SIMD_INLINE vreal power_of_plain(vreal t, vreal n, vreal rounder)
+{
+    static const ireal POWERS[16] = {           /* BASE * 2**(k / 8), twice */
+        0x3f8b3a3e, 0x3f97d424, 0x3fa59202, 0x3fb48e45, 0x3fc4e5be, 0x3fd6b7da, 0x3fea26de, 0x3fff5829,
+        0x3f8b3a3e, 0x3f97d424, 0x3fa59202, 0x3fb48e45, 0x3fc4e5be, 0x3fd6b7da, 0x3fea26de, 0x3fff5829,
+    };
+    const vreal exponent = rounder - broadcast(ROUNDER / STEPS + EXPONENT_BIAS);
+    return scale(permute(scale(load((const real *)POWERS), exponent), bits(t)), n);
+}
+#else
+SIMD_INLINE vreal power_of_plain(vreal t, vreal n, vreal rounder) { return (void)n, (void)rounder, power_of(bits(t)); }
+#endif
+
+/* d: `count` <= MAX_EXP arguments. d_lo: what to add to them, or NULL. rounder: see rounder_of. plain: whether all are of
+ * one row whose largest element is below PLAIN in size. p, f: the results, exp = f + p * f. */
+SIMD_INLINE void exp_regs(const int count, const vreal *d, const vreal *d_lo, const vreal *rounder, const int plain,
+                          vreal *p, vreal *f)
 {
 #if REAL_BITS == 32
     enum { DEGREE = 2 };
@@ -91,46 +122,46 @@ SIMD_INLINE void exp4(const vreal *d, const vreal *d_lo, const vreal *magic, vre
         0x1.27ad535b74c22p-22,
     };
 #endif
-    vreal t[4], n[4], r[4], q[4];
-    for (int a = 0; a < 4; a++)
-        t[a] = fma_(d[a], broadcast((real)(LOG2E * STEPS)), magic[a]);
-    for (int a = 0; a < 4; a++)
-        n[a] = t[a] - magic[a];
-    for (int a = 0; a < 4; a++)
-        f[a] = power_of(bits(t[a]));
-    for (int a = 0; a < 4; a++)
-        r[a] = fnma(n[a], broadcast(STEP_HI), d[a]);
-    for (int a = 0; a < 4; a++)
-        r[a] = fnma(n[a], broadcast(STEP_LO), r[a]);
+    vreal t[MAX_EXP], n[MAX_EXP], r[MAX_EXP], q[MAX_EXP];
+    for (int a = 0; a < count; a++)
+        t[a] = fma_(d[a], broadcast(LOG2E), rounder[a]);
+    for (int a = 0; a < count; a++)
+        n[a] = t[a] - rounder[a];
+    for (int a = 0; a < count; a++)
+        f[a] = plain ? power_of_plain(t[a], n[a], rounder[a]) : power_of(bits(t[a]));
+    for (int a = 0; a < count; a++)
+        r[a] = fnma(n[a], broadcast(LN2_FIRST), d[a]);
+    for (int a = 0; a < count; a++)
+        r[a] = fnma(n[a], broadcast(LN2_REST), r[a]);
     if (d_lo)
-        for (int a = 0; a < 4; a++)
+        for (int a = 0; a < count; a++)
             r[a] = r[a] + d_lo[a];
 #if REAL_BITS == 32
-    for (int a = 0; a < 4; a++)
+    for (int a = 0; a < count; a++)
         q[a] = fma_(r[a], broadcast(q_[DEGREE]), broadcast(q_[DEGREE - 1]));
-    for (int a = 0; a < 4; a++)
+    for (int a = 0; a < count; a++)
         q[a] = fma_(r[a], q[a], broadcast(q_[0]));
-    for (int a = 0; a < 4; a++)
+    for (int a = 0; a < count; a++)
         p[a] = fma_(r[a] * r[a], q[a], r[a]);
 #else
     /* Even and odd powers apart, each in steps of r*r: as many instructions, of which half as many wait for another. */
-    vreal rr[4], odd[4];
-    for (int a = 0; a < 4; a++)
+    vreal rr[MAX_EXP], odd[MAX_EXP];
+    for (int a = 0; a < count; a++)
         rr[a] = r[a] * r[a];
-    for (int a = 0; a < 4; a++) {
+    for (int a = 0; a < count; a++) {
         q[a] = fma_(rr[a], broadcast(q_[DEGREE]), broadcast(q_[DEGREE - 2]));
         odd[a] = fma_(rr[a], broadcast(q_[DEGREE - 1]), broadcast(q_[DEGREE - 3]));
     }
     for (int i = DEGREE - 4; i > 0; i -= 2)
-        for (int a = 0; a < 4; a++) {
+        for (int a = 0; a < count; a++) {
             q[a] = fma_(rr[a], q[a], broadcast(q_[i]));
             odd[a] = fma_(rr[a], odd[a], broadcast(q_[i - 1]));
         }
-    for (int a = 0; a < 4; a++)
+    for (int a = 0; a < count; a++)
         q[a] = fma_(rr[a], q[a], broadcast(q_[0]));
-    for (int a = 0; a < 4; a++)
+    for (int a = 0; a < count; a++)
         q[a] = fma_(r[a], odd[a], q[a]);
-    for (int a = 0; a < 4; a++)
+    for (int a = 0; a < count; a++)
         p[a] = fma_(rr[a], q[a], r[a]);
 #endif
 }

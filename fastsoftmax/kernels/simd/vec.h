@@ -74,6 +74,11 @@ typedef real elem;
 #define NEARLY_ONE (1 - EPSILON / 2)
 #define PARTIAL_REGS (PARTIALS / LANES)
 #define UNROLL (4 * PARTIALS)
+#if REGISTERS == 32 && PARTIALS == LANES && REAL_BITS == 32
+enum { STEPS_AT_ONCE = 2 };                 /* steps of a loop along a row that are computed together */
+#else
+enum { STEPS_AT_ONCE = 1 };
+#endif
 
 /* gemm_tile of attention multiplies TILE_n rows by n <= COLUMNS registers: n * TILE_n sums, n registers of the right
  * matrix and one of the left, as many as there are registers. */
@@ -122,6 +127,10 @@ COLD vreal load_first(const elem *p, ptrdiff_t count)
 }
 #endif
 
+#if !defined NATIVE_ANY_LT
+SIMD_INLINE int any_lt(vreal a, vreal b) { return any_lane(lt(a, b)); }
+#endif
+
 SIMD_INLINE vreal vabs(vreal a) { return vselect(lt(a, broadcast(0)), -a, a); }
 
 #define HUGE_BIAS (LARGEST * EPSILON / 4)    /* adding a smaller number cannot make a finite one infinite */
@@ -153,6 +162,24 @@ SIMD_INLINE vreal hsum(vreal a)
     for (int i = 0; i < LANES; i++)
         sum += lane[i];
     return broadcast(sum);
+}
+
+/* The same of integers, whose sums are exact in any order. */
+SIMD_INLINE vreal hsum_exact(vreal a)
+{
+#if LANES > 8
+    a = a + exchange_reals(a, 8);
+#endif
+#if LANES > 4
+    a = a + exchange_reals(a, 4);
+#endif
+#if LANES > 2
+    a = a + exchange_reals(a, 2);
+#endif
+#if LANES > 1
+    a = a + exchange_reals(a, 1);
+#endif
+    return a;
 }
 
 /* Where a, positive and normal, is a power of two: its mantissa is 0. */

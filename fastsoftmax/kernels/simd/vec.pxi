@@ -11,7 +11,7 @@ cdef extern from "simd/vec.h" nogil:
     ctypedef struct fp_state:
         pass
     enum:
-        LANES, PARTIALS, PARTIAL_REGS, UNROLL, TRANSPOSE_ROWS
+        LANES, PARTIALS, PARTIAL_REGS, UNROLL, STEPS_AT_ONCE, TRANSPOSE_ROWS
         COLUMNS, TILE_1, TILE_2, TILE_3, MAX_TILE
     elem ELEM_MINUS_INFINITY
     const real EPSILON                          # the distance from 1 to the next real
@@ -41,6 +41,7 @@ cdef extern from "simd/vec.h" nogil:
     vmask either(vmask, vmask) noexcept
     bint any_lane(vmask) noexcept
     unsigned long long lane_bits(vmask) noexcept        # bit i: lane i
+    bint any_lt(vreal, vreal) noexcept          # any_lane(lt(..., ...))
     vreal vselect(vmask, vreal, vreal) noexcept
     vreal select_or_zero(vmask, vreal) noexcept
     vreal zero_where(vmask, vreal) noexcept
@@ -68,6 +69,7 @@ cdef extern from "simd/vec.h" nogil:
     void reciprocal(vreal, vreal, vreal*, vreal*) noexcept
     real hmax(vreal) noexcept
     vreal hsum(vreal) noexcept
+    vreal hsum_exact(vreal) noexcept            # of integers
     real lane0(vreal) noexcept
     void transpose(vreal*) noexcept
     void load_squares(const elem*, Py_ssize_t, vreal*) noexcept
@@ -77,6 +79,7 @@ cdef extern from "simd/vec.h" nogil:
 
     vdd dd_zero() noexcept
     vdd dd_of_sum(vreal, vreal) noexcept
+    vdd dd_lane0(vdd) noexcept                  # lane 0 in every lane
     vdd dd_add(vdd, vdd) noexcept
     vdd dd_sub(vdd, vdd) noexcept
     vdd dd_div(vdd, vdd) noexcept
@@ -85,6 +88,10 @@ cdef extern from "simd/vec.h" nogil:
     void dd_split_total(vdd, real*, real*) noexcept
     void dd_split_sum(vreal, vreal, vdd, vreal*, vreal*) noexcept
     vdd dd_total(const vdd*) noexcept
+    ctypedef struct dd_numbers:                 # PARTIALS numbers, which come one by one
+        pass
+    void dd_put(dd_numbers*, Py_ssize_t, vdd) noexcept
+    vdd dd_get(const dd_numbers*, int) noexcept
     ctypedef struct vdd_sum:
         vdd[4] chain
     vdd_sum dd_sum_start() noexcept
@@ -105,10 +112,11 @@ cdef extern from "simd/vec.h" nogil:
     void fp_leave(fp_state) noexcept
 
 cdef extern from "math/exp4.h" nogil:
-    void exp4(const vreal*, const vreal*, const vreal*, vreal*, vreal*) noexcept
-    const real LOG2E, ROUNDER, SCALE, VANISHES, LARGE, HUGE_SCORE, SHRINK
+    void exp_regs(int, const vreal*, const vreal*, const vreal*, int, vreal*, vreal*) noexcept
+    vreal rounder_of(vreal) noexcept
+    const real LOG2E, ROUNDER, SCALE, VANISHES, LARGE, PLAIN, HUGE_SCORE, SHRINK
     enum:
-        STEPS, EXPONENT_BIAS, SCALE_BITS, RUN
+        RUN, MAX_EXP
 
 cdef extern from "math/exp.h" nogil:
     vreal exp_(vreal) noexcept                  # of at most 1

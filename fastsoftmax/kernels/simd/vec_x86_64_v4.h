@@ -16,6 +16,14 @@ SIMD_INLINE vreal table_lookup(const real *table, vint index)
 {
     return _mm512_permutexvar_ps((__m512i)index, _mm512_broadcast_f32x8(_mm256_loadu_ps(table)));
 }
+#define NATIVE_ANY_LT
+SIMD_INLINE int any_lt(vreal a, vreal b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0; }
+#define NATIVE_SCALE
+SIMD_INLINE vreal scale(vreal a, vreal n) { return _mm512_scalef_ps(a, n); } /* a * 2**floor(n) */
+SIMD_INLINE vreal permute(vreal table, vint index) /* table[index mod 16] of each lane */
+{
+    return _mm512_permutexvar_ps((__m512i)index, table);
+}
 SIMD_INLINE __m512d widen_low(vreal a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
 SIMD_INLINE __m512d widen_high(vreal a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
 SIMD_INLINE vreal narrow(__m512d low, __m512d high)

@@ -55,12 +55,212 @@ cdef inline void contiguous_unmasked_loop(Op op, const Rows* rows, Py_ssize_t fi
             single_row(rows, row, row_max, workspace)
         row, row_max = following, next_max
 
+# softmax of rows so short that two of them and their weights are in the L1 cache. Each is stored after the exp of the
+# next one, so that neither waits: by then the normalizer of the one and the maximum of the other are known.
+
+cdef inline bint is_delayed(const Rows* rows) noexcept nogil:
+    """Two rows need twice the weights_buf."""
+    return rows.op == SOFTMAX and rows.n <= DELAYED_MAX
+
+cdef struct SummedRow:                          # a row that is not yet stored
+    Row row
+    real* weights_buf
+    Shift s
+    Sums sums
+    Normalizer normalizer
+    vmask needs_refinement
+
+cdef inline void sum_contiguous_row(const Rows* rows, const Row* row, real row_max, const Row* following,
+                                    real* weights_buf, SummedRow* summed) noexcept nogil:
+    """Pass 2."""
+    cdef Prefetch ahead
+    cdef Shift s
+    summed.row, summed.weights_buf = row[0], same_alignment(row.y, weights_buf)
+    ahead.x, ahead.y = following.x, row.x if rows.nontemporal else row.y
+    no_temperature(&s)
+    set_row_max(&s, broadcast(row_max))
+    clear(&summed.sums)
+    exp_and_sum_chunk(SUM_WEIGHTS, False, &s, row.x, row.n, row.n, summed.weights_buf, &ahead, &summed.sums)
+    summed.s = s
+
+cdef inline void store_contiguous_row(const Rows* rows, SummedRow* summed) noexcept nogil:
+    cdef const Row* row = &summed.row
+    if any_lane(summed.needs_refinement) and find_one(&summed.s, False, &summed.normalizer):
+        normalize_store_chunk(STORE_WEIGHTS_OR_ONE, False, &summed.s, &summed.normalizer, summed.weights_buf, row.x,
+                              row.y, 1, row.n, rows.nontemporal)
+    else:
+        normalize_store(STORE_WEIGHTS, &summed.s, &summed.normalizer, False, summed.weights_buf, row.x, row.y, 1,
+                        row.n, rows.nontemporal)
+    clear_hidden(rows, row)
+
+cdef void delayed_softmax(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
+                          const RowWorkspace* workspace) noexcept nogil:
+    cdef Row row = row_at(rows, first_row), following = row
+    cdef real row_max = reduce_max(row.x, row.n), next_max
+    cdef real* weights_buf = workspace.weights_buf
+    cdef real* other_buf = weights_buf + rows.n + UNROLL + LANES  # the last step writes whole registers
+    cdef SummedRow[2] summed
+    cdef SummedRow* now = summed
+    cdef SummedRow* before = summed + 1
+    cdef bint is_usual, was_usual = False
+    cdef Py_ssize_t r
+    for r in range(first_row, last_row + 2):
+        if r < last_row:
+            next_row(rows, &following)
+        else:
+            following.n = 0
+        is_usual = r <= last_row and row.n > 0
+        if is_usual:
+            sum_contiguous_row(rows, &row, row_max, &following, weights_buf, now)
+        next_max = reduce_max(following.x, following.n)
+        if was_usual:
+            store_contiguous_row(rows, before)
+        if is_usual:
+            now.normalizer = dense_normalizer(SUM_WEIGHTS, row.n, False, &now.s, &now.sums, &now.needs_refinement)
+        elif r <= last_row:
+            single_row(rows, row, row_max, workspace)
+        row, row_max, was_usual = following, next_max, is_usual
+        weights_buf, other_buf = other_buf, weights_buf
+        now, before = before, now
+
+# log_softmax and logsumexp of several rows at once, a group: each pass goes over all of its rows, so that no row waits for
+# its maximum or its sum; and between the passes, the constants of all rows and the logarithms of their sums are computed
+# at once, each in a lane.
+
+cdef enum:
+    GROUP_ELEMENTS = 4096                       # so that the group is in the L1 cache
+
+cdef inline bint is_grouped(const Rows* rows) noexcept nogil:
+    """Rows of at most PARTIALS elements have sums of another kind."""
+    return rows.op != SOFTMAX and PARTIALS < rows.n <= GROUP_ELEMENTS // 3
+
+cdef struct RowGroup:
+    Py_ssize_t count
+    Row[PARTIALS] row
+    Shift[PARTIAL_REGS] s                       # here each row has a lane
+    dd_numbers weights                          # and from here on a number
+    real[PARTIALS] maxima, centers, limits, rounders, shrinks, origins, ties, his, los
+
+cdef inline Shift group_shift(const RowGroup* group, Py_ssize_t k) noexcept nogil:
+    """The constants of row k, in every lane."""
+    cdef Shift s
+    no_temperature(&s)
+    s.row_max, s.center = broadcast(group.maxima[k]), broadcast(group.centers[k])
+    s.limit, s.rounder = broadcast(group.limits[k]), broadcast(group.rounders[k])
+    s.shrink, s.origin = broadcast(group.shrinks[k]), broadcast(group.origins[k])
+    return s
+
+cdef inline bint start_group(const Rows* rows, Py_ssize_t first_row, Py_ssize_t count, RowGroup* group) noexcept nogil:
+    """Pass 1. Returns whether all maxima are finite."""
+    cdef bint finite = True
+    cdef Py_ssize_t k
+    cdef int c
+    group.count = count
+    group.row[0] = row_at(rows, first_row)
+    for k in range(count, PARTIALS):
+        group.maxima[k] = 0
+    for k in range(count):
+        if k > 0:
+            group.row[k] = group.row[k - 1]
+            next_row(rows, &group.row[k])
+        group.maxima[k] = reduce_max(group.row[k].x, rows.n)
+        finite &= -INFINITY < group.maxima[k] < INFINITY
+    for c in range(PARTIAL_REGS):
+        no_temperature(&group.s[c])
+        set_row_max(&group.s[c], load(group.maxima + c * LANES))
+        store(group.centers + c * LANES, group.s[c].center)
+        store(group.limits + c * LANES, group.s[c].limit)
+        store(group.rounders + c * LANES, group.s[c].rounder)
+        store(group.shrinks + c * LANES, group.s[c].shrink)
+        store(group.origins + c * LANES, group.s[c].origin)
+    return finite
+
+cdef inline void sum_group(Op op, const Rows* rows, const RowWorkspace* workspace, RowGroup* group) noexcept nogil:
+    """Pass 2."""
+    cdef Py_ssize_t k
+    cdef Prefetch ahead
+    cdef Sums sums
+    cdef Shift s
+    cdef vreal ties
+    cdef int c
+    for k in range(group.count, PARTIALS):      # lanes without a row: a sum of 1
+        dd_put(&group.weights, k, dd_of_sum(broadcast(1), broadcast(0)))
+        group.ties[k] = 1
+    for k in range(group.count):
+        s = group_shift(group, k)
+        clear(&sums)
+        ahead.x = group.row[k].x + group.count * rows.x_inner
+        ahead.y = group.row[k].x if op == LOGSUMEXP or rows.nontemporal else group.row[k].y
+        exp_and_sum_chunk(SUM_EXCLUDING_MAX, False, &s, group.row[k].x, rows.n, rows.n, workspace.weights_buf, &ahead,
+                          &sums)
+        dd_put(&group.weights, k, dd_total(sums.weights))
+        ties = sums.ties[0]
+        for c in range(1, PARTIAL_REGS):
+            ties = ties + sums.ties[c]
+        group.ties[k] = lane0(hsum_exact(ties))
+
+cdef inline void finalize_group(const Rows* rows, const RowWorkspace* workspace, RowGroup* group) noexcept nogil:
+    cdef vmask[PARTIAL_REGS] needs_refinement
+    cdef real[PARTIALS] refined
+    cdef Normalizer normalizer
+    cdef vdd weights
+    cdef Shift s
+    cdef Py_ssize_t k
+    cdef int c
+    for c in range(PARTIAL_REGS):
+        weights = dd_get(&group.weights, c)
+        normalizer = normalizer_of(SUM_EXCLUDING_MAX, &group.s[c], False, False, rows.n, weights, weights,
+                                   load(group.ties + c * LANES), &needs_refinement[c])
+        store(group.his + c * LANES, normalizer.hi)
+        store(group.los + c * LANES, normalizer.lo)
+        store(refined + c * LANES, select_or_zero(needs_refinement[c], broadcast(1)))
+    if any_column(needs_refinement):
+        for k in range(group.count):
+            if refined[k] != 0:
+                s = group_shift(group, k)
+                refine_sum(rows, group.row[k], &s, workspace, &normalizer)
+                group.his[k], group.los[k] = lane0(normalizer.hi), lane0(normalizer.lo)
+
+cdef inline void store_group(Op op, const Rows* rows, const RowGroup* group) noexcept nogil:
+    """Pass 3."""
+    cdef Normalizer normalizer
+    cdef Shift s
+    cdef Py_ssize_t k
+    for k in range(group.count):
+        if op == LOGSUMEXP:
+            group.row[k].y[0] = elem_of(group.his[k] + group.los[k])
+            continue
+        s = group_shift(group, k)
+        normalizer.hi, normalizer.lo = broadcast(group.his[k]), broadcast(group.los[k])
+        normalize_store(STORE_LOGS, &s, &normalizer, False, NULL, group.row[k].x, group.row[k].y, 1, rows.n,
+                        rows.nontemporal)
+
+cdef inline void grouped_logarithms(Op op, const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
+                                    const RowWorkspace* workspace) noexcept nogil:
+    cdef RowGroup group
+    cdef Py_ssize_t r = first_row, count = min(GROUP_ELEMENTS // rows.n, <Py_ssize_t>PARTIALS)
+    while r <= last_row:
+        count = min(count, last_row + 1 - r)
+        if start_group(rows, r, count, &group):
+            sum_group(op, rows, workspace, &group)
+            finalize_group(rows, workspace, &group)
+            store_group(op, rows, &group)
+        else:
+            contiguous_unmasked_loop(op, rows, r, r + count - 1, workspace)
+        r += count
+
 cdef void contiguous_unmasked_rows(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
                                    const RowWorkspace* workspace) noexcept nogil:
     # one call for each case, so that the compiler makes each its own loop
-    if rows.op == SOFTMAX:
+    if is_delayed(rows):
+        delayed_softmax(rows, first_row, last_row, workspace)
+    elif rows.op == SOFTMAX:
         contiguous_unmasked_loop(SOFTMAX, rows, first_row, last_row, workspace)
+    elif rows.op == LOG_SOFTMAX and is_grouped(rows):
+        grouped_logarithms(LOG_SOFTMAX, rows, first_row, last_row, workspace)
     elif rows.op == LOG_SOFTMAX:
         contiguous_unmasked_loop(LOG_SOFTMAX, rows, first_row, last_row, workspace)
+    elif is_grouped(rows):
+        grouped_logarithms(LOGSUMEXP, rows, first_row, last_row, workspace)
     else:
         contiguous_unmasked_loop(LOGSUMEXP, rows, first_row, last_row, workspace)

@@ -9,9 +9,9 @@ cdef inline Normalizer dense_normalizer(SumKind sum, Py_ssize_t n, bint scaled, 
     for v in range(1, PARTIAL_REGS):
         ties = ties + sums.ties[v]
     if sum != SUM_WEIGHTS:
-        ties = hsum(ties)
+        ties = hsum_exact(ties)
     if n > PARTIALS:
-        return normalizer_of(sum, s, scaled, n, dd_total(sums.weights), moments, ties, needs_refinement)
+        return normalizer_of(sum, s, scaled, True, n, dd_total(sums.weights), moments, ties, needs_refinement)
     normalizer = normalizer_of_short_row(sum, s, scaled, n, sums.short_row, moments, ties, needs_refinement)
     if sum == SUM_WEIGHTS:
         needs_refinement[0] = may_be_nearly_one(&normalizer)

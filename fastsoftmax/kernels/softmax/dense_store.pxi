@@ -52,7 +52,7 @@ cdef inline void normalize_store(StoreKind stored, const Shift* shift, const Nor
     y may be x, unless nontemporal."""
     cdef Shift s = shift[0]
     cdef Normalizer normalizer = normalizer_[0]
-    cdef Py_ssize_t k = 0, last = count - LANES
+    cdef Py_ssize_t k = 0, last = count - LANES, last_four = count - 4 * LANES
     cdef vreal begin, end
     cdef vreal[4] results
     cdef int a
@@ -67,7 +67,7 @@ cdef inline void normalize_store(StoreKind stored, const Shift* shift, const Nor
     end = weight_or_element(stored, weights_buf, x, last)
     if count >= ALIGNED:
         k = peel_to_register(y)
-    while k + 4 * LANES <= count:
+    while k <= last_four:
         results_of(stored, &s, &normalizer, scaled, 4, weights_buf + k, x + k, results)
         for a in range(4):
             store_elem(y + k + a * LANES, results[a])

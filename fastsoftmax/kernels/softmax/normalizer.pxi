@@ -14,6 +14,13 @@ cdef struct Normalizer:
 cdef inline vmask nowhere() noexcept nogil:
     return lt(broadcast(0), broadcast(0))
 
+cdef inline bint any_column(const vmask* mask) noexcept nogil:
+    cdef int c
+    for c in range(PARTIAL_REGS):
+        if any_lane(mask[c]):
+            return True
+    return False
+
 cdef inline vmask is_nearly_one(vreal weight, const Normalizer* normalizer) noexcept nogil:
     """weight: the largest, rounded as in the buffer."""
     return eq(mul_dd(weight, normalizer.hi, normalizer.lo), broadcast(NEARLY_ONE))
@@ -58,7 +65,7 @@ cdef inline Normalizer normalizer_of_short_row(SumKind sum, const Shift* s, bint
     cdef Normalizer normalizer
     cdef vreal p, f
     if sum != SUM_WEIGHTS:
-        return normalizer_of(sum, s, scaled, n, dd_of_sum(short_row.total, short_row.lost), moments, ties,
+        return normalizer_of(sum, s, scaled, False, n, dd_of_sum(short_row.total, short_row.lost), moments, ties,
                              needs_refinement)
     needs_refinement[0] = nowhere()
     if n == 1:                                  # the rounded weight divided by itself: 1, or NaN
@@ -67,9 +74,10 @@ cdef inline Normalizer normalizer_of_short_row(SumKind sum, const Shift* s, bint
     reciprocal(short_row.total, short_row.lost, &normalizer.hi, &normalizer.lo)
     return normalizer
 
-cdef inline Normalizer normalizer_of(SumKind sum, const Shift* s, bint scaled, Py_ssize_t n, vdd weights, vdd moments,
-                                     vreal ties, vmask* needs_refinement) noexcept nogil:
-    """weights, moments, ties: of the whole row, in each lane of the row."""
+cdef inline Normalizer normalizer_of(SumKind sum, const Shift* s, bint scaled, bint dense, Py_ssize_t n, vdd weights,
+                                     vdd moments, vreal ties, vmask* needs_refinement) noexcept nogil:
+    """weights, moments, ties: of the whole row, in each lane of the row. dense: all lanes are the same row, so that the
+    registers of a vdd are computed once."""
     cdef Normalizer normalizer
     cdef vdd of_max, others
     cdef vreal zero = broadcast(0), hi, lo, p, f
@@ -80,7 +88,10 @@ cdef inline Normalizer normalizer_of(SumKind sum, const Shift* s, bint scaled, P
         return normalizer
     largest_weight(s, scaled, &p, &f)
     of_max = dd_of_sum(f, p * f)
-    others = dd_add(dd_of_sum(ties, broadcast(-1)), dd_div(weights, of_max))
+    others = dd_of_sum(ties, broadcast(-1))
+    if dense:
+        of_max, others = dd_lane0(of_max), dd_lane0(others)
+    others = dd_add(others, dd_div(weights, of_max))
     if sum == SUM_MOMENTS:
         moments = dd_div(dd_div(moments, of_max), dd_add(dd_of_sum(broadcast(1), zero), others))
         dd_split_sum(zero, zero, dd_sub(dd_log1p(others), moments), &normalizer.hi, &normalizer.lo)

@@ -6,7 +6,7 @@ cdef inline bint any_subnormal(vreal least, const Normalizer* normalizer) noexce
     """Whether a result may be subnormal, or 0 as those of masked elements are. least: the smallest weights."""
     if sizeof(elem) != sizeof(real):            # a 16-bit result does not show the double rounding
         return False
-    return any_lane(lt(mul_dd(least, normalizer.hi, normalizer.lo), broadcast(LEAST_NORMAL)))
+    return any_lt(mul_dd(least, normalizer.hi, normalizer.lo), broadcast(LEAST_NORMAL))
 
 cdef inline void normalize_weights(StoreKind stored, Normalizer normalizer, int count, real* x,
                                    vreal* weight) noexcept nogil:
@@ -18,7 +18,7 @@ cdef inline void normalize_weights(StoreKind stored, Normalizer normalizer, int 
     least = weight[0]
     for a in range(1, count):
         least = vmin(weight[a], least)
-    if sizeof(elem) == sizeof(real) and any_lane(lt(least, broadcast(LEAST_NORMAL))):
+    if sizeof(elem) == sizeof(real) and any_lt(least, broadcast(LEAST_NORMAL)):
         mul_dd_in_place(x, LANES, count, normalizer.hi, normalizer.lo)
         for a in range(count):
             weight[a] = load(x + a * LANES)

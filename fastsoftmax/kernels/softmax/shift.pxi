@@ -12,7 +12,7 @@ cdef struct Shift:
     vreal row_max           # the largest x
     vreal center            # subtracted from x: 0 or row_max
     vreal limit             # x - center below which a weight is zero
-    vreal magic             # rounds to an integer and sets the exponent: see exp4.h
+    vreal rounder           # rounds to steps, and sets the exponent: see exp4.h
     vreal temperature
     vreal factor            # 1 / temperature, as the sum of two reals
     vreal factor_lo
@@ -43,12 +43,16 @@ cdef inline void set_row_max(Shift* s, vreal row_max) noexcept nogil:
     highest = row_max - s.center
     s.limit = highest + broadcast(VANISHES) * s.temperature
     exponent = fma_(highest * s.factor, broadcast(LOG2E), broadcast(ROUNDER)) - broadcast(ROUNDER)
-    s.magic = broadcast(ROUNDER + STEPS * (EXPONENT_BIAS + SCALE_BITS)) - exponent * broadcast(STEPS)
+    s.rounder = rounder_of(exponent)
     # x / temperature is exact if the temperature is a power of two and the quotient does not overflow
     exact = both(is_power_of_two(s.factor), eq(s.factor_lo, broadcast(0)))
     moderate = lt(vmax(vabs(row_max), vabs(row_max * s.factor)), broadcast(HUGE_SCORE))
     s.shrink = vselect(both(exact, moderate), broadcast(1), broadcast(SHRINK))
     s.origin = vselect(from_zero(s), broadcast(0), row_max * broadcast(SHRINK))
+
+cdef inline bint is_plain(const Shift* s) noexcept nogil:
+    """Whether the row has no center, and an exponent with which exp4.h has less to do."""
+    return -PLAIN < lane0(s.row_max) < PLAIN
 
 cdef inline void scores_of(const Shift* s, vreal x, bint scaled, vreal* score, vreal* score_lo) noexcept nogil:
     """x / temperature as the sum of two reals."""
@@ -58,25 +62,30 @@ cdef inline void scores_of(const Shift* s, vreal x, bint scaled, vreal* score, v
         score[0] = x * s.factor
         score_lo[0] = two_prod_err(x, s.factor, score[0]) + x * s.factor_lo
 
-cdef inline void exp4_scores(const vreal* x, const Shift* s, bint by_column, bint scaled, bint centered, vreal* p,
-                             vreal* f) noexcept nogil:
-    """The weights f + p * f of four registers of x. They share s[0]; by_column, register a has s[a % PARTIAL_REGS].
+cdef inline void exp_scores(int count, const vreal* x, const Shift* s, bint by_column, bint scaled, bint centered,
+                            bint plain, vreal* p, vreal* f) noexcept nogil:
+    """The weights f + p * f of `count` registers of x. They share s[0]; by_column, register a has s[a % PARTIAL_REGS].
 
     centered: whether a center may differ from 0. If none does, not subtracting it saves a twelfth of the work.
+    plain: whether all are elements of one plain row.
     """
-    cdef vreal[4] d, d_lo, magic
+    cdef vreal[MAX_EXP] d, d_lo, rounder
     cdef int a, c
-    for a in range(4):
+    for a in range(count):
         c = a % PARTIAL_REGS if by_column else 0
         d[a] = vmax(s[c].limit, x[a] - s[c].center if centered else x[a])
-        magic[a] = s[c].magic
+        rounder[a] = s[c].rounder
     if scaled:
-        for a in range(4):
+        for a in range(count):
             c = a % PARTIAL_REGS if by_column else 0
             scores_of(&s[c], d[a], True, &d[a], &d_lo[a])
-        exp4(d, d_lo, magic, p, f)
+        exp_regs(count, d, d_lo, rounder, plain, p, f)
     else:
-        exp4(d, NULL, magic, p, f)
+        exp_regs(count, d, NULL, rounder, plain, p, f)
+
+cdef inline void exp4_scores(const vreal* x, const Shift* s, bint by_column, bint scaled, bint centered, vreal* p,
+                             vreal* f) noexcept nogil:
+    exp_scores(4, x, s, by_column, scaled, centered, False, p, f)
 
 cdef inline vmask is_other(const Shift* s, vreal x) noexcept nogil:
     """Where x is below the maximum, but its weight is not zero."""

@@ -80,7 +80,7 @@ cdef inline Normalizer block_normalizer(SumKind sum, bint scaled, const Shift* s
             weight_sum.chain[k] = dd_add(weight_sum.chain[k], sum_of_step(p, f))
             if sum == SUM_MOMENTS:
                 moments.chain[k] = dd_add(moments.chain[k], moment_of(s, scaled, x, tile, 4 * step + k, c, n))
-    return normalizer_of(sum, s, scaled, n, dd_sum_end(weight_sum), dd_sum_end(moments), real_count(ties),
+    return normalizer_of(sum, s, scaled, False, n, dd_sum_end(weight_sum), dd_sum_end(moments), real_count(ties),
                          needs_refinement)
 
 cdef inline void finalize_block(SumKind sum, bint scaled, const Shift* s, Py_ssize_t n, real* x, TileWorkspace* tile,

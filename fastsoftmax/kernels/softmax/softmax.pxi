@@ -40,10 +40,10 @@ cdef inline Py_ssize_t tile_peel(const Rows* rows) noexcept nogil:
     return 0
 
 cdef inline Py_ssize_t tile_buffer(const Rows* rows) noexcept nogil:
-    """Reals of weights_buf for tiles: enough for one dense row too, which special and causal rows need."""
+    """Reals of weights_buf for tiles: enough for one dense row too, or two, which special and causal rows need."""
     cdef Py_ssize_t size = rows.n * PARTIALS
     if rows.causal:
-        return max(rows.n, min(size, <Py_ssize_t>(CAUSAL_TILE_MAX * PARTIALS)))
+        return max(2 * rows.n if is_delayed(rows) else rows.n, min(size, <Py_ssize_t>(CAUSAL_TILE_MAX * PARTIALS)))
     return size if size <= KEEP else max(min(rows.n, <Py_ssize_t>KEEP), CHUNK)
 
 cdef int compute(Rows* rows, int threads) except -1:
@@ -62,6 +62,8 @@ cdef int compute(Rows* rows, int threads) except -1:
         return 0
     else:
         size = rows.n if rows.n <= KEEP else CHUNK
+        if is_delayed(rows) and is_contiguous_unmasked(rows):
+            size *= 2
     memory = Workspaces(threads, size, False, tasks.in_tiles)
     tasks.workspaces = memory.workspaces
     tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)

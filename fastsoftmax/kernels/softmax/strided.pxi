@@ -20,13 +20,6 @@ cdef inline Shift tile_shift(const Rows* rows, const TilePosition* position, int
     set_row_max(&s, row_max)
     return s
 
-cdef inline bint any_column(const vmask* mask) noexcept nogil:
-    cdef int c
-    for c in range(PARTIAL_REGS):
-        if any_lane(mask[c]):
-            return True
-    return False
-
 cdef inline void select_refined(const vmask* needs_refinement, const Normalizer* exact,
                                 Normalizer* normalizer) noexcept nogil:
     """Takes `exact` only where it is needed, since the result of a row may not depend on its neighbours."""
