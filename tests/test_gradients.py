@@ -343,7 +343,7 @@ def test_rows_do_not_depend_on_their_neighbours_or_threads(kernel, name):
 def test_threads_share_a_long_row(kernel, monkeypatch, name):
     """At lengths round those from which they do, and round those of the pieces; with gaps too."""
     monkeypatch.setattr(_threads, "PARALLEL", 2)
-    for n in (32_767, 32_768, 32_769, 36_863, 36_864, 36_865, 70_001):
+    for n in (32_768, 70_001, 98_303, 98_304, 98_305, 102_399, 102_400, 102_401, 131_073):
         arrays = operands(name, kernel.dtype, (1, n))
         apart = [np.repeat(a, 2, -1)[:, ::2] if np.ndim(a) == 2 else a for a in arrays]
         found = []

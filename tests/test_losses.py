@@ -147,7 +147,7 @@ def test_a_long_row(kernel):
 def test_threads_share_a_long_row(kernel, monkeypatch):
     """At lengths round those from which they do, and round those of the pieces; with gaps, and over the logits."""
     monkeypatch.setattr(_threads, "PARALLEL", 2)
-    for n in (32_767, 32_768, 32_769, 36_863, 36_864, 36_865):
+    for n in (32_768, 98_303, 98_304, 98_305, 102_400, 102_401):
         logits, classes, target = example(kernel.dtype, (1, n), ignored=0)
         for t, options in ((classes, {"z_loss": 1e-4}), (target, {"label_smoothing": 0.1}), (classes - n - 1, {})):
             options = {"reduction": "none", "ignore_index": int(classes[0]) - n - 1, **options}

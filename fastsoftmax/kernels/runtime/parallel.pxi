@@ -40,6 +40,7 @@ cdef int run_tasks(Task function, const void* context, Py_ssize_t tasks, Py_ssiz
     """Runs tasks 0 .. tasks - 1, and looks for an interrupt (Control-C) after each `slice_` of them."""
     cdef ParallelRegion region
     cdef Py_ssize_t start = 0
+    threads = <int>min(<Py_ssize_t>threads, min(slice_, tasks))     # a thread without a task would only be waited for
     while start < tasks:
         with nogil:
             region = open_region(threads)

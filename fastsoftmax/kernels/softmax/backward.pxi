@@ -534,7 +534,7 @@ def softmax_backward_rows(int kind, const elem[:, :, :] x, const elem[:, :, :] g
         row_size, row_count = a.rows.n * PARTIALS, a.rows.outer * tiles_of(&a.rows)
     elif is_shared(&a.rows, row_count, threads):
         for r in range(row_count):
-            long_grad_row(&a, r, threads)
+            long_grad_row(&a, r, row_threads(a.rows.n, threads))
         return
     memory = Workspaces(threads, CHUNK, False, tasks.in_tiles)
     tasks.workspaces = memory.workspaces

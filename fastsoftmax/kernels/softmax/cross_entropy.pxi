@@ -625,7 +625,7 @@ def cross_entropy_rows(const elem[:, :, :] x, const long long[:, :] classes, con
         size = tile_buffer(&a.log_rows)
     elif is_shared(&a.log_rows, row_count, threads):
         for r in range(row_count):
-            long_entropy_row(&a, r, threads)
+            long_entropy_row(&a, r, row_threads(a.log_rows.n, threads))
         return
     memory = Workspaces(threads, size, False, tasks.in_tiles)
     tasks.workspaces = memory.workspaces

@@ -1,9 +1,20 @@
 # One long row, shared by threads: the passes of dense_row, each over all chunks before the next. Gradients and losses
 # share the loop over the chunks.
 
+cdef enum:
+    PASSES_COST = 3 * TASK      # elements that take about as long as starting and joining the threads of three passes
+
+cdef inline int row_threads(Py_ssize_t n, int threads) noexcept nogil:
+    """The threads that share one row: more than one for each LONG_ROW elements would wait longer than they compute."""
+    return <int>min(<Py_ssize_t>threads, max(n // LONG_ROW, 1))
+
 cdef inline bint is_shared(const Rows* rows, Py_ssize_t row_count, int threads) noexcept nogil:
-    """Whether threads share each row, not the rows: few rows, or such that an interrupt would wait for one."""
-    return rows.n >= SLICE or (threads > 1 and rows.n >= LONG_ROW and row_count < 4 * threads)
+    """Whether threads share each row, not the rows: where an interrupt would wait for a row, and where rows are so few
+    that threads would be idle for longer than it takes to start them anew for each pass of each row."""
+    cdef int sharers = row_threads(rows.n, threads)
+    if rows.n >= SLICE:
+        return True
+    return sharers > 1 and row_count * (rows.n // sharers + PASSES_COST) < ceil_div(row_count, threads) * rows.n
 
 # One pass over the chunks of a row. Each thread has the same share of them in every pass. What a chunk gives does not
 # depend on which thread computes it.

@@ -58,7 +58,7 @@ cdef int compute(Rows* rows, int threads) except -1:
         size = tile_buffer(rows)
     elif is_shared(rows, row_count, threads):
         for r in range(row_count):
-            long_row(rows, r, threads)
+            long_row(rows, r, row_threads(rows.n, threads))
         return 0
     else:
         size = rows.n if rows.n <= KEEP else CHUNK
