@@ -20,6 +20,7 @@ from fastsoftmax._validate import MAX_DISTANCE
 
 MERGE_ELEMENTS = 1 << 16            # elements of outputs that are merged at a time, in the cache
 PRODUCTS_PER_ELEMENT = 1 << 6       # multiplications that take about as long as one element of softmax
+READS_PER_ELEMENT = 1 << 2          # numbers of keys and values that take as long to read, if there are few queries
 SOFTCAPS = 1e-30, 1e30              # between these the kernels' arithmetic holds
 
 
@@ -226,13 +227,22 @@ def not_empty(call):
     return call._replace(q=q, k=k, v=v, y=y)
 
 
+def products_per_element(q, k, sequences):
+    """Multiplications that take as long as one element of softmax: fewer, where few queries share the reading of a key.
+
+    The queries of packed sequences are counted as if the sequences were of one length.
+    """
+    rows = q.shape[1] // k.shape[1] * max(q.shape[0] * q.shape[2] // sequences, 1)
+    return min(PRODUCTS_PER_ELEMENT, READS_PER_ELEMENT * rows)
+
+
 def call_kernel(tag, q, k, v, y, biases, scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy,
                 first_query=None, first_key=None, pages=None, products=None):
     """Write y, lse and entropy with one call of a kernel; products: multiplications of numbers, if fewer than L x S a
     head."""
     if products is None:
         products = (q.size + y.size) * k.shape[2]
-    threads = _threads.threads_for(products // PRODUCTS_PER_ELEMENT)
+    threads = _threads.threads_for(products // products_per_element(q, k, len(offset)))
     if k.itemsize == 2:
         q, k, v, y = _halves(q), elements(k), elements(v), _halves(y)
     if biases:

@@ -538,6 +538,20 @@ except KeyboardInterrupt:
             child.kill()
 
 
+def test_decoding_has_threads_by_what_it_reads(monkeypatch):
+    """One query for each key head takes fewer multiplications than a prefill on as many keys, but reads as much."""
+    seen = []
+    monkeypatch.setattr(_threads, "threads_for", lambda elements: seen.append(elements) or 1)
+    key = np.zeros((1, 12, 2048, 64), np.float32)
+    for length in (1, 4, 16, 32):
+        query = np.zeros((1, 12, length, 64), np.float32)
+        fastsoftmax.scaled_dot_product_attention(query, key, key)
+    assert seen == [2 * key.size // 4] * 3 + [2 * key.size // 2]
+    shared = np.zeros((1, 4, 2048, 64), np.float32)
+    fastsoftmax.scaled_dot_product_attention(query[:, :, :1], shared, shared, enable_gqa=True)
+    assert seen[-1] == 2 * shared.size // 4
+
+
 def test_module_prints_no_warning_on_import():
     done = python("import warnings; warnings.simplefilter('error'); import fastsoftmax")
     assert (done.returncode, done.stderr) == (0, "")
