@@ -276,10 +276,41 @@ def busy():
     return markdown(["shape", "mean, no back-off", "median", "mean", "99th percentile", "maximum"], rows)
 
 
+SCALING = "scaling-amd-epyc-zen5.json"
+
+
+def scaling():
+    """Predicted speed-up of each call by the number of cores, with the most threads that it uses."""
+    rows = load(SCALING)["rows"]
+    cores = list(rows[0]["speedup"])
+    head = [f"cores: {number}" if number == "1" else number for number in cores]
+    return markdown(["call", *head, "threads at most"], [
+        [row["name"], *(f"{row['speedup'][number]:.3g}" for number in cores), str(max(row["threads"].values()))]
+        for row in rows])
+
+
+def scaling_check():
+    """One thread measured; two threads predicted and measured."""
+    return markdown(["call", "one thread", "two, measured", "two, predicted", "error of the prediction"], [
+        [row["name"], *(f"{row[key] * 1e6:.4g} us" for key in ("one", "two", "two_predicted")),
+         f"{100 * (row['two_predicted'] / row['two'] - 1):+.0f} %"] for row in load(SCALING)["rows"]])
+
+
+def scaling_parameters():
+    data = load(SCALING)
+    host, options = data["host"], data["options"]
+    return (f"{data['cpu']}: a region of two threads costs {host['fork'] * 1e6:.1f} us; one core copies "
+            f"{host['copy'] / 1e9:.0f} GB/s and reads {host['read'] / 1e9:.0f} GB/s. Assumed: "
+            f"{options['cores_per_node']} cores a socket, {options['node_bandwidth']:g} GB/s a socket, the other "
+            f"socket's memory at {options['remote']:g} of the speed, {options['cache']} MiB of cache, "
+            f"{options['wake'] * 1e6:g} us a region for each thread beyond two.")
+
+
 TABLES = {
     function.__name__.replace("_", "-"): function for function in (
         speed, machines, standing, softmax_table, attention_table, attention_summary, attention_calls, limits,
-        notes, unavailable, accuracy, accuracy_random, accuracy_sweep, accuracy_other, second_thread, busy)
+        notes, unavailable, accuracy, accuracy_random, accuracy_sweep, accuracy_other, second_thread, busy, scaling,
+        scaling_check, scaling_parameters)
 }
 
 
@@ -350,7 +381,43 @@ def plot_attention():
     return chart("Attention in float32, every shape measured", SUBTITLE, groups(rows))
 
 
-PLOTS = {"speed.svg": plot_speed, "softmax.svg": plot_softmax, "attention.svg": plot_attention}
+def plot_scaling():
+    """Speed-up over cores, both logarithmic: a line for each call."""
+    rows = load(SCALING)["rows"]
+    colours = list(COLOURS.values())
+    cores = [int(number) for number in rows[0]["speedup"]]
+    left, top, side, width, height = 50, 64, 360, 800, 470
+
+    def at(number, speedup):
+        largest = math.log2(cores[-1])
+        return (f"{left + side * math.log2(number) / largest:.1f},"
+                f"{top + side * (1 - max(math.log2(max(speedup, 1)), 0) / largest):.1f}")
+
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+           'role="img" aria-label="Predicted speed-up by cores">',
+           "<style>text{font:12px system-ui,sans-serif;fill:#222}.t{font-size:15px;font-weight:600}</style>",
+           f'<rect width="{width}" height="{height}" fill="#fff"/>',
+           '<text class="t" x="12" y="24">Predicted speed-up by cores</text>',
+           '<text x="12" y="43">Both axes are logarithmic; the grey line is ideal.</text>',
+           f'<polyline points="{at(1, 1)} {at(cores[-1], cores[-1])}" stroke="#bbb" fill="none"/>']
+    for number in cores:
+        x, y = at(number, 1).split(",")
+        out.append(f'<text x="{x}" y="{top + side + 18}" text-anchor="middle">{number}</text>')
+        y = at(1, number).split(",")[1]
+        out.append(f'<text x="{left - 8}" y="{y}" text-anchor="end">{number}</text>')
+    for i, row in enumerate(rows):
+        points = " ".join(at(int(number), speedup) for number, speedup in row["speedup"].items())
+        style = f'stroke="{colours[i % len(colours)]}" stroke-width="1.5"'
+        style += ' stroke-dasharray="5 3"' * (i >= len(colours))
+        y = top + 12 + 24 * i
+        out.append(f'<polyline points="{points}" fill="none" {style}/>'
+                   f'<line x1="440" x2="464" y1="{y}" y2="{y}" {style}/>'
+                   f'<text x="472" y="{y + 4}">{escape(row["name"])}</text>')
+    return "\n".join([*out, "</svg>", ""])
+
+
+PLOTS = {"speed.svg": plot_speed, "softmax.svg": plot_softmax, "attention.svg": plot_attention,
+         "scaling.svg": plot_scaling}
 
 
 # --- the files

@@ -52,6 +52,33 @@ def test_every_peer_says_what_it_needs_and_is_for(bench):
         "fastsoftmax", "oracle", "NumPy", "SciPy", "PyTorch", "ONNX Runtime", "JAX"]
 
 
+def test_a_schedule_is_bounded_by_its_work_and_its_longest_task(bench):
+    scaling = bench("scaling")
+    for threads in (1, 2, 5, 64):
+        for tasks in ([3.0], [1.0] * 64, [5.0, 1.0, 1.0, 8.0, 2.0]):
+            seconds = scaling.simulate([tasks], threads, 1.0, 0.25) - 0.25 * (threads > 1)
+            lower = max(sum(tasks) / threads, max(tasks))
+            assert lower <= seconds <= sum(tasks) / threads + max(tasks)
+    assert scaling.simulate([[2.0, 2.0, 1.0]], 2, 1.0, 0.0) == 3.0
+    assert scaling.simulate([[1.0], [1.0]], 2, 1.0, 0.25) == 2.5
+
+
+def test_a_plan_covers_a_call_by_the_constants_of_the_kernels(bench):
+    scaling = bench("scaling")
+    for case in scaling.CASES:
+        plans = [scaling.plan(case, number) for number in scaling.CORES]
+        assert plans[0].threads == 1 and all(1 <= x.threads <= n for x, n in zip(plans, scaling.CORES, strict=True))
+    kernels = BENCH.parent / "fastsoftmax" / "kernels"
+    for file, text in (
+        ("softmax/params.pxi", "TASK = 1 << 14 "), ("softmax/params.pxi", "LONG_ROW = 1 << 15 "),
+        ("softmax/long_row.pxi", "PASSES_COST = 3 * TASK "), ("attention/decode.pxi", "SPLIT_KEYS = 512 "),
+        ("attention/decode.pxi", "MAX_SPLITS = 64"), ("attention/query_tile.pxi", "QUERY_TILES = 4 "),
+    ):
+        assert text in (kernels / file).read_text(encoding="utf-8")
+    assert (scaling.TASK, scaling.LONG_ROW, scaling.SPLIT_KEYS, scaling.MAX_SPLITS) == (1 << 14, 1 << 15, 512, 64)
+    assert (scaling.PASSES_COST, scaling.TILE_REGISTERS) == (3 * scaling.TASK, 3 * 4)
+
+
 def test_a_wrong_result_is_not_measured(bench):
     common, data, shapes = bench("peers.common"), bench("data"), bench("shapes")
     shape = next(shape for shape in shapes.SHAPES if shape.name == "eight tokens")
