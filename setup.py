@@ -23,13 +23,13 @@ ISAS = {                                    # from the plainest to the best
         "x86_64_v2": ["-march=x86-64-v2"],
         "x86_64_v3": ["-march=x86-64-v3"],
         "x86_64_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+        "x86_64_v4_bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"],
     },
     "arm64": {"generic": [], "arm64": []},
     "other": {"generic": []},
 }
-# Instruction sets that only some dtypes have; the others use the one before it. {"x86_64_v4_bf16": {"bf16"}}, for
-# instance.
-DTYPES_OF_ISA = {}
+# Instruction sets that only some dtypes have; the others use the one before it.
+DTYPES_OF_ISA = {"x86_64_v4_bf16": {"bf16"}}
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
 
 DEBUG = os.environ.get("FASTSOFTMAX_DEBUG") == "1"          # bounds checks, no optimisation

@@ -18,6 +18,7 @@ from helpers import (
     assert_same_bits,
     bits,
     plain_attention,
+    weight_rounding,
     wide,
 )
 
@@ -184,16 +185,80 @@ def test_error_is_that_of_plain_numpy(kernel):
                           ((1, 8, 2, 8, 1000, 128, 64), False), ((16, 8, 2, 1, 1000, 128, 64), False)):
         arrays = inputs(kernel.tag, *shape)
         kwargs = {"is_causal": causal, "enable_gqa": True}
-        (exact, *_), (plain, *_) = large(kernel.tag, shape, causal)
+        (exact, *_), (plain, *_, sizes) = large(kernel.tag, shape, causal)
         units = abs(exact).max(-1, keepdims=True)
         ulp = np.spacing(units.astype(plain.dtype)).astype(exact.dtype)
         rough = abs(plain.astype(exact.dtype) - exact) / ulp
         got = attend(arrays, **kwargs)
-        assert_accurate(got, exact, 2 + 2 * float(rough.max()), units=units)
+        more = weight_rounding() * sizes[..., :1].astype(exact.dtype) if kernel.tag == "bf16" else 0
+        assert_accurate(got, exact, 2 + 2 * float(rough.max()), units, more)
         if kernel.dtype.itemsize > 2:       # there the errors are those of the last rounding
             error = abs(got.astype(exact.dtype) - exact) / ulp
             assert np.quantile(error, 0.999) <= np.quantile(rough, 0.999) + 2
             assert np.sqrt((error**2).mean()) <= np.sqrt((rough**2).mean()) + 0.5
+
+
+BFLOAT16 = pytest.mark.parametrize(
+    "isa", [isa for tag, isa in _dispatch.modules(_dispatch.supported()) if tag == "bf16"])
+
+
+@BFLOAT16
+@pytest.mark.parametrize("spread", [0.2, 1, 4])
+def test_error_of_bfloat16_is_below_that_of_rounded_weights(isa, spread):
+    """In the root mean square: below that of weights, each rounded to bfloat16, as other libraries have them."""
+    dtype = NUMPY["bf16"]
+    for keys, width in ((700, 64), (130, 33)):
+        query, key, value = inputs("bf16", 1, 4, 4, 256, keys, width, 64)
+        query = (query.astype(np.float32) * spread).astype(dtype)
+        q, k, v = (x.astype(np.float64) for x in (query, key, value))
+        scores = q @ k.swapaxes(-1, -2) / np.sqrt(width)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        total = weights.sum(-1, keepdims=True)
+        exact = weights @ v / total
+        rounded = (weights.astype(dtype).astype(np.float64) @ v / total).astype(dtype)
+        with _dispatch.using(isa):
+            got = attend((query, key, value))
+        error, theirs = (np.sqrt(((out.astype(np.float64) - exact) ** 2).mean()) for out in (got, rounded))
+        assert error < theirs
+
+
+EXTREMES = {        # factors of query, key and value, and the scale; products of the first three are about 1
+    "tiny keys": (2.0**120, 2.0**-130, 1, 1), "tiny queries": (2.0**-130, 2.0**120, 1, 1),
+    "tiny both": (2.0**-70, 2.0**-70, 1, 2.0**100), "large both": (2.0**60, 2.0**60, 1, 2.0**-120),
+    "tiny values": (1, 1, 2.0**-130, None), "small values": (1, 1, 2.0**-61, None),
+    "large values": (1, 1, 2.0**120, None)}
+
+
+@BFLOAT16
+@pytest.mark.parametrize("what", EXTREMES)
+def test_extreme_bfloat16_numbers_beside_ordinary_ones(isa, what):
+    """Subnormal numbers are not 0, whatever instructions make of them: a part of the elements, or all of them."""
+    *factors, scale = EXTREMES[what]
+    for shape in ((1, 2, 1, 40, 150, 33, 34), (1, 1, 1, 17, 7, 5, 3)):
+        arrays = inputs("bf16", *shape)
+        for part in (1, 0.2):
+            chosen = [np.random.default_rng(i).random(x.shape) < part for i, x in enumerate(arrays)]
+            if what == "tiny values":       # quanta are large there: no result is to cancel
+                arrays = *arrays[:2], abs(arrays[2])
+            mixed = [np.where(c, x.astype(np.float64) * f, x.astype(np.float64) if f == factors[2] else 0)
+                     for c, x, f in zip(chosen, arrays, factors, strict=True)]
+            mixed = tuple(x.astype(NUMPY["bf16"]) for x in mixed)
+            with _dispatch.using(isa):
+                check("bf16", mixed, enable_gqa=True, scale=scale)
+                check("bf16", mixed, enable_gqa=True, scale=scale, is_causal=True, causal_offset=3)
+
+
+def test_hidden_extremes_leave_every_bit(kernel):
+    """NaN, infinite, huge and subnormal numbers in keys and values that no query sees, or only later ones."""
+    query, key, value = inputs(kernel.tag, 1, 2, 2, 50, 150, 33, 20)
+    kwargs = {"is_causal": True, "causal_offset": 60}
+    expected = attend((query, key, value), **RESULTS, **kwargs)
+    for number in (NAN, INF, 2.0**100, 2.0**-130):
+        new = [x.copy() for x in (key, value)]
+        for x in new:
+            x[..., 90:, ::3] = kernel.dtype.type(number)
+        for got, true in zip(attend((query, *new), **RESULTS, **kwargs), expected, strict=True):
+            assert_same_bits(got[:, :, :30], true[:, :, :30])
 
 
 DRAWS = {   # batch, heads, key heads, queries, keys, width, width of values
@@ -961,7 +1026,13 @@ def test_float32_queries_beside_keys_and_values_of_16_bits(isa, tag, shape):
             out = np.full(got[0].shape, 7, np.float32)
             assert attend(narrow, enable_gqa=True, out=out, **kwargs) is out
             assert_same_bits(out, attend((narrow[0].astype(np.float32), key, value), enable_gqa=True, **kwargs))
-            assert_same_bits(attend(narrow, enable_gqa=True, **kwargs), out.astype(NUMPY[tag]))
+            rounded = attend(narrow, enable_gqa=True, **kwargs)
+            if tag == "bf16" and weight_rounding():
+                assert rounded.dtype == NUMPY[tag]
+                np.testing.assert_allclose(rounded.astype(np.float32), out, rtol=2.0**-8,
+                                           atol=weight_rounding() * abs(value.astype(np.float32)).max())
+            else:
+                assert_same_bits(rounded, out.astype(NUMPY[tag]))
 
 
 @pytest.mark.parametrize("isa, tag", MIXED)

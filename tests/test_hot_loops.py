@@ -16,7 +16,7 @@ from test_objects import path
 import fastsoftmax
 from fastsoftmax import _dispatch
 
-VECTORS = ("x86_64_v3", "x86_64_v4")
+VECTORS = ("x86_64_v3", "x86_64_v4", "x86_64_v4_bf16")
 MODULES = [f"{tag}_{isa}" for tag, isa in _dispatch.modules(_dispatch.built()) if isa in VECTORS]
 
 pytestmark = [
@@ -30,6 +30,7 @@ pytestmark = [
 SPILLING = {
     "f32_x86_64_v3": 87, "f64_x86_64_v3": 88, "f16_x86_64_v3": 84, "bf16_x86_64_v3": 84,
     "f32_x86_64_v4": 21, "f64_x86_64_v4": 63, "f16_x86_64_v4": 17, "bf16_x86_64_v4": 22,
+    "bf16_x86_64_v4_bf16": 25,
 }
 
 LINE = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*([^#<\n]*)", re.MULTILINE)
@@ -59,7 +60,7 @@ def loops(file):
 
 
 def is_hot(loop):
-    return sum("fmadd" in mnemonic or "fnmadd" in mnemonic for mnemonic, _ in loop) >= 8
+    return sum("fmadd" in mnemonic or "fnmadd" in mnemonic or "dpbf16" in mnemonic for mnemonic, _ in loop) >= 8
 
 
 def stack_access(mnemonic, operands):

@@ -56,7 +56,7 @@ def found(pattern, module):
 
 
 @x86
-@pytest.mark.parametrize("module", [m for m in MODULES if not m.endswith(("_v3", "_v4"))])
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.endswith(("_v3", "_v4", "_v4_bf16"))])
 def test_no_newer_instruction(module):
     isa = "x86_64_v2" if module.endswith("_v2") else "generic"
     wrong = found(FORBIDDEN[isa], module)
@@ -80,6 +80,12 @@ def test_what_should_be_there_is_found(tag):
     assert [line for line in instructions(f"kernels.{tag}_x86_64_v4") if "%zmm" in line]
     assert found(BMI, f"kernels.{tag}_x86_64_v3")
     assert found(SSE4, f"kernels.{tag}_x86_64_v2")
+
+
+@x86
+def test_products_of_pairs_are_in_their_own_module_alone():
+    assert [m for m in MODULES if found("vdpbf16ps", m)] == ["kernels.bf16_x86_64_v4_bf16"]
+    assert not found(r"v(cvtne2?ps2bf16|dpbf16ps)[xyz]?", "kernels.bf16_x86_64_v4")
 
 
 @pytest.mark.skipif(not shutil.which("nm"), reason="nm (binutils) is not installed: symbols are NOT checked")

@@ -147,3 +147,5 @@ def attention_backward(const elem[:, :, :, :] grad_out, const elem[:, :, :, :] q
         for k in range(4):
             p.dbias[t].stride[k] = strides[k]
     backward(&p, in_order, threads)
+
+paired = PAIRED != 0                        # for tests: bfloat16 weights are rounded, see pairs.pxi

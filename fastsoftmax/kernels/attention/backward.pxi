@@ -275,7 +275,7 @@ cdef inline void grad_kv_block(int rows, int columns, const BackwardParams* p, P
     cdef int c
     for c in range(columns):
         one[c] = broadcast(1)
-    score_block(rows, columns, ws.key + skipped * ws.key_row, ws.key_row, count, params.head_dim, tile.query_t,
+    score_block(rows, columns, False, ws.key + skipped * ws.key_row, ws.key_row, count, params.head_dim, tile.query_t,
                 tile.scale, ws.weights)
     if params.softcap != 0:
         cap_scores(params.softcap, count * columns, ws.weights)
@@ -287,8 +287,8 @@ cdef inline void grad_kv_block(int rows, int columns, const BackwardParams* p, P
         add_alibi(columns, count, tile.mask, broadcast(0), 1, ws.weights)
     if key < tile.all_begin or key + count > tile.all_end:
         hide_keys(columns, count, tile.mask, broadcast(0), 1, ws.weights)
-    score_block(rows, columns, ws.value + skipped * ws.value_row, ws.value_row, count, params.value_dim, ws.grad_t,
-                one, ws.grads)
+    score_block(rows, columns, False, ws.value + skipped * ws.value_row, ws.value_row, count, params.value_dim,
+                ws.grad_t, one, ws.grads)
     weights_and_grads(columns, count, ws.lse, ws.delta, ws.weights, ws.grads)
     add_bias_grads(p, b, tile, key, count, ws.grads)
     if p.dslopes != NULL:

@@ -2,13 +2,16 @@
 #
 # gemm_tile is the microkernel: `rows` numbers of the left matrix, each broadcast, times `columns` registers of the
 # right one, as many sums as registers hold (TILE_n in simd/vec.h). Look here first when a compiler is new.
+#
+# paired: both matrices hold pairs of bfloat16, so that a step adds two products: see pairs.pxi.
 
 cdef enum:
-    DOT_RUN = 32            # products of a score that are summed before they join the others
-    VALUE_RUN = 64          # weighted values, likewise
+    DOT_RUN = 32            # steps of a score that are summed before they join the others
+    VALUE_RUN = 64          # steps of weighted values, likewise
+    PAIR_RUN = KV_BLOCK     # likewise if paired: all of a block
 
-cdef inline void gemm_tile(int rows, int columns, const real* left, Py_ssize_t left_row, Py_ssize_t left_step,
-                           Py_ssize_t count, const real* right, Py_ssize_t right_step,
+cdef inline void gemm_tile(int rows, int columns, bint paired, const real* left, Py_ssize_t left_row,
+                           Py_ssize_t left_step, Py_ssize_t count, const real* right, Py_ssize_t right_step,
                            vreal* product) noexcept nogil:
     """product[row][c] = sum over t < count of left[row * left_row + t * left_step] times register c of the reals at
     right + t * right_step."""
@@ -22,26 +25,31 @@ cdef inline void gemm_tile(int rows, int columns, const real* left, Py_ssize_t l
         for c in range(columns):
             r_[c] = load(right + c * LANES)
         for r in range(rows):
-            l_ = broadcast(left[r * left_row])
+            l_ = broadcast_pair(left + r * left_row) if paired else broadcast(left[r * left_row])
             for c in range(columns):
-                product[r * columns + c] = fma_(l_, r_[c], product[r * columns + c])
+                if paired:
+                    product[r * columns + c] = dot_pairs(l_, r_[c], product[r * columns + c])
+                else:
+                    product[r * columns + c] = fma_(l_, r_[c], product[r * columns + c])
         left += left_step
         right += right_step
 
-cdef inline void score_tile(int rows, int columns, const real* key, Py_ssize_t stride, Py_ssize_t dim,
-                            const real* query_t, const vreal* scale, real* scores) noexcept nogil:
-    """Sums in runs of DOT_RUN products, since the error of a sum grows with its length; then times scale."""
+cdef inline void score_tile(int rows, int columns, bint paired, const real* key, Py_ssize_t stride,
+                            Py_ssize_t dim, const real* query_t, const vreal* scale, real* scores) noexcept nogil:
+    """Sums in runs of DOT_RUN steps, since the error of a sum grows with its length; then times scale."""
     cdef vreal[MAX_TILE] product
     cdef Py_ssize_t e = 0
     cdef real* score
     cdef int r, c
     while e + DOT_RUN < dim:
-        gemm_tile(rows, columns, key + e, stride, 1, DOT_RUN, query_t + e * columns * LANES, columns * LANES, product)
+        gemm_tile(rows, columns, paired, key + e, stride, 1, DOT_RUN, query_t + e * columns * LANES, columns * LANES,
+                  product)
         for r in range(rows * columns):
             score = scores + r * LANES
             store(score, load(score) + product[r] if e > 0 else product[r])
         e += DOT_RUN
-    gemm_tile(rows, columns, key + e, stride, 1, dim - e, query_t + e * columns * LANES, columns * LANES, product)
+    gemm_tile(rows, columns, paired, key + e, stride, 1, dim - e, query_t + e * columns * LANES, columns * LANES,
+              product)
     for r in range(rows):
         for c in range(columns):
             score = scores + (r * columns + c) * LANES
@@ -49,58 +57,59 @@ cdef inline void score_tile(int rows, int columns, const real* key, Py_ssize_t s
                 product[r * columns + c] = load(score) + product[r * columns + c]
             store(score, product[r * columns + c] * scale[c])
 
-cdef inline void score_block(int rows, int columns, const real* key, Py_ssize_t stride, Py_ssize_t count,
-                             Py_ssize_t dim, const real* query_t, const vreal* scale, real* scores) noexcept nogil:
+cdef inline void score_block(int rows, int columns, bint paired, const real* key, Py_ssize_t stride,
+                             Py_ssize_t count, Py_ssize_t dim, const real* query_t, const vreal* scale,
+                             real* scores) noexcept nogil:
     """scores[j][lane] = scale * key j times the lane's query; the last tile overlaps the one before."""
     cdef Py_ssize_t j = 0
     if count < rows:
         for j in range(count):
-            score_tile(1, columns, key + j * stride, stride, dim, query_t, scale, scores + j * columns * LANES)
+            score_tile(1, columns, paired, key + j * stride, stride, dim, query_t, scale, scores + j * columns * LANES)
         return
     while j < count:
         j = min(j, count - rows)
-        score_tile(rows, columns, key + j * stride, stride, dim, query_t, scale, scores + j * columns * LANES)
+        score_tile(rows, columns, paired, key + j * stride, stride, dim, query_t, scale, scores + j * columns * LANES)
         j += rows
 
-cdef inline void weighted_value_tile(int rows, int columns, int first, const real* value, Py_ssize_t stride,
-                                     Py_ssize_t skipped, Py_ssize_t count, const real* weights, const vreal* rescale,
-                                     real* out_t) noexcept nogil:
-    """Sums in runs that end at multiples of VALUE_RUN in the block, wherever the tile's first key is. Rows before
+cdef inline void weighted_value_tile(int rows, int columns, bint paired, int first, const real* value,
+                                     Py_ssize_t stride, Py_ssize_t skipped, Py_ssize_t count, const real* weights,
+                                     const vreal* rescale, real* out_t) noexcept nogil:
+    """Sums in runs that end at multiples of `run` in the block, wherever the tile's first key is. Rows before
     `first` are computed, and dropped: the tile before has them."""
     cdef vreal[MAX_TILE] product
-    cdef Py_ssize_t j = min(count, VALUE_RUN - skipped % VALUE_RUN)
+    cdef Py_ssize_t run = PAIR_RUN if paired else VALUE_RUN, j = min(count, run - skipped % run)
     cdef real* to
     cdef int r, c
-    gemm_tile(rows, columns, value, 1, stride, j, weights, columns * LANES, product)
+    gemm_tile(rows, columns, paired, value, 1, stride, j, weights, columns * LANES, product)
     for r in range(rows):
         if r >= first:
             for c in range(columns):
                 to = out_t + (r * columns + c) * LANES
                 store(to, fma_(load(to), rescale[c], product[r * columns + c]))
     while j < count:
-        gemm_tile(rows, columns, value + j * stride, 1, stride, min(count - j, <Py_ssize_t>VALUE_RUN),
+        gemm_tile(rows, columns, paired, value + j * stride, 1, stride, min(count - j, run),
                   weights + j * columns * LANES, columns * LANES, product)
         for r in range(rows):
             if r >= first:
                 for c in range(columns):
                     to = out_t + (r * columns + c) * LANES
                     store(to, load(to) + product[r * columns + c])
-        j += VALUE_RUN
+        j += run
 
-cdef inline void add_weighted_values(int rows, int columns, const real* value, Py_ssize_t stride, Py_ssize_t skipped,
-                                     Py_ssize_t count, Py_ssize_t dim, const real* weights, const vreal* rescale,
-                                     real* out_t) noexcept nogil:
+cdef inline void add_weighted_values(int rows, int columns, bint paired, const real* value, Py_ssize_t stride,
+                                     Py_ssize_t skipped, Py_ssize_t count, Py_ssize_t dim, const real* weights,
+                                     const vreal* rescale, real* out_t) noexcept nogil:
     """out_t[e][lane] = out_t[e][lane] * rescale[lane] + sum over j of value[j][e] * weights[j][lane]."""
     cdef Py_ssize_t e = 0, done
     if dim < rows:
         for e in range(dim):
-            weighted_value_tile(1, columns, 0, value + e, stride, skipped, count, weights, rescale,
+            weighted_value_tile(1, columns, paired, 0, value + e, stride, skipped, count, weights, rescale,
                                 out_t + e * columns * LANES)
         return
     while e < dim:
         done = max(e + rows - dim, 0)
         e -= done
-        weighted_value_tile(rows, columns, <int>done, value + e, stride, skipped, count, weights, rescale,
+        weighted_value_tile(rows, columns, paired, <int>done, value + e, stride, skipped, count, weights, rescale,
                             out_t + e * columns * LANES)
         e += rows
 
@@ -115,7 +124,8 @@ cdef inline void add_product_tile(int rows, int columns, int first, Py_ssize_t c
     cdef real* to
     cdef int r, c
     while t < count:
-        gemm_tile(rows, columns, left + t * left_step, left_row, left_step, min(count - t, <Py_ssize_t>VALUE_RUN),
+        gemm_tile(rows, columns, False, left + t * left_step, left_row, left_step,
+                  min(count - t, <Py_ssize_t>VALUE_RUN),
                   right + t * right_step, right_step, product)
         for r in range(rows):
             if r >= first:

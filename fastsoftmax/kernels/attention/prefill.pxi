@@ -15,8 +15,13 @@ cdef struct PrefillWorkspace:               # one thread's buffers
     const real* value
     Py_ssize_t key_row, value_row
     bint value_known, value_finite          # whether its values were looked at, and all are finite
-    real* key_reals
-    real* value_reals
+    bint key_huge, value_special            # pairs: see pairs.pxi
+    real* key_reals                         # or pairs
+    real* value_reals                       # with pairs: those that are special
+    real* value_pairs                       # (steps, Ev)
+    real* weight_pairs
+    real* query_rows                        # room for a tile's, (TILE_ROWS, E)
+    real* key_of_row                        # room for one key
     elem* clean                             # its values without NaN and infinities
     elem* page_keys                         # copies of keys and values that span pages
     elem* page_values
@@ -29,7 +34,13 @@ cdef void load_kv_block(const AttentionParams* params, Py_ssize_t b, Py_ssize_t 
     if ws.block.spans_pages:
         copy_pages(&params.table, &params.key, b, &ws.block, params.head_dim, ws.page_keys, &ws.block.key)
         copy_pages(&params.table, &params.value, b, &ws.block, params.value_dim, ws.page_values, &ws.block.value)
-    if sizeof(elem) == sizeof(real):
+    if uses_pairs(params):
+        ws.key_huge = pack_key_pairs(&ws.block.key, stop - start, params.head_dim, ws.key_reals)
+        ws.value_special = pack_value_pairs(&ws.block.value, stop - start, params.value_dim, ws.value_pairs)
+        ws.key, ws.key_row = ws.key_reals, pairs_of(params.head_dim)
+        if ws.value_special:
+            pick_special(ws.block.value.first, ws.block.value.step, stop - start, params.value_dim, ws.value_reals)
+    elif sizeof(elem) == sizeof(real):
         ws.key, ws.key_row = <const real*>ws.block.key.first, ws.block.key.step
         ws.value, ws.value_row = <const real*>ws.block.value.first, ws.block.value.step
     else:
@@ -48,7 +59,9 @@ cdef void find_nonfinite_values(const AttentionParams* params, PrefillWorkspace*
     if ws.value_finite:
         return
     clear_nonfinite(&ws.block.value, count, params.value_dim, ws.clean)
-    if sizeof(elem) == sizeof(real):
+    if uses_pairs(params):
+        pick_special(ws.clean, params.value_dim, count, params.value_dim, ws.value_reals)
+    elif sizeof(elem) == sizeof(real):
         ws.value, ws.value_row = <const real*>ws.clean, params.value_dim
     else:
         convert(ws.clean, params.value_dim, count, params.value_dim, ws.value_reals)
@@ -98,23 +111,29 @@ cdef inline void update_tile(int columns, Py_ssize_t skipped, Py_ssize_t count, 
         block = state_of_block(statistics, row_max[c], &sums[c])
         merge_state(statistics, moments, True, &block, &tile.state[c], &tile.rescale[c], &one)
 
-cdef inline void attend_kv_block(int rows, int columns, const AttentionParams* params, Py_ssize_t b, QueryTile* tile,
-                                 PrefillWorkspace* ws) noexcept nogil:
+cdef inline void attend_kv_block(int rows, int columns, bint paired, const AttentionParams* params, Py_ssize_t b,
+                                 QueryTile* tile, PrefillWorkspace* ws) noexcept nogil:
     """One tile of queries and the current block of keys. rows x columns: the tile of the products."""
     cdef Py_ssize_t lane, key = max(ws.block.start, tile.any_begin), end = min(ws.block.stop, tile.any_end)
-    cdef Py_ssize_t count = end - key, skipped = key - ws.block.start
-    cdef bint partial = key < tile.all_begin or end > tile.all_end
+    cdef Py_ssize_t count, skipped, steps
+    cdef bint partial
     cdef int bias = 0
-    if count <= 0:
+    if end <= key:
         return
+    if paired:                              # whole groups: the keys before any_begin are hidden
+        key -= (key - ws.block.start) % PAIR_GROUP
+    count, skipped = end - key, key - ws.block.start
+    partial = key < tile.all_begin or end > tile.all_end
     if params.biases:
         for lane in range(tile.rows):
             bias |= load_score_bias(params, b, tile.head[lane], tile.query[lane], key, count,
                                     ws.bias_sum + lane * KV_BLOCK)
         if not bias & BIAS_SHOWS:
             return
-    score_block(rows, columns, ws.key + skipped * ws.key_row, ws.key_row, count, params.head_dim, tile.query_t,
-                tile.scale, ws.scores)
+    score_block(rows, columns, paired, ws.key + skipped * ws.key_row, ws.key_row, count,
+                pairs_of(params.head_dim) if paired else params.head_dim, tile.query_t, tile.scale, ws.scores)
+    if paired and (ws.key_huge or tile.any_huge):
+        replace_huge_scores(params, tile, &ws.block.key, skipped, count, ws.query_rows, ws.key_of_row, ws.scores)
     if params.softcap != 0:
         cap_scores(params.softcap, count * columns, ws.scores)
     if bias & BIAS_ADDS:
@@ -131,10 +150,18 @@ cdef inline void attend_kv_block(int rows, int columns, const AttentionParams* p
         update_tile(columns, skipped, count, True, False, ws.scores, tile)
     else:
         update_tile(columns, skipped, count, False, False, ws.scores, tile)
-    if partial or bias & BIAS_HIDES:
+    if (partial or bias & BIAS_HIDES) and (not paired or ws.value_special):
         find_nonfinite_values(params, ws)
-    add_weighted_values(rows, columns, ws.value + skipped * ws.value_row, ws.value_row, skipped, count,
-                        params.value_dim, ws.scores, tile.rescale, tile.out_t)
+    if paired:
+        pack_weights(columns, count, ws.scores, ws.weight_pairs)
+        steps = steps_of(skipped)
+        add_weighted_values(rows, columns, True, ws.value_pairs + steps * params.value_dim, params.value_dim, steps,
+                            steps_of(count), params.value_dim, ws.weight_pairs, tile.rescale, tile.out_t)
+        if ws.value_special:
+            add_special_values(columns * LANES, ws.value_reals, skipped, count, params.value_dim, ws.scores, tile.out_t)
+    else:
+        add_weighted_values(rows, columns, False, ws.value + skipped * ws.value_row, ws.value_row, skipped, count,
+                            params.value_dim, ws.scores, tile.rescale, tile.out_t)
     if not ws.value_finite:
         restore_nonfinite_values(params, tile, ws, key, count)
 
@@ -142,15 +169,43 @@ cdef inline void attend_kv_block(int rows, int columns, const AttentionParams* p
 
 cdef void attend_kv_block_1(const AttentionParams* params, Py_ssize_t b, QueryTile* tile,
                             PrefillWorkspace* ws) noexcept nogil:
-    attend_kv_block(TILE_1, 1, params, b, tile, ws)
+    attend_kv_block(TILE_1, 1, False, params, b, tile, ws)
 
 cdef void attend_kv_block_2(const AttentionParams* params, Py_ssize_t b, QueryTile* tile,
                             PrefillWorkspace* ws) noexcept nogil:
-    attend_kv_block(TILE_2, 2, params, b, tile, ws)
+    attend_kv_block(TILE_2, 2, False, params, b, tile, ws)
 
 cdef void attend_kv_block_3(const AttentionParams* params, Py_ssize_t b, QueryTile* tile,
                             PrefillWorkspace* ws) noexcept nogil:
-    attend_kv_block(TILE_3, 3, params, b, tile, ws)
+    attend_kv_block(TILE_3, 3, False, params, b, tile, ws)
+
+cdef void attend_paired_block_1(const AttentionParams* params, Py_ssize_t b, QueryTile* tile,
+                                PrefillWorkspace* ws) noexcept nogil:
+    attend_kv_block(TILE_1, 1, True, params, b, tile, ws)
+
+cdef void attend_paired_block_2(const AttentionParams* params, Py_ssize_t b, QueryTile* tile,
+                                PrefillWorkspace* ws) noexcept nogil:
+    attend_kv_block(TILE_2, 2, True, params, b, tile, ws)
+
+cdef void attend_paired_block_3(const AttentionParams* params, Py_ssize_t b, QueryTile* tile,
+                                PrefillWorkspace* ws) noexcept nogil:
+    attend_kv_block(TILE_3, 3, True, params, b, tile, ws)
+
+cdef inline void attend_tile(const AttentionParams* params, Py_ssize_t b, QueryTile* tile,
+                             PrefillWorkspace* ws) noexcept nogil:
+    if uses_pairs(params):
+        if tile.columns == 3:
+            attend_paired_block_3(params, b, tile, ws)
+        elif tile.columns == 2:
+            attend_paired_block_2(params, b, tile, ws)
+        else:
+            attend_paired_block_1(params, b, tile, ws)
+    elif tile.columns == 3:
+        attend_kv_block_3(params, b, tile, ws)
+    elif tile.columns == 2:
+        attend_kv_block_2(params, b, tile, ws)
+    else:
+        attend_kv_block_1(params, b, tile, ws)
 
 cdef void finalize_query_tile(const AttentionParams* params, Py_ssize_t b, QueryTile* tile) noexcept nogil:
     """Writes the results of a tile's rows."""
@@ -235,7 +290,10 @@ cdef Py_ssize_t prefill_task(const void* context, Py_ssize_t task, int thread) n
         tile = &ws.tile[tiles]
         count = min(tile_registers(ceil_div(last - row, LANES)) * LANES, last - row)
         place_query_tile(params, b, key_head, row, count, tile)
-        load_query_tile(params, b, tile)
+        if uses_pairs(params):
+            load_query_pairs(params, b, tile, ws.query_rows)
+        else:
+            load_query_tile(params, b, tile)
         init_query_tile(params, b, tile)
         begin, end = min(begin, tile.any_begin), max(end, tile.any_end)
         cost += tile.columns * (max(tile.any_end - tile.any_begin, 0) + LANES)
@@ -245,13 +303,7 @@ cdef Py_ssize_t prefill_task(const void* context, Py_ssize_t task, int thread) n
     while start < end:
         load_kv_block(params, b, key_head, start, min(start + KV_BLOCK, end), ws)
         for k in range(tiles):
-            tile = &ws.tile[k]
-            if tile.columns == 3:
-                attend_kv_block_3(params, b, tile, ws)
-            elif tile.columns == 2:
-                attend_kv_block_2(params, b, tile, ws)
-            else:
-                attend_kv_block_1(params, b, tile, ws)
+            attend_tile(params, b, &ws.tile[k], ws)
         start = ws.block.stop
     for k in range(tiles):
         finalize_query_tile(params, b, &ws.tile[k])
@@ -269,16 +321,22 @@ cdef class PrefillWorkspaces:
         cdef Py_ssize_t key_bytes = round_up_to_line(KV_BLOCK * head_dim * sizeof(real))
         cdef Py_ssize_t value_bytes = round_up_to_line(KV_BLOCK * value_dim * sizeof(real))
         cdef Py_ssize_t clean_bytes = round_up_to_line(KV_BLOCK * value_dim * sizeof(elem))
+        cdef Py_ssize_t value_pair_bytes = 0, weight_pair_bytes = 0, key_of_row_bytes = 0, rows_bytes = 0
         cdef Py_ssize_t page_bytes = 0, t
         cdef int k
         cdef PrefillWorkspace* ws
         cdef char* at
         if sizeof(elem) == sizeof(real):        # nothing is converted
             key_bytes = value_bytes = 0
+        if PAIRED:
+            value_pair_bytes = round_up_to_line(BLOCK_STEPS * value_dim * sizeof(real))
+            weight_pair_bytes = BLOCK_STEPS * TILE_ROWS * sizeof(real)
+            key_of_row_bytes, rows_bytes = round_up_to_line(head_dim * sizeof(real)), query_bytes
         if paged:
             page_bytes = round_up_to_line(KV_BLOCK * head_dim * sizeof(elem))
         self.thread_bytes = (round_up_to_line(sizeof(PrefillWorkspace)) + QUERY_TILES * (query_bytes + out_bytes)
-                             + key_bytes + value_bytes + clean_bytes + page_bytes + (clean_bytes if paged else 0))
+                             + key_bytes + value_bytes + value_pair_bytes + weight_pair_bytes + key_of_row_bytes
+                             + rows_bytes + clean_bytes + page_bytes + (clean_bytes if paged else 0))
         self.block = <char*>allocate(threads * self.thread_bytes + tasks * <Py_ssize_t>sizeof(PrefillTask))
         self.tasks = <PrefillTask*>(self.block + threads * self.thread_bytes)
         for t in range(threads):
@@ -291,6 +349,10 @@ cdef class PrefillWorkspaces:
             ws.key_reals = <real*>at
             ws.value_reals = <real*>(at + key_bytes)
             at += key_bytes + value_bytes
+            ws.value_pairs, ws.weight_pairs = <real*>at, <real*>(at + value_pair_bytes)
+            at += value_pair_bytes + weight_pair_bytes
+            ws.key_of_row, ws.query_rows = <real*>at, <real*>(at + key_of_row_bytes)
+            at += key_of_row_bytes + rows_bytes
             ws.clean = <elem*>at
             ws.page_keys, ws.page_values = <elem*>(at + clean_bytes), <elem*>(at + clean_bytes + page_bytes)
 

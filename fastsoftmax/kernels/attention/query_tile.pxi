@@ -15,7 +15,9 @@ cdef struct QueryTile:
     OnlineState[COLUMNS] state
     vreal[COLUMNS] rescale                  # by which the output is to be multiplied, since row_max has risen
     vreal[COLUMNS] scale                    # applied after the dot product: products of 16-bit numbers are exact
-    real* query_t                           # (E, columns * LANES)
+    vreal[COLUMNS] huge                     # 1 for rows whose scores cannot be had from pairs, else 0
+    bint any_huge
+    real* query_t                           # (E, columns * LANES), or pairs
     real* out_t                             # (Ev, columns * LANES)
 
 cdef void place_query_tile(const AttentionParams* params, Py_ssize_t b, Py_ssize_t key_head, Py_ssize_t first_row,

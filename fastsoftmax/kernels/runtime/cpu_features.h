@@ -17,9 +17,16 @@ static int supports_f16c(void) {
     unsigned int a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
 }
+/* Likewise: by its number, and AVX-512's registers are tested elsewhere. Leaf 7 says which subleaves there are. */
+static int supports_avx512_bf16(void) {
+    unsigned int a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)
+        && (a >> 5 & 1) != 0;
+}
 #else
 #define SUPPORTS(feature) 0
 static int supports_f16c(void) { return 0; }
+static int supports_avx512_bf16(void) { return 0; }
 #endif
 /* The psABI's levels, spelled out where a compiler may not know their names. */
 static int supports_v2(void) {
@@ -33,3 +40,4 @@ static int supports_v4(void) {
     return supports_v3() && SUPPORTS("avx512f") && SUPPORTS("avx512bw") && SUPPORTS("avx512cd")
         && SUPPORTS("avx512dq") && SUPPORTS("avx512vl");
 }
+static int supports_v4_bf16(void) { return supports_v4() && supports_avx512_bf16(); }

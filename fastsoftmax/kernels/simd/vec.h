@@ -1,8 +1,8 @@
 /* The vocabulary of the kernels: one register, and the operations on it.
  *
  * Every kernel module is compiled for one element type (-DDTYPE_f32, _f64, _f16 or _bf16) and one
- * instruction set (-DISA_generic, _x86_64_v2, _x86_64_v3, _x86_64_v4 or _arm64). This header turns
- * these two choices into types and words; the kernels are written in the words alone.
+ * instruction set (-DISA_generic, _x86_64_v2, _x86_64_v3, _x86_64_v4, _x86_64_v4_bf16 or
+ * _arm64). This header turns these two choices into types and words; the kernels are written in the words alone.
  *
  *   elem    an element of an array: float, double, or the 16 bits of a float16 or bfloat16
  *   real    the type of the arithmetic: float, or double for double
@@ -65,6 +65,8 @@ typedef real elem;
 #include "vec_x86_64_v3.h"
 #elif defined ISA_x86_64_v4
 #include "vec_x86_64_v4.h"
+#elif defined ISA_x86_64_v4_bf16
+#include "vec_x86_64_v4_bf16.h"
 #elif defined ISA_arm64
 #include "vec_arm64.h"
 #else
@@ -91,6 +93,7 @@ enum { TILE_1 = 12, TILE_2 = 6, TILE_3 = 4 };
 enum { MAX_TILE = 24 };
 
 #include "half.h"
+#include "pairs.h"
 #include "math/double_word.h"
 
 /* The last `count` elements before `end`, fewer than LANES, and -inf after them. LANES elements are read. */

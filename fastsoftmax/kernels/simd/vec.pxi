@@ -13,6 +13,7 @@ cdef extern from "simd/vec.h" nogil:
     enum:
         LANES, PARTIALS, PARTIAL_REGS, UNROLL, STEPS_AT_ONCE, TRANSPOSE_ROWS
         COLUMNS, TILE_1, TILE_2, TILE_3, MAX_TILE
+        PAIRED                                  # whether prefill multiplies bfloat16 in pairs: simd/pairs.h
     elem ELEM_MINUS_INFINITY
     const real EPSILON                          # the distance from 1 to the next real
     const real NEARLY_ONE                       # the largest real below 1
@@ -76,6 +77,18 @@ cdef extern from "simd/vec.h" nogil:
     void transpose_squares(vreal*) noexcept
     void store_square_row(elem*, const vreal*, Py_ssize_t) noexcept
     vreal sums_of(vreal*) noexcept              # lane i: the sum of register i
+
+    const real HUGE_FACTOR
+    bint has_huge(const elem*, Py_ssize_t) noexcept
+    bint has_special(const elem*, Py_ssize_t) noexcept
+    void clear_special(elem*, Py_ssize_t) noexcept
+    vreal broadcast_pair(const real*) noexcept
+    vreal dot_pairs(vreal, vreal, vreal) noexcept
+    vreal pair_of(vreal, vreal) noexcept
+    vreal first_of_pair(vreal) noexcept
+    vreal second_of_pair(vreal) noexcept
+    vreal upper_half(vreal) noexcept
+    vreal before_truncation(vreal) noexcept
 
     vdd dd_zero() noexcept
     vdd dd_of_sum(vreal, vreal) noexcept

@@ -123,9 +123,9 @@ cdef void delayed_softmax(const Rows* rows, Py_ssize_t first_row, Py_ssize_t las
         weights_buf, other_buf = other_buf, weights_buf
         now, before = before, now
 
-# log_softmax and logsumexp of several rows at once, a group: each pass goes over all of its rows, so that no row waits for
-# its maximum or its sum; and between the passes, the constants of all rows and the logarithms of their sums are computed
-# at once, each in a lane.
+# log_softmax and logsumexp of several rows at once, a group. Each pass goes over all of its rows, so that no row waits
+# for its maximum or its sum. Between the passes, the constants of all rows and the logarithms of their sums are
+# computed at once, each in a lane.
 
 cdef enum:
     GROUP_ELEMENTS = 4096                       # so that the group is in the L1 cache
