@@ -35,6 +35,11 @@ def modules(isas):
     return [(tag, isa) for tag in DTYPES for isa in isas if f"{tag}_{isa}" in _cpu.modules_built]
 
 
+def supported_by(tag):
+    """The instruction sets that this CPU supports and that have a module of this dtype of their own."""
+    return [isa for dtype, isa in modules(supported()) if dtype == tag]
+
+
 def best_isa(tag, isas, modules_built):
     """The last of the instruction sets that has a module of this dtype."""
     return [isa for isa in isas if f"{tag}_{isa}" in modules_built][-1]

@@ -198,8 +198,7 @@ def test_error_is_that_of_plain_numpy(kernel):
             assert np.sqrt((error**2).mean()) <= np.sqrt((rough**2).mean()) + 0.5
 
 
-BFLOAT16 = pytest.mark.parametrize(
-    "isa", [isa for tag, isa in _dispatch.modules(_dispatch.supported()) if tag == "bf16"])
+BFLOAT16 = pytest.mark.parametrize("isa", _dispatch.supported_by("bf16"))
 
 
 @BFLOAT16

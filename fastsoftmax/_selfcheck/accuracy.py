@@ -23,6 +23,7 @@ BOUNDS = {  # ULP
     "softmax": 2, "log_softmax": 2, "causal_softmax": 2, "logsumexp": 1.5, "softmax_entropy": 4, "causal_mask_": 0,
 }
 ROUNDED = 0.51  # for the 16-bit types: half a unit, and a little for the float32 computation before it
+ROUNDED_WEIGHTS = 1.5  # where kernels also round weights of attention to bfloat16: a unit more
 LENGTHS = (*range(1, 36), 63, 64, 65, 127, 200, 1021)  # each tail of each vector width
 
 
@@ -136,7 +137,7 @@ def checkable():
     for tag in _dispatch.DTYPES:
         dtype, reason = dtype_of(tag)
         if dtype is None:
-            print(f"{tag:<18}  not checked: {reason}")
+            print(f"{tag:<20}  not checked: {reason}")
         else:
             yield tag, dtype
 
@@ -158,7 +159,7 @@ def print_errors(tag, isa, worst, bounds, width=17):
     failed = {name for name, bound in bounds.items() if not worst[name] <= bound}
     numbers = {name: f"{ulp:.3f}" if ulp < 1000 else f"{ulp:.2g}" for name, ulp in worst.items()}
     cells = ["FAIL " * (name in failed) + number for name, number in numbers.items()]
-    print(f"{tag + ' ' + isa:<18}" + "".join(f"{cell:>{width}}" for cell in cells), flush=True)
+    print(f"{tag + ' ' + isa:<20}" + "".join(f"{cell:>{width}}" for cell in cells), flush=True)
     return len(failed)
 
 
@@ -249,21 +250,24 @@ def check_attention(pairs, tag, isa):
             for column, ulp in attention_errors(case, answer, tag).items():
                 worst[column] = max(worst[column], ulp)
     rounded = {} if tag in ("f32", "f64") else dict.fromkeys(("sizes", "long", "decoding", "options"), ROUNDED)
+    with _dispatch.using(isa):
+        if _dispatch.kernels(tag).paired:
+            rounded |= dict.fromkeys(("sizes", "long", "options"), ROUNDED_WEIGHTS)
     return print_errors(tag, isa, worst, {**ATTENTION_BOUNDS, **rounded})
 
 
 def check_all():
     """Check all dtypes under all instruction sets; print the largest errors; return the number of failures."""
-    print(f"\nSelf-check: largest error in ULP\n{'':<18}" + "".join(f"{name:>17}" for name in BOUNDS))
+    print(f"\nSelf-check: largest error in ULP\n{'':<20}" + "".join(f"{name:>17}" for name in BOUNDS))
     failures = 0
     for tag, dtype in checkable():
         pairs = [(case, oracle(case)) for case in cases(tag, dtype)]
-        for isa in _dispatch.supported():
+        for isa in _dispatch.supported_by(tag):
             failures += check_kernels(pairs, tag, isa)
     print("\nAttention: largest error in ULP of the mean of abs(value), of lse and entropy in ULP of at least 1")
-    print(f"{'':<18}" + "".join(f"{name:>17}" for name in ATTENTION_BOUNDS))
+    print(f"{'':<20}" + "".join(f"{name:>17}" for name in ATTENTION_BOUNDS))
     for tag, dtype in checkable():
         pairs = [(case, attention_oracle(case)) for case in attention_cases(dtype)]
-        for isa in _dispatch.supported():
+        for isa in _dispatch.supported_by(tag):
             failures += check_attention(pairs, tag, isa)
     return failures

@@ -39,7 +39,7 @@ cdef void copy_pairs(const elem* x, Py_ssize_t dim, real* to) noexcept nogil:
     """A row as pairs, the last one with a 0 if dim is odd."""
     memcpy(to, x, dim * sizeof(elem))
     if dim % 2:
-        (<elem*>to)[dim] = <elem>0
+        memset(<elem*>to + dim, 0, sizeof(elem))
 
 cdef bint pack_key_pairs(const KvRows* key, Py_ssize_t count, Py_ssize_t dim, real* to) noexcept nogil:
     """to (count, pairs). Returns whether an element is huge."""
