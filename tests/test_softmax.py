@@ -434,6 +434,27 @@ def test_a_row_alone_and_in_a_batch(kernel, function):
             assert_same_bits(call(function, x), alone)
 
 
+def one_nan(values):
+    """The sign of a NaN says nothing, and depends on where in the row it arose."""
+    return np.where(np.isnan(values), values.dtype.type(NAN), values)
+
+
+@family
+def test_rows_of_a_group_do_not_feel_each_other(kernel, function):
+    """Rows of up to some hundred elements share registers for their constants, whatever each of them needs."""
+    for n in (200, 700, 1365, 1366):
+        x = sample(kernel.dtype, (21, n), 4)
+        x[3, 7] = 40                            # outweighs all others: log_softmax sums such rows again
+        x[4] += 300                             # is subtracted before exp
+        x[12:15] = np.array([[NAN], [INF], [-INF]])
+        alone = one_nan(np.stack([np.asarray(call(function, row)) for row in x]))
+        assert_same_bits(one_nan(call(function, x)), alone)
+        if function in ("softmax", "log_softmax"):
+            out = x.copy()
+            call(function, out, out=out)
+            assert_same_bits(one_nan(out), alone)
+
+
 @family
 def test_inner_axes(kernel, function):
     for inner in (1, 3, 7, 8, 9, 16, 33, 64):
