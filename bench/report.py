@@ -276,7 +276,7 @@ def busy():
     return markdown(["shape", "mean, no back-off", "median", "mean", "99th percentile", "maximum"], rows)
 
 
-SCALING = "scaling-amd-epyc-zen5.json"
+SCALING = "scaling.json"
 
 
 def scaling():

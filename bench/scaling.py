@@ -205,7 +205,7 @@ def main():
     parser.add_argument("--memory-nodes", type=int, default=1, help="2: arrays are interleaved over both sockets")
     parser.add_argument("--cache", type=int, default=32, help="MiB that stay in the caches from call to call")
     parser.add_argument("--wake", type=float, default=0.2e-6, help="seconds a region costs for each thread beyond two")
-    parser.add_argument("--json", type=Path, default=record.RESULTS / "scaling-amd-epyc-zen5.json")
+    parser.add_argument("--json", type=Path, default=record.RESULTS / "scaling.json")
     options = parser.parse_args()
     host, rows = host_limits(), []
     for case in CASES:

@@ -441,7 +441,7 @@ def one_nan(values):
 
 @family
 def test_rows_of_a_group_do_not_feel_each_other(kernel, function):
-    """Rows of up to some hundred elements share registers for their constants, whatever each of them needs."""
+    """Logarithms of rows of up to 1365 elements are computed together, whatever each of the rows needs."""
     for n in (200, 700, 1365, 1366):
         x = sample(kernel.dtype, (21, n), 4)
         x[3, 7] = 40                            # outweighs all others: log_softmax sums such rows again

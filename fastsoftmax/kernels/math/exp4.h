@@ -60,8 +60,8 @@
 #endif
 enum { MAX_EXP = 4 * STEPS_AT_ONCE };
 
-/* What is added to d / ln 2 to round it to 1 / STEPS, so that the results are divided by 2**exponent and multiplied by
- * SCALE: its low bits hold the exponent bias. */
+/* The number that rounds d / ln 2 to 1 / STEPS when it is added. Its low bits hold the exponent bias, which divides the
+ * results by 2**exponent and multiplies them by SCALE. */
 SIMD_INLINE vreal rounder_of(vreal exponent)
 {
     return broadcast(ROUNDER / STEPS + (EXPONENT_BIAS + SCALE_BITS)) - exponent;
