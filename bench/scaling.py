@@ -68,6 +68,11 @@ class Plan(NamedTuple):
     regions: list
 
 
+def team(threads, tasks):
+    """A single task is the caller's; more of them are for all threads, some of which may get none."""
+    return threads if len(tasks) > 1 else 1
+
+
 def plan(case, number):
     """How the kernels divide the call where `number` threads are allowed."""
     with fastsoftmax.num_threads(number):
@@ -84,7 +89,7 @@ def plan_rows(outer, n, inner):
         return Plan(sharers, [[n / sharers / 3] * sharers] * (3 * rows))
     size = max(1, min(max(rows * row // (16 * threads), TASK), 4 * TASK) // row)
     tasks = [min(size, rows - first) * row for first in range(0, rows, size)]
-    return Plan(min(threads, len(tasks)), [tasks])
+    return Plan(team(threads, tasks), [tasks])
 
 
 def plan_attention(causal, batch, heads, key_heads, length, keys, dim):
@@ -97,13 +102,13 @@ def plan_attention(causal, batch, heads, key_heads, length, keys, dim):
         split = max(SPLIT_KEYS, ceil_div(ceil_div(keys, MAX_SPLITS), 512) * 512)
         tasks = [min(split, keys - first) for first in range(0, keys, split)] * pairs
         regions = [tasks] if len(tasks) == pairs else [tasks, [1] * pairs]
-        return Plan(min(threads, len(tasks)), regions)
+        return Plan(team(threads, tasks), regions)
     registers = ceil_div(rows, LANES)
     size = ceil_div(registers, ceil_div(registers, TILE_REGISTERS)) * LANES
     tasks = [(min(first + size, rows) - first) * (keys * min(first + size, rows) // rows if causal else keys)
              for first in reversed(range(0, rows, size))]
     tasks *= pairs
-    return Plan(min(threads, len(tasks)), [tasks])
+    return Plan(team(threads, tasks), [tasks])
 
 
 def nbytes(case):

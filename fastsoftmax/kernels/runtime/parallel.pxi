@@ -40,7 +40,10 @@ cdef int run_tasks(Task function, const void* context, Py_ssize_t tasks, Py_ssiz
     """Runs tasks 0 .. tasks - 1, and looks for an interrupt (Control-C) after each `slice_` of them."""
     cdef ParallelRegion region
     cdef Py_ssize_t start = 0
-    threads = <int>min(<Py_ssize_t>threads, min(slice_, tasks))     # a thread without a task would only be waited for
+    # A single task is the caller's. For a few, the team keeps its size: libgomp ends the threads that a smaller team
+    # leaves out, and starts others for the next larger one.
+    if min(slice_, tasks) == 1:
+        threads = 1
     while start < tasks:
         with nogil:
             region = open_region(threads)
