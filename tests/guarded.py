@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import os
 import sys
 
 import numpy as np
@@ -12,6 +13,13 @@ NONE, READ, WRITE = 0, 1, 2     # PROT_...
 
 needs_mprotect = pytest.mark.skipif(
     sys.platform != "linux", reason="guard pages: made with mmap and mprotect, tried on Linux alone")
+
+
+def protect(address, size, how):
+    """mprotect. Takes no array: pytest prints the arguments of what raises, and this one could not be read."""
+    if ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), how) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"mprotect: {os.strerror(error)}; a process has at most vm.max_map_count mappings")
 
 
 class Guarded:
@@ -30,16 +38,11 @@ class Guarded:
                 whole[PAGE:].view(dtype), (lines, data // np.dtype(dtype).itemsize),
                 (self._step, np.dtype(dtype).itemsize))
             usable[...] = fill(usable.shape)
+        first = whole.ctypes.data
         for line in range(lines):
-            self._protect(whole, line * self._step, PAGE, NONE)
-            self._protect(whole, line * self._step + PAGE, data, READ if read_only else READ | WRITE)
-        self._protect(whole, lines * self._step, PAGE, NONE)
-
-    @staticmethod
-    def _protect(whole, start, size, how):
-        address = ctypes.c_void_p(whole.ctypes.data + start)
-        if ctypes.CDLL(None, use_errno=True).mprotect(address, ctypes.c_size_t(size), how) != 0:
-            raise OSError(ctypes.get_errno(), "mprotect")
+            protect(first + line * self._step, PAGE, NONE)
+            protect(first + line * self._step + PAGE, data, READ if read_only else READ | WRITE)
+        protect(first + lines * self._step, PAGE, NONE)
 
     def array(self, dtype, shape, at_end, shift=0):
         """An array in the first lines, at the end or the start of each; `shift` bytes inwards."""

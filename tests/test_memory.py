@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import functions
 import ml_dtypes
@@ -61,16 +62,15 @@ def arena(kernel):
     seen = scores_like(kernel.tag, 0)((1,)).dtype
     room = 2 * LONGEST * MOST_COLUMNS * 8
 
-    class Arena:
-        dtype = seen
-        x_whole = Guarded(1, room, seen, scores_like(kernel.tag, 0), read_only=True)
-        x_lines = Guarded(LONGEST, LONGEST * 8, seen, scores_like(kernel.tag, 0), read_only=True)
-        mask_lines = Guarded(LONGEST, LONGEST * 8, np.bool_, mostly_true, read_only=True)
-        y_whole = Guarded(1, room)
-        y_lines = Guarded(LONGEST, LONGEST * 8)
-        temperature = Guarded(1, room, np.float64, temperatures, read_only=True)
-
-    return Arena
+    # an object without reference cycles: its thousand mappings go with the test, and not when the collector runs
+    return types.SimpleNamespace(
+        dtype=seen,
+        x_whole=Guarded(1, room, seen, scores_like(kernel.tag, 0), read_only=True),
+        x_lines=Guarded(LONGEST, LONGEST * 8, seen, scores_like(kernel.tag, 0), read_only=True),
+        mask_lines=Guarded(LONGEST, LONGEST * 8, np.bool_, mostly_true, read_only=True),
+        y_whole=Guarded(1, room),
+        y_lines=Guarded(LONGEST, LONGEST * 8),
+        temperature=Guarded(1, room, np.float64, temperatures, read_only=True))
 
 
 def lengths(at_end):
