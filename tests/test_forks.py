@@ -204,8 +204,8 @@ def test_many_callers_at_once(expected):
 
     def caller(k):
         ready.wait(300)
-        if k == 0:
-            peak.append(len(threads()))
+        if k == 0:                              # a thread that ends is listed for a moment longer
+            peak.append(min(len(threads()) for _ in range(20)))
         return right(expected, 3)
 
     np.ones((512, 512)) @ np.ones((512, 512))   # starts the threads of NumPy's BLAS, which a fork before ended
@@ -215,8 +215,9 @@ def test_many_callers_at_once(expected):
             assert all(pool.map(caller, range(64), timeout=600))
             memory.append(resident())           # of the 64 threads while none computes
     assert max(peak) <= others + 64 * 3
-    # the first turn makes the threads and their scratch; what must not be is growth turn by turn
-    assert max(memory[1:]) - memory[1] < 64 * (ROOM + (4 << 20))
+    # The heaps of so many threads fill for several turns, by less and less. A result that each caller leaves behind
+    # would show in every turn.
+    assert min(np.diff(memory)) < 64 * ROOM
 
 
 def test_tasks_are_done_once():
