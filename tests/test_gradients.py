@@ -355,6 +355,24 @@ def test_threads_share_a_long_row(kernel, monkeypatch, name):
             assert_same_bits(other, found[0])
 
 
+@full
+def test_rows_side_by_side_have_the_bits_of_contiguous_rows(kernel, name):
+    """Whatever is left over of whole registers; in place; and where results start in the middle of a cache line."""
+    for shape in ((5, 16), (70, 33), (2, 130, 300), (2, 9, 272), (4100, 47)):
+        grad, y = operands(name, kernel.dtype, shape, -2)
+        expected = call(name, [np.ascontiguousarray(a.swapaxes(-1, -2)) for a in (grad, y)]).swapaxes(-1, -2)
+        for offset, from_bytes, threads in itertools.product((0, 3), (0, 1 << 60), (1, 5)):
+            out = np.empty(y.size + 64, y.dtype)
+            start = -(out.ctypes.data // y.itemsize) % (64 // y.itemsize) + offset
+            out = out[start:start + y.size].reshape(shape)
+            with fastsoftmax.num_threads(threads), _softmax.nontemporal_from(from_bytes):
+                call(name, (grad, y), -2, out=out)
+            assert_same_bits(out, expected)
+        for place in (0, 1):
+            arrays = [grad.copy(), y.copy()]
+            assert_same_bits(call(name, arrays, -2, out=arrays[place]), expected)
+
+
 @every
 def test_nontemporal_stores_give_the_same_bits(kernel, name):
     for shape, axis in (((3, 5003), -1), ((70, 65), 0)):

@@ -37,6 +37,7 @@ include "softmax/exact_sums.pxi"            # compensated sums for gradients and
 include "softmax/mask.pxi"                  # causal_mask_
 include "softmax/softmax.pxi"               # softmax, log_softmax, logsumexp, softmax_entropy, causal_softmax
 include "softmax/backward.pxi"              # gradients of softmax, log_softmax, logsumexp, softmax_entropy
+include "softmax/backward_strips.pxi"       # the first two, along another axis than the last
 include "softmax/cross_entropy.pxi"
 include "softmax/states.pxi"                # rows in pieces
 

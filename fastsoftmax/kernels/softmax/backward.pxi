@@ -98,7 +98,7 @@ cdef inline void sum_grad_step(GradKind kind, bint hiding, const elem* x, const 
             sum = dd_add_product(sum, load_factor(x + a * PARTIALS), load_factor(g + a * PARTIALS))
     running[0] = dd_join(running[0], sum)
 
-cdef inline void sum_grad_end(GradKind kind, const elem* x, const elem* g, Py_ssize_t k, Py_ssize_t count,
+cdef inline void sum_grad_end(GradKind kind, bint hiding, const elem* x, const elem* g, Py_ssize_t k, Py_ssize_t count,
                               ExactSums* sums) noexcept nogil:
     """Elements k .. count - 1 of a chunk, fewer than UNROLL."""
     cdef vdd sum
@@ -111,6 +111,9 @@ cdef inline void sum_grad_end(GradKind kind, const elem* x, const elem* g, Py_ss
             at = k + a * PARTIALS + v * LANES
             if at >= count:
                 break
+            if not hiding and at + LANES <= count:
+                sum = dd_add_product(sum, load_factor(x + at), load_factor(g + at))
+                continue
             x_, g_ = load_upto(x, at, count, 0), load_upto(g, at, count, 0)
             if at + LANES > count:
                 g_ = zero_from(g_, count - at)
@@ -128,19 +131,44 @@ cdef inline void sum_grad_chunk(GradKind kind, bint hiding, const elem* x, const
             sum_grad_step(kind, hiding, x + k + v * LANES, g + k + v * LANES, &sums.running[v])
         k += UNROLL
     if k < count:
-        sum_grad_end(kind, x, g, k, count, sums)
+        sum_grad_end(kind, hiding, x, g, k, count, sums)
     end_exact_chunk(sums)
+
+# A load is taken for one of what was stored just before if their addresses agree modulo 4096, as those of large arrays
+# of NumPy nearly do. So the next registers are loaded before one is stored.
+
+cdef inline Py_ssize_t store_whole_grads(GradKind kind, bint scaled, bint nontemporal, const GradShift* s,
+                                         const elem* x, const elem* g, elem* y, Py_ssize_t k,
+                                         Py_ssize_t count) noexcept nogil:
+    """Elements k .. count - 1, in whole registers. Returns the element after them."""
+    cdef vreal x_, g_, grad
+    g_ = broadcast(0)
+    if k + LANES > count:
+        return k
+    x_ = load_elem(x + k)
+    if has_sum(kind):
+        g_ = load_elem(g + k)
+    while k + LANES <= count:
+        grad = grad_of(kind, scaled, s, x_, g_)
+        if k + 2 * LANES <= count:
+            x_ = load_elem(x + k + LANES)
+            if has_sum(kind):
+                g_ = load_elem(g + k + LANES)
+        if nontemporal:
+            stream(<real*>y + k, grad)
+        else:
+            store_elem(y + k, grad)
+        k += LANES
+    return k
 
 cdef inline void store_grad_chunk(GradKind kind, bint scaled, const GradShift* shift, const elem* x, const elem* g,
                                   elem* y, Py_ssize_t stride, Py_ssize_t count, bint nontemporal) noexcept nogil:
     """y may be x or g."""
     cdef GradShift s = shift[0]
     cdef Py_ssize_t k = 0, m, last = count - LANES
-    cdef vreal grad, x_last, g_last
-    cdef vreal zero = broadcast(0)
+    cdef vreal x_last, g_last
     cdef bint overlaps = stride == 1 and count >= LANES and count % LANES != 0
-    cdef int v
-    x_last = g_last = zero
+    x_last = g_last = broadcast(0)
     if overlaps:                                # read before y overwrites some of it
         x_last = load_elem(x + last)
         if has_sum(kind):
@@ -149,17 +177,9 @@ cdef inline void store_grad_chunk(GradKind kind, bint scaled, const GradShift* s
         m = peel_to_cache_line(y)
         if m:
             store_grad_chunk_end(kind, scaled, &s, x, g, y, 1, m)
-        k = m
-        while k + PARTIALS <= count:
-            for v in range(PARTIAL_REGS):
-                grad = load_elem(g + k + v * LANES) if has_sum(kind) else zero
-                stream(<real*>y + k + v * LANES, grad_of(kind, scaled, &s, load_elem(x + k + v * LANES), grad))
-            k += PARTIALS
+        k = store_whole_grads(kind, scaled, True, &s, x, g, y, m, m + (count - m) // PARTIALS * PARTIALS)
     if stride == 1:
-        while k + LANES <= count:
-            grad = load_elem(g + k) if has_sum(kind) else zero
-            store_elem(y + k, grad_of(kind, scaled, &s, load_elem(x + k), grad))
-            k += LANES
+        k = store_whole_grads(kind, scaled, False, &s, x, g, y, k, count)
     if overlaps:
         store_elem(y + last, grad_of(kind, scaled, &s, x_last, g_last))
     elif k < count:
@@ -288,10 +308,7 @@ cdef inline void store_contiguous_grads(GradKind kind, bint scaled, const GradSh
     cdef GradShift s = shift[0]
     cdef vreal x_first = load_elem(x), g_first = load_elem(g)
     cdef vreal x_last = load_elem(x + n - LANES), g_last = load_elem(g + n - LANES)
-    cdef Py_ssize_t k = peel_to_register(y)
-    while k + LANES <= n:
-        store_elem(y + k, grad_of(kind, scaled, &s, load_elem(x + k), load_elem(g + k)))
-        k += LANES
+    store_whole_grads(kind, scaled, False, &s, x, g, y, peel_to_register(y), n)
     store_elem(y, grad_of(kind, scaled, &s, x_first, g_first))
     store_elem(y + n - LANES, grad_of(kind, scaled, &s, x_last, g_last))
 
@@ -403,8 +420,8 @@ cdef inline void grad_tile_of_rows(GradKind kind, bint scaled, const GradRows* a
 
 cdef struct GradTasks:
     const GradRows* a
-    bint in_tiles
-    Py_ssize_t size                             # rows or tiles
+    bint in_tiles, in_strips
+    Py_ssize_t size                             # rows, tiles or strips
     const RowWorkspace* workspaces
 
 cdef inline void grad_rows_of(GradKind kind, bint scaled, const GradTasks* tasks, Py_ssize_t start, Py_ssize_t stop,
@@ -412,6 +429,9 @@ cdef inline void grad_rows_of(GradKind kind, bint scaled, const GradTasks* tasks
     cdef const GradRows* a = tasks.a
     cdef TilePosition position, grad
     cdef Py_ssize_t t
+    if has_sum(kind) and tasks.in_strips:
+        grad_strips(kind, scaled, a, start, min(stop, a.rows.outer * strips_of(&a.rows)))
+        return
     if not tasks.in_tiles:
         dense_grad_rows(kind, scaled, a, start, min(stop, a.rows.outer * a.rows.inner) - 1, workspace)
         return
@@ -528,9 +548,12 @@ def softmax_backward_rows(int kind, const elem[:, :, :] x, const elem[:, :, :] g
         outer_to_inner(&a.rows)
         outer_to_inner(&a.grads)
         a.g_inner, a.value_inner = a.g_outer, a.value_outer
-    tasks.a, tasks.in_tiles = &a, uses_tiles(&a.rows)
+    tasks.a, tasks.in_tiles, tasks.in_strips = &a, uses_tiles(&a.rows), uses_strips(&a)
     row_size, row_count = a.rows.n, a.rows.outer * a.rows.inner
-    if tasks.in_tiles:
+    if tasks.in_strips:
+        a.rows.peel = strip_peel(&a.rows)
+        row_size, row_count = a.rows.n * strip_rows(&a.rows), a.rows.outer * strips_of(&a.rows)
+    elif tasks.in_tiles:
         row_size, row_count = a.rows.n * PARTIALS, a.rows.outer * tiles_of(&a.rows)
     elif is_shared(&a.rows, row_count, threads):
         for r in range(row_count):
