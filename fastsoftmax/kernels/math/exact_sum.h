@@ -57,3 +57,21 @@ SIMD_INLINE vfactor load_factor(const elem *p) { return (vfactor){{widen_at(p), 
 #else
 SIMD_INLINE vfactor load_factor(const elem *p) { return factor_of(load_elem(p)); }
 #endif
+
+/* sum + a * b of elements. Products of 16-bit elements are exact as floats, and so take half of the conversions. */
+SIMD_INLINE vdd dd_add_elements(vdd sum, vreal a, vreal b)
+{
+#if defined DTYPE_f16 || defined DTYPE_bf16
+    return dd_add_term(sum, factor_of(a * b));
+#else
+    return dd_add_product(sum, factor_of(a), factor_of(b));
+#endif
+}
+SIMD_INLINE vdd dd_add_elements_at(vdd sum, const elem *a, const elem *b)
+{
+#if defined DTYPE_f16 || defined DTYPE_bf16
+    return dd_add_elements(sum, load_elem(a), load_elem(b));
+#else
+    return dd_add_product(sum, load_factor(a), load_factor(b));
+#endif
+}

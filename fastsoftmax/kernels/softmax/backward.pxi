@@ -46,7 +46,7 @@ cdef inline bint must_hide(GradKind kind) noexcept nogil:
 cdef inline vdd add_grad_term(GradKind kind, vdd sum, vreal x, vreal g) noexcept nogil:
     g = zero_where(has_no_weight(kind, x), g)
     if kind == GRAD_SOFTMAX:
-        return dd_add_product(sum, factor_of(x), factor_of(g))
+        return dd_add_elements(sum, x, g)
     return dd_add_term(sum, factor_of(g))
 
 cdef inline vreal grad_of(GradKind kind, bint scaled, const GradShift* s, vreal x, vreal g) noexcept nogil:
@@ -95,7 +95,7 @@ cdef inline void sum_grad_step(GradKind kind, bint hiding, const elem* x, const 
         if hiding:
             sum = add_grad_term(kind, sum, load_elem(x + a * PARTIALS), load_elem(g + a * PARTIALS))
         else:
-            sum = dd_add_product(sum, load_factor(x + a * PARTIALS), load_factor(g + a * PARTIALS))
+            sum = dd_add_elements_at(sum, x + a * PARTIALS, g + a * PARTIALS)
     running[0] = dd_join(running[0], sum)
 
 cdef inline void sum_grad_end(GradKind kind, bint hiding, const elem* x, const elem* g, Py_ssize_t k, Py_ssize_t count,
@@ -112,7 +112,7 @@ cdef inline void sum_grad_end(GradKind kind, bint hiding, const elem* x, const e
             if at >= count:
                 break
             if not hiding and at + LANES <= count:
-                sum = dd_add_product(sum, load_factor(x + at), load_factor(g + at))
+                sum = dd_add_elements_at(sum, x + at, g + at)
                 continue
             x_, g_ = load_upto(x, at, count, 0), load_upto(g, at, count, 0)
             if at + LANES > count:

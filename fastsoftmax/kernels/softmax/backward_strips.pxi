@@ -80,7 +80,7 @@ cdef inline vdd strip_terms(GradKind kind, bint hiding, const Strip* s, const el
         if hiding:
             sum = add_grad_term(kind, sum, load_elem(x + a * PARTIALS * s.x_n), load_elem(g + a * PARTIALS * s.g_n))
         else:
-            sum = dd_add_product(sum, load_factor(x + a * PARTIALS * s.x_n), load_factor(g + a * PARTIALS * s.g_n))
+            sum = dd_add_elements_at(sum, x + a * PARTIALS * s.x_n, g + a * PARTIALS * s.g_n)
     return sum
 
 cdef inline void prefetch_strip(const elem* at, Py_ssize_t stride) noexcept nogil:
