@@ -26,9 +26,9 @@ pytestmark = [
 
 # Loops that spill, at most, by GCC 12: lower a figure when the kernels reach it. New kernels may raise one by their own
 # loops, as gradients and losses did for f64 with AVX2, from 75 of 105 loops to 86 of 160, or by one or two where GCC
-# then divides the present ones otherwise, as states of rows in pieces and keys in pages did. Rows that are stored late
-# and groups of rows have loops of their own, which spill with AVX2 and are 5 to 40 % faster nevertheless; with AVX-512,
-# so do those of eight registers a turn.
+# then divides the present ones otherwise, as states of rows in pieces, keys in pages and strips of gradients did. Rows
+# that are stored late and groups of rows have loops of their own, which spill with AVX2 and are 5 to 40 % faster
+# nevertheless; with AVX-512, so do those of eight registers a turn.
 SPILLING = {
     "f32_x86_64_v3": 124, "f64_x86_64_v3": 116, "f16_x86_64_v3": 111, "bf16_x86_64_v3": 112,
     "f32_x86_64_v4": 39, "f64_x86_64_v4": 70, "f16_x86_64_v4": 43, "bf16_x86_64_v4": 42,

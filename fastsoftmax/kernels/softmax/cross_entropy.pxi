@@ -16,12 +16,9 @@ cdef extern from "math.h" nogil:
 
 cdef extern from *:
     """
-    #if REAL_BITS == 32
-    typedef double wider;
-    #else
-    typedef long double wider;
-    #endif
+    #include "math/expm1.h"
     """
+    double expm1_of(double) nogil
     ctypedef long double wider                  # has more digits than a real
 
 cdef struct CrossEntropy:
@@ -85,34 +82,49 @@ cdef void shares_of(const CrossEntropy* a, const Row* row, Py_ssize_t start, Py_
     for k in range(count, ceil_div(count, UNROLL) * UNROLL):
         q[k] = q_lo[k] = 0
 
-cdef inline vdd add_entropy_term(vdd sum, vreal q, vreal q_lo, vreal log_p) noexcept nogil:
-    """sum + q * -log p; a term of 0 where q is 0, also at a logit of -inf."""
-    log_p = zero_where(eq(q, broadcast(0)), -log_p)
-    return dd_add_small_product(dd_add_product(sum, factor_of(q), factor_of(log_p)), factor_of(q_lo), factor_of(log_p))
+cdef inline vreal log_p_rest(const Shift* s, const Normalizer* normalizer, bint scaled, vreal x,
+                             vreal log_p) noexcept nogil:
+    """What the log p of normal_result_of lacks. In a sum, it counts beside a smaller loss."""
+    cdef vreal below, factor, difference, score = x, score_lo = broadcast(0)
+    if scaled:
+        below = fma_(x, s.shrink, -s.origin)
+        factor = s.factor / s.shrink
+        score = below * factor
+        score_lo = two_prod_err(below, factor, score) + below * (s.factor_lo / s.shrink)
+    difference = score - normalizer.hi
+    return finite_or_none(two_sum_err(score, -normalizer.hi, difference) + (score_lo - normalizer.lo)
+                          - (log_p - difference))
+
+cdef inline vdd add_entropy_term(vdd sum, vreal q, vreal q_lo, vreal log_p, vreal rest) noexcept nogil:
+    """sum - q * (log_p + rest); a term of 0 where q is 0, also at a logit of -inf."""
+    cdef vmask none = eq(q, broadcast(0))
+    log_p, rest = zero_where(none, -log_p), zero_where(none, -rest)
+    sum = dd_add_small_product(dd_add_product(sum, factor_of(q), factor_of(log_p)), factor_of(q_lo), factor_of(log_p))
+    return dd_add_small_product(sum, factor_of(q), factor_of(rest))
 
 cdef inline vdd add_share(vdd sum, vreal q, vreal q_lo) noexcept nogil:
     return dd_add_small_product(dd_add_term(sum, factor_of(q)), factor_of(q_lo), factor_of(broadcast(1)))
 
-cdef long double lse_of(const CrossEntropy* a, const Row* row, real row_max, const Shift* s,
-                        const Normalizer* normalizer, int lane) noexcept nogil:
+cdef inline wider lse_of(const CrossEntropy* a, const Row* row, real row_max, real hi, real lo,
+                         real shrink) noexcept nogil:
     """From what log_softmax subtracts, which may be counted from the largest score: see logarithm_of."""
-    cdef real[LANES] hi, lo, shrink
-    cdef long double top = 0
+    cdef wider top = 0
     cdef double temperature
-    cdef Py_ssize_t k
     if not (-INFINITY < row_max < INFINITY):
-        for k in range(row.n):
-            if isnan(real_of(row.x + k * a.log_rows.x_n)):
-                return NAN
-        return row_max
-    store(hi, normalizer.hi)
-    store(lo, normalizer.lo)
-    store(shrink, s.shrink)
-    if a.log_rows.scaled and shrink[lane] != 1:
+        return lse_of_special(a, row, row_max)
+    if a.log_rows.scaled and shrink != 1:
         temperature = a.log_rows.temperature[row.o * a.log_rows.temperature_outer
                                              + row.i * a.log_rows.temperature_inner]
-        top = <long double>row_max / temperature
-    return top + (<long double>hi[lane] + <long double>lo[lane])
+        top = <wider>row_max / temperature
+    return top + (<wider>hi + <wider>lo)
+
+cdef wider lse_of_special(const CrossEntropy* a, const Row* row, real row_max) noexcept nogil:
+    """Where the largest logit is not finite."""
+    cdef Py_ssize_t k
+    for k in range(row.n):
+        if isnan(real_of(row.x + k * a.log_rows.x_n)):
+            return NAN
+    return row_max
 
 cdef inline double grad_factor(const CrossEntropy* a, const Row* row) noexcept nogil:
     """grad_scale / temperature."""
@@ -121,27 +133,29 @@ cdef inline double grad_factor(const CrossEntropy* a, const Row* row) noexcept n
     return a.grad_scale / a.log_rows.temperature[row.o * a.log_rows.temperature_outer
                                                  + row.i * a.log_rows.temperature_inner]
 
-cdef double class_grad(const CrossEntropy* a, const Row* row, const RowTarget* t, double log_p,
-                       double lse) noexcept nogil:
-    """The gradient at the class of the row. p - 1 is computed from log p, which keeps the digits of a small 1 - p."""
+cdef inline double class_grad(const CrossEntropy* a, const Row* row, const RowTarget* t, double below_one,
+                              double lse) noexcept nogil:
+    """The gradient at the class of the row. below_one: p - 1, from log p, which keeps the digits of a small 1 - p."""
     cdef real[UNROLL] q, q_lo
-    cdef double below_one = expm1(log_p), other_share = t.other_share + 2 * a.z_loss * lse
-    shares_of(a, row, t.cls, 1, 1, q, q_lo)
-    return grad_factor(a, row) * (t.class_share * below_one + other_share * (1 + below_one)
-                                  - (<double>q[0] + <double>q_lo[0] if has_terms(a) else 0))
+    cdef double other_share = t.other_share + 2 * a.z_loss * lse
+    cdef wider grad = t.class_share * below_one + other_share * (1 + below_one)
+    if has_terms(a):
+        shares_of(a, row, t.cls, 1, 1, q, q_lo)
+        grad -= <double>q[0] + <double>q_lo[0]
+    return grad_factor(a, row) * grad
 
-cdef void store_loss(const CrossEntropy* a, const Row* row, const RowTarget* t, double class_log_p, long double terms,
-                     long double lse) noexcept nogil:
-    """In long double, so that the sum of the terms is rounded once."""
+cdef inline void store_loss(const CrossEntropy* a, const Row* row, const RowTarget* t, wider class_log_p,
+                            wider terms, wider lse) noexcept nogil:
+    """As wider numbers, so that the sum of the terms is rounded once."""
     cdef Py_ssize_t at = row.o * a.log_rows.inner + row.i
-    cdef long double loss = terms + a.z_loss * lse * lse
+    cdef wider loss = terms + a.z_loss * lse * lse
     if a.lse != NULL:
         a.lse[at] = <real>lse
     if t.ignored:
         a.loss[at] = 0
         return
     if t.class_share != 0:
-        loss -= t.class_share * <long double>class_log_p
+        loss -= t.class_share * class_log_p
     if lse - lse != 0:                          # a row whose result is NaN
         loss = NAN
     a.loss[at] = <real>loss
@@ -159,7 +173,7 @@ cdef void sum_terms_of_chunk(const CrossEntropy* a, const Row* row, Py_ssize_t s
     cdef elem[PARTIALS] end
     cdef const elem* x = gather_chunk(&a.log_rows, row, start, count, workspace.elements)
     cdef Py_ssize_t k, j
-    cdef vreal share, share_lo, log_p
+    cdef vreal share, share_lo, x_, log_p
     cdef int v
     shares_of(a, row, start, count, 1, q, q_lo)
     for k in range(ceil_div(count, PARTIALS)):
@@ -170,17 +184,18 @@ cdef void sum_terms_of_chunk(const CrossEntropy* a, const Row* row, Py_ssize_t s
         for v in range(PARTIAL_REGS):
             share = load(q + k * PARTIALS + v * LANES)
             share_lo = load(q_lo + k * PARTIALS + v * LANES)
-            log_p = normal_result_of(STORE_LOGS, s, normalizer, a.log_rows.scaled,
-                                     load_elem(x + k * PARTIALS + v * LANES))
-            sums.terms.running[v] = add_entropy_term(sums.terms.running[v], share, share_lo, log_p)
+            x_ = load_elem(x + k * PARTIALS + v * LANES)
+            log_p = normal_result_of(STORE_LOGS, s, normalizer, a.log_rows.scaled, x_)
+            sums.terms.running[v] = add_entropy_term(sums.terms.running[v], share, share_lo, log_p,
+                                                     log_p_rest(s, normalizer, a.log_rows.scaled, x_, log_p))
             sums.totals.running[v] = add_share(sums.totals.running[v], share, share_lo)
     end_exact_chunk(&sums.terms)
     end_exact_chunk(&sums.totals)
 
-cdef void sums_of_terms(const TermSums* sums, long double* terms, double* total) noexcept nogil:
+cdef void sums_of_terms(const TermSums* sums, wider* terms, double* total) noexcept nogil:
     cdef real hi, lo
     dd_split_total(dd_total(sums.terms.chunks), &hi, &lo)
-    terms[0] = <long double>hi + (<long double>lo if -INFINITY < hi < INFINITY else 0)
+    terms[0] = <wider>hi + (<wider>lo if -INFINITY < hi < INFINITY else 0)
     dd_split_total(dd_total(sums.totals.chunks), &hi, &lo)
     total[0] = <double>hi + (<double>lo if -INFINITY < hi < INFINITY else 0)
 
@@ -245,22 +260,27 @@ cdef struct EntropyRow:
     Shift s
     Normalizer normalizer                       # of log p, then of the gradient: times its factor
     double class_log_p, factor, of_class
-    long double lse, terms
+    double class_rest                           # of log p, where it is one of several terms
+    wider lse, terms
 
 cdef void start_entropy_row(const CrossEntropy* a, const Row* row, real row_max, EntropyRow* e) noexcept nogil:
     e.t = target_of(a, row)
     e.row_max = row_max
     e.s = shift_of(&a.log_rows, row, row_max)
-    e.class_log_p, e.of_class, e.terms = 0, 0, 0
+    e.class_log_p, e.class_rest, e.of_class, e.terms = 0, 0, 0, 0
 
 cdef inline bint needs_terms(const CrossEntropy* a, const EntropyRow* e) noexcept nogil:
     return has_terms(a) and not e.t.ignored
 
 cdef void set_log_p(const CrossEntropy* a, const Row* row, EntropyRow* e) noexcept nogil:
-    e.lse = lse_of(a, row, e.row_max, &e.s, &e.normalizer, 0)
+    cdef vreal x, log_p
+    e.lse = lse_of(a, row, e.row_max, lane0(e.normalizer.hi), lane0(e.normalizer.lo), lane0(e.s.shrink))
     if e.t.cls >= 0:
-        e.class_log_p = <double>lane0(normal_result_of(STORE_LOGS, &e.s, &e.normalizer, a.log_rows.scaled,
-                                                       broadcast(real_of(row.x + e.t.cls * a.log_rows.x_n))))
+        x = broadcast(real_of(row.x + e.t.cls * a.log_rows.x_n))
+        log_p = normal_result_of(STORE_LOGS, &e.s, &e.normalizer, a.log_rows.scaled, x)
+        e.class_log_p = <double>lane0(log_p)
+        if has_terms(a):
+            e.class_rest = <double>lane0(log_p_rest(&e.s, &e.normalizer, a.log_rows.scaled, x, log_p))
 
 cdef void set_terms(const CrossEntropy* a, const TermSums* sums, EntropyRow* e) noexcept nogil:
     cdef double total
@@ -270,7 +290,7 @@ cdef void set_terms(const CrossEntropy* a, const TermSums* sums, EntropyRow* e) 
 
 cdef bint finish_loss(const CrossEntropy* a, const Row* row, EntropyRow* e) noexcept nogil:
     """Returns whether there is a gradient to compute."""
-    store_loss(a, row, &e.t, e.class_log_p, e.terms, e.lse)
+    store_loss(a, row, &e.t, <wider>e.class_log_p + <wider>e.class_rest, e.terms, e.lse)
     if a.has_grad and e.t.ignored:
         clear_elements(row.y, a.log_rows.y_n, row.n, a.log_rows.nontemporal)
     return a.has_grad and not e.t.ignored
@@ -282,7 +302,7 @@ cdef void set_grad_factors(const CrossEntropy* a, const Row* row, EntropyRow* e)
     e.normalizer = times(&e.normalizer, broadcast(<real>weight_factor),
                          broadcast(<real>(weight_factor - <double>(<real>weight_factor))))
     if e.t.cls >= 0:
-        e.of_class = class_grad(a, row, &e.t, e.class_log_p, e.lse)
+        e.of_class = class_grad(a, row, &e.t, expm1_of(e.class_log_p), e.lse)
 
 cdef void store_entropy_grads(const CrossEntropy* a, const Row* row, Py_ssize_t start, Py_ssize_t count,
                               const EntropyRow* e, const RowWorkspace* workspace) noexcept nogil:
@@ -417,12 +437,13 @@ cdef void cross_entropy_tile(const CrossEntropy* a, const TilePosition* position
     cdef Shift[PARTIAL_REGS] s
     cdef Normalizer[PARTIAL_REGS] normalizer, zero
     cdef RowTarget[PARTIALS] t
-    cdef long double[PARTIALS] terms
-    cdef double[PARTIALS] of_class, total, factor
-    cdef real[PARTIALS] maxima, logits, log_p, weight_factor, weight_factor_lo
+    cdef wider[PARTIALS] terms
+    cdef double[PARTIALS] below_one, of_class, total, factor
+    cdef real[PARTIALS] maxima, hi, lo, shrink, logits, log_p, rest, weight_factor, weight_factor_lo
     cdef real* x = workspace.weights_buf
+    cdef vreal logit, of_logit
     cdef Row row
-    cdef long double lse
+    cdef wider lse, class_log_p
     cdef double of_weights
     cdef Py_ssize_t k, c
     cdef int v
@@ -433,6 +454,10 @@ cdef void cross_entropy_tile(const CrossEntropy* a, const TilePosition* position
         s[v] = tile_shift(rows, position, v, rows.scaled, row_max[v])
         store(maxima + v * LANES, row_max[v])
     normalizers_of_tile(rows, position, s, workspace, normalizer)
+    for v in range(PARTIAL_REGS):
+        store(hi + v * LANES, normalizer[v].hi)
+        store(lo + v * LANES, normalizer[v].lo)
+        store(shrink + v * LANES, s[v].shrink)
     if has_terms(a):
         sum_tile_terms(a, position, s, normalizer, workspace, terms, total)
     for c in range(PARTIALS):
@@ -444,21 +469,27 @@ cdef void cross_entropy_tile(const CrossEntropy* a, const TilePosition* position
             if t[c].cls >= 0:
                 logits[c] = x[t[c].cls * PARTIALS + c]
     for v in range(PARTIAL_REGS):
-        store(log_p + v * LANES, normal_result_of(STORE_LOGS, &s[v], &normalizer[v], rows.scaled,
-                                                  load(logits + v * LANES)))
+        logit = load(logits + v * LANES)
+        of_logit = normal_result_of(STORE_LOGS, &s[v], &normalizer[v], rows.scaled, logit)
+        store(log_p + v * LANES, of_logit)
+        store(rest + v * LANES, log_p_rest(&s[v], &normalizer[v], rows.scaled, logit, of_logit))
+    if a.has_grad:
+        for c in range(PARTIALS):               # apart from the loop below, so that the compiler makes it vectors
+            below_one[c] = expm1_of(log_p[c])
     for c in range(position.tile_rows):
         row = row_of(rows, position.first.o, position.first.i + c)
-        lse = lse_of(a, &row, maxima[c], &s[c // LANES], &normalizer[c // LANES], <int>(c % LANES))
+        lse = lse_of(a, &row, maxima[c], hi[c], lo[c], shrink[c])
         if a.target != NULL:
             t[c].total = total[c]
-        if not t[c].ignored:
+        if a.has_grad and not t[c].ignored:
             factor[c] = grad_factor(a, &row)
             of_weights = factor[c] * (t[c].total + 2 * a.z_loss * lse)
             weight_factor[c] = <real>of_weights
             weight_factor_lo[c] = <real>(of_weights - <double>weight_factor[c])
-        if t[c].cls >= 0:
-            of_class[c] = class_grad(a, &row, &t[c], log_p[c], lse)
-        store_loss(a, &row, &t[c], log_p[c], terms[c] if has_terms(a) and not t[c].ignored else 0, lse)
+        if a.has_grad and t[c].cls >= 0:
+            of_class[c] = class_grad(a, &row, &t[c], below_one[c], lse)
+        class_log_p = <wider>log_p[c] + (<wider>rest[c] if has_terms(a) else 0)
+        store_loss(a, &row, &t[c], class_log_p, terms[c] if has_terms(a) and not t[c].ignored else 0, lse)
     if not a.has_grad:
         return
     normalizers_of_tile(&a.weight_rows, position, s, workspace, normalizer)
@@ -473,7 +504,7 @@ cdef void cross_entropy_tile(const CrossEntropy* a, const TilePosition* position
         k += BLOCK
 
 cdef void sum_tile_terms(const CrossEntropy* a, const TilePosition* position, const Shift* s,
-                         const Normalizer* normalizer, const RowWorkspace* workspace, long double* terms,
+                         const Normalizer* normalizer, const RowWorkspace* workspace, wider* terms,
                          double* total) noexcept nogil:
     """sum_terms of each row, in the same order."""
     cdef const real* x = workspace.weights_buf
@@ -489,7 +520,7 @@ cdef void sum_tile_terms(const CrossEntropy* a, const TilePosition* position, co
             store(lo + v * LANES, lo_)
         for v in range(PARTIALS):
             if pass_ == 0:
-                terms[v] = <long double>hi[v] + <long double>lo[v]
+                terms[v] = <wider>hi[v] + <wider>lo[v]
             else:
                 total[v] = <double>hi[v] + <double>lo[v]
 
@@ -510,7 +541,7 @@ cdef void load_shares(const CrossEntropy* a, const TilePosition* position, Py_ss
 cdef void add_tile_terms(const CrossEntropy* a, const TilePosition* position, bint only_shares, const Shift* s,
                          const Normalizer* normalizer, const real* x, TileWorkspace* tile) noexcept nogil:
     cdef real[BLOCK * PARTIALS] q, q_lo
-    cdef vreal share, share_lo, log_p
+    cdef vreal share, share_lo, x_, log_p
     cdef vdd* running
     cdef Py_ssize_t k, of
     cdef int v
@@ -524,9 +555,10 @@ cdef void add_tile_terms(const CrossEntropy* a, const TilePosition* position, bi
             if only_shares:
                 running[0] = add_share(running[0], share, share_lo)
             else:
-                log_p = normal_result_of(STORE_LOGS, &s[v], &normalizer[v], a.log_rows.scaled,
-                                         load(x + k * PARTIALS + v * LANES))
-                running[0] = add_entropy_term(running[0], share, share_lo, log_p)
+                x_ = load(x + k * PARTIALS + v * LANES)
+                log_p = normal_result_of(STORE_LOGS, &s[v], &normalizer[v], a.log_rows.scaled, x_)
+                running[0] = add_entropy_term(running[0], share, share_lo, log_p,
+                                              log_p_rest(&s[v], &normalizer[v], a.log_rows.scaled, x_, log_p))
         if (k + 1) % CHUNK == 0 or k + 1 == a.log_rows.n:
             end_exact_tile_chunk(tile)
 
