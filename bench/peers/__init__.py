@@ -5,6 +5,7 @@ each is tried, and the fastest is the one that is measured.
 """
 
 from peers.jax_ import Jax
+from peers.litert_ import Xnnpack
 from peers.numpy_ import NumPy
 from peers.onnxruntime_ import OnnxRuntime
 from peers.openvino_ import OpenVino
@@ -13,7 +14,7 @@ from peers.ours import Ours
 from peers.scipy_ import SciPy
 from peers.torch_ import PyTorch, PyTorchFolded
 
-CLASSES = (Ours, Oracle, NumPy, SciPy, PyTorch, PyTorchFolded, OnnxRuntime, OpenVino, Jax)
+CLASSES = (Ours, Oracle, NumPy, SciPy, PyTorch, PyTorchFolded, OnnxRuntime, OpenVino, Jax, Xnnpack)
 LIBRARIES = {cls.name: cls for cls in CLASSES}
 BY_HAND = (PyTorchFolded.name,)  # rearranged by the caller: in decoding compared on its own, not as the best peer
 

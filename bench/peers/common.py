@@ -41,7 +41,8 @@ class Peer:
         The result goes to preallocated memory where the library can do that, except for arrays below `shapes.SMALL`
         elements, which are measured as people write them. For attention the namespace has two names more: ``result``,
         a function from the statement's value to the array (B, Hq, L, E), which `checked` compares with float64, and
-        ``how``, the operator that is called. UnavailableError says that the library cannot do this, and why.
+        ``how``, the operator that is called. For softmax it may have ``result``. UnavailableError says that the library
+        cannot do this, and why.
         """
         raise NotImplementedError
 
@@ -60,6 +61,27 @@ TOLERANCE = {"float64": 1e-6, "float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-1
 
 
 def checked(family, shape, value, space):
+    """What is known of a call whose result is right: {} of softmax, of attention as `checked_attention` says."""
+    if family == "softmax":
+        return checked_softmax(shape, space["result"](value))
+    return checked_attention(family, shape, value, space)
+
+
+def checked_softmax(shape, got):
+    """Compare some rows with float64; WrongError where a weight is off by more than the tolerance, relative to it."""
+    got, x = (np.moveaxis(array, shape.axis, -1) for array in (np.asarray(got), data.scores(shape)))
+    if got.shape != x.shape:
+        raise WrongError(f"the result has shape {got.shape}")
+    got, x = (array.reshape(-1, x.shape[-1]) for array in (got, x))
+    rows = np.unique(np.linspace(0, len(x) - 1, 16).astype(int))
+    exact = numpy_baseline.softmax(x[rows].astype(np.float64), -1)
+    error = np.abs(got[rows].astype(np.float64) / exact - 1).max()
+    if not error <= TOLERANCE[shape.dtype]:
+        raise WrongError(f"a weight is off by {error:.1e} of itself from the result in float64")
+    return {}
+
+
+def checked_attention(family, shape, value, space):
     """How an attention was called, and the largest error of some of its rows; WrongError if that is too large."""
     rows = np.unique(np.linspace(0, shape.queries - 1, 16).astype(int))
     query, key, value64 = (x.astype(np.float64) for x in data.attention(shape))
