@@ -4,12 +4,14 @@ The workers are started once per number of threads and take turns, A B A B, with
 one process the thread pools of two libraries would spin against each other. A turn is about 50 ms of calls and
 counts as its median; the ratio of two libraries is the median over the rounds of the ratio within a round, so that
 a slow spell of the machine falls on both sides. Writes bench/results/<cpu>.json; `report.py` makes the tables and
-plots of README.md and docs/ from such files. `--against REV` compares two commits of fastsoftmax in the same way.
+plots of README.md and docs/ from such files. `--merge` keeps the other rows of the file. `--widths` measures rows of
+every width from 2 to 128 and writes bench/results/widths-<cpu>.json. `--against REV` compares two commits of
+fastsoftmax in the same way.
 """
 
 import argparse
+import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -19,10 +21,11 @@ import machine
 import peers
 import record
 import shapes
-from figures import OURS, Row, figure, results
+from figures import OURS, Row, figure, percent_of_limit, results, slug, speed
 from machine import Machine
 from standalone import turns
 
+IN_WIDTHS = (OURS, peers.PyTorch.name, peers.OnnxRuntime.name, peers.Xnnpack.name)
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
@@ -33,13 +36,13 @@ def ours_path():
     return ROOT if built else None
 
 
-def workers(threads, paths):
-    """The workers of our own commits; with one alone also those of every other library and of the machine."""
+def workers(threads, paths, names=(*peers.LIBRARIES, Machine.name)):
+    """The workers of our own commits; with one alone also those of the other libraries named and of the machine."""
     def worker(label, library, path):
         return label, [os.fspath(HERE / "worker.py"), library, str(threads)], threads, path
 
     ours = [worker(label, OURS, path) for label, path in paths.items()]
-    names = [*peers.LIBRARIES, Machine.name] if list(paths) == [OURS] else []
+    names = names if list(paths) == [OURS] else ()
     return turns.workers(ours + [worker(name, name, paths[OURS]) for name in names if name != OURS])
 
 
@@ -85,15 +88,46 @@ def compare(cases, options):
                 rows.append(row)
                 tell(f"{family}, {shape.name}: {progress(row, versions)}")
     data = results(rows, limits, versions, isa_of(paths[OURS]), options.repeat)
-    slug = re.sub(r"\W+", "-", data["cpu"].lower()).strip("-")
-    target = Path(options.json) if options.json else record.RESULTS / f"{slug}.json"
+    write(data, options, "")
+
+
+def write(data, options, prefix):
+    """Write a results file, into that which is there where this is asked for."""
+    target = Path(options.json) if options.json else record.RESULTS / f"{prefix}{slug(data['cpu'])}.json"
+    if options.merge and target.exists():
+        data = record.merged(json.loads(target.read_text(encoding="utf-8")), data)
     record.save(target, data)
     tell(f"wrote {target}")
 
 
+def compare_widths(options):
+    """Measure rows of every width with one thread, and write their results file."""
+    paths, speeds = {OURS: ours_path()}, {}
+    with workers(1, paths, IN_WIDTHS) as crew:
+        versions = {worker.name: worker.greeting.get("version", f"absent: {worker.absent}") for worker in crew}
+        for elements, shape in ((elements, shape) for elements, line in shapes.WIDTHS.items() for shape in line):
+            times, reasons, _ = measure(crew, "softmax", shape, options.repeat, options.seconds)
+            row = Row("softmax", shape, 1, times, reasons, {})
+            for worker in crew:
+                series = speeds.setdefault((elements, worker.name), [])
+                taken = times.get(worker.name)
+                series.append(round(speed(taken, shape, "softmax"), 3) if taken else None)
+            tell(f"{shape.name}: {progress(row, versions)}")
+    data = results([], {}, versions, isa_of(paths[OURS]), options.repeat)
+    data = {key: data[key] for key in ("date", "cpu", "cpus", "isa", "system", "python", "rounds", "versions")}
+    data["first_width"] = next(iter(shapes.WIDTHS.values()))[0].shape[1]
+    data["series"] = [{"elements": elements, "library": name, "speeds": taken}
+                      for (elements, name), taken in speeds.items() if any(taken)]
+    write(data, options, "widths-")
+
+
 def progress(row, versions):
     """Each library's figure, or why it has none; those that are absent from the start have been told."""
-    cells = [f"{name} {figure(taken, row.shape, row.family)}" for name, taken in row.times.items()]
+    cells = [f"{name} {figure(taken, row.shape, row.family)}" for name, taken in row.times.items()
+             if name != Machine.name]
+    if {OURS, Machine.name} <= set(row.times):
+        kind, limit = machine.limit(row.family, row.shape)[0], figure(row.times[Machine.name], row.shape, row.family)
+        cells.append(f"limit ({kind}) {limit}, {percent_of_limit(row.times)} % of it")
     cells += [f"{name}: {why}" for name, why in row.reasons.items() if not versions[name].startswith("absent")]
     return ", ".join(cells)
 
@@ -164,6 +198,8 @@ def parse(arguments=None):
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="part of a shape's name")
     parser.add_argument("--repeat", type=int, metavar="N", help="rounds; default 7, with --quick 3")
     parser.add_argument("--against", metavar="REV", help="compare HEAD with another commit of fastsoftmax")
+    parser.add_argument("--widths", action="store_true", help="softmax of rows of 2 to 128, one thread")
+    parser.add_argument("--merge", action="store_true", help="keep the rows of the file that are not measured")
     parser.add_argument("--json", metavar="FILE", help="where to write; default bench/results/<cpu>.json")
     options = parser.parse_args(arguments)
     options.repeat = options.repeat or (3 if options.quick else 7)
@@ -172,6 +208,8 @@ def parse(arguments=None):
         cases = shapes.select(options.only, options.families, options.quick)
     except ValueError as error:
         parser.error(str(error))
+    if options.merge and (options.widths or options.against):
+        parser.error("--merge is for the table of shapes")
     if not cases:
         parser.error("no shape of that name with these functions")
     return cases, options
@@ -181,6 +219,8 @@ def main():
     cases, options = parse()
     if options.against:
         compare_commits(cases, options)
+    elif options.widths:
+        compare_widths(options)
     else:
         compare(cases, options)
 

@@ -7,15 +7,22 @@ import contextlib
 import datetime
 import os
 import platform
+import re
 import statistics
 from typing import NamedTuple
 
+import machine
 import peers
 import shapes
 from machine import Machine
 from standalone import turns
 
 OURS = peers.Ours.name
+INTEL = {  # family 6, by model
+    79: "Broadwell", 85: "Skylake or Cascade Lake", 106: "Ice Lake", 108: "Ice Lake", 143: "Sapphire Rapids",
+    151: "Alder Lake", 154: "Alder Lake", 183: "Raptor Lake", 207: "Emerald Rapids", 173: "Granite Rapids",
+}
+ARM = {"0xd0c": "Neoverse N1", "0xd40": "Neoverse V1", "0xd49": "Neoverse N2", "0xd4f": "Neoverse V2"}
 UNITS = {"elements": "G elements/s", "flops": "GFLOP/s", "bytes": "GB/s"}
 
 
@@ -55,9 +62,9 @@ def best_peer(times, family):
 def results(rows, limits, versions, isa, rounds):
     """The content of a results file; report.py reads it.
 
-    Of each row: each library's figure in `unit`; `times_best_peer`, the best peer's time over ours; `times_limit`, our
-    time over that of the machine's own copy, read or write of the same memory; for attention `percent_of_limit`, the
-    time of as many multiply-adds in registers (or of reading as much memory) over ours. All are medians over rounds.
+    Of each row: each library's figure in `unit`; `times_best_peer`, the best peer's time over ours; `limit`, what
+    bounds the row (`machine.limit`), and `percent_of_limit`, the time of the machine's own copy, read or write of as
+    much memory, or of as many multiply-adds in registers, over ours. All are medians over rounds.
     """
     return {
         "date": str(datetime.date.today()), "cpu": cpu(), "cpus": cpus(), "isa": isa,
@@ -86,14 +93,16 @@ def result(row):
     if OURS in times and family in shapes.ATTENTION:
         found["time"] = turns.duration(times[OURS])
     if {OURS, Machine.name} <= set(times):
-        if family in shapes.ATTENTION:
-            found["percent_of_limit"] = round(100 * turns.ratio(times[Machine.name], times[OURS]))
-        else:
-            found["times_limit"] = round(turns.ratio(times[OURS], times[Machine.name]), 2)
+        found.update(limit=machine.limit(family, shape)[0], percent_of_limit=percent_of_limit(times))
     folded = peers.BY_HAND[0]
     if {OURS, folded} <= set(times):
         found["times_folded"] = round(turns.ratio(times[folded], times[OURS]), 2)
     return found
+
+
+def percent_of_limit(times):
+    """The time of the machine's limit over ours."""
+    return round(100 * turns.ratio(times[Machine.name], times[OURS]))
 
 
 def calls(rows):
@@ -130,7 +139,35 @@ def cpu():
             key, _, value = line.partition(":")
             names.setdefault(key.strip(), value.strip())
     model = names.get("model name") or platform.processor() or platform.machine()
-    return model + (f", family {names['cpu family']} model {names['model']}" if "cpu family" in names else "")
+    return identity(model, names)
+
+
+def identity(model, names):
+    """The name as people know it: "AMD EPYC, family 25 model 17 (Zen 4)"."""
+    if "cpu family" in names:
+        model += f", family {names['cpu family']} model {names['model']}"
+        found = generation(names.get("vendor_id"), int(names["cpu family"]), int(names["model"]))
+    else:
+        found = ARM.get(names.get("CPU part"))
+    return model + (f" ({found})" if found else "")
+
+
+def generation(vendor, family, model):
+    """The generation of an x86 processor by its CPUID, or None where it is not known here."""
+    if vendor == "AuthenticAMD":
+        if family == 25:
+            return "Zen 4" if 0x10 <= model < 0x20 or 0x60 <= model < 0x80 or 0xA0 <= model < 0xB0 else "Zen 3"
+        return {23: "Zen 2" if model >= 0x30 else "Zen", 26: "Zen 5"}.get(family)
+    return INTEL.get(model) if vendor == "GenuineIntel" and family == 6 else None
+
+
+def slug(cpu):
+    """The name of a processor as that of a file: "AMD EPYC, family 25 model 17 (Zen 4)" is amd-epyc-zen4."""
+    name, _, rest = cpu.partition(", family")
+    if kind := re.search(r"\((.*)\)$", rest or name):
+        name, rest = name.removesuffix(f" ({kind[1]})") + " " + kind[1].replace("Zen ", "Zen"), ""
+    name = re.sub(r"\(R\)|\(TM\)|\bCPU\b|@.*|\bProcessor\b|\d+-Core", " ", name, flags=re.IGNORECASE)
+    return re.sub(r"\W+", "-", f"{name} {rest}".lower()).strip("-")
 
 
 def cpus():

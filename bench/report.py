@@ -1,8 +1,9 @@
 """Writes every table and plot of README.md and docs/ from bench/results: `python bench/report.py [--check]`.
 
 A table stands between `<!-- begin: NAME -->` and `<!-- end -->`, where NAME is a key of TABLES; the plots of PLOTS are
-SVG files in docs/images. Both are replaced. With `--check` nothing is written, and the exit status is 1 if anything
-would change: a figure that was edited by hand, or results that are newer than the text.
+SVG files in docs/images. Both are replaced. Each processor with results has a page in docs/results;
+README.md and the plots show the newest that has the row. With `--check` nothing is written, and the exit status is 1
+if anything would change: a figure that was edited by hand, or results that are newer than the text.
 
 The files in bench/results are written by `compare.py --json` (speed) and `accuracy.py --json`; threads.json and
 minilm.txt hold the output of busy.py and minilm.py.
@@ -16,22 +17,18 @@ import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from record import load
+from charts import COLOURS, chart, lines
+from record import RESULTS, load
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "fastsoftmax"
-SOFTMAX, ATTENTION = "amd-epyc-zen4.json", "amd-epyc-zen3.json"
 LOST = 1e6                  # ULP: a result close to 0 came out as 0
-COLOURS = {                 # Okabe and Ito's, which colour-blind readers can tell apart
-    OURS: "#000000", "PyTorch": "#d55e00", "PyTorch folded": "#e69f00", "ONNX Runtime": "#0072b2",
-    "OpenVINO": "#cc79a7", "JAX": "#009e73", "SciPy": "#56b4e9", "NumPy": "#8a8a8a",
-}
 NO_PEER = ("oracle",)       # fastsoftmax.reference, which computes float32 in float64
-README_SPEED = (            # file, function, name of the shape; one thread
-    (SOFTMAX, "softmax", "ten numbers"), (SOFTMAX, "softmax", "ImageNet classes"),
-    (SOFTMAX, "softmax", "channels of images"), (SOFTMAX, "log_softmax", "ImageNet classes"),
-    (SOFTMAX, "logsumexp", "ImageNet classes"), (SOFTMAX, "causal_softmax", "causal square"),
-    (ATTENTION, "attention", "BERT text"), (ATTENTION, "attention_decode", "4096 keys cached"),
+README_SPEED = (            # function, name of the shape; one thread, from the newest file that has it
+    ("softmax", "ten numbers"), ("softmax", "ImageNet classes"),
+    ("softmax", "channels of images"), ("log_softmax", "ImageNet classes"),
+    ("logsumexp", "ImageNet classes"), ("causal_softmax", "causal square"),
+    ("attention", "BERT text"), ("attention_decode", "4096 keys cached"),
 )
 KINDS = {
     "attention": "attention", "attention_causal": "causal attention", "attention_window": "window of 128",
@@ -62,9 +59,9 @@ def factor(row):
     return f"{row['times_best_peer']:.2f}" if "times_best_peer" in row else "n/a"
 
 
-def columns(data):
-    """The libraries that a file has figures of, ours first."""
-    found = dict.fromkeys(name for row in data["rows"] for name in row["figures"])
+def columns(rows):
+    """The libraries that some rows have figures of, ours first."""
+    found = dict.fromkeys(name for row in rows for name in row["figures"])
     return [OURS, *(name for name in found if name != OURS)]
 
 
@@ -73,10 +70,32 @@ def shape_of(row):
         f" axis {row['axis']}" if "axis" in row else "")
 
 
-def select(file, function=None, name=None, threads=1):
+def runs():
+    """{name: content} of the files that compare.py wrote, the newest first."""
+    found = {path.stem: load(path.name) for path in sorted(RESULTS.glob("*.json"))}
+    found = {name: data for name, data in found.items() if "limits" in data}
+    return dict(sorted(found.items(), key=lambda item: item[1]["date"], reverse=True))
+
+
+def newest(function, name=None):
+    """The newest file that has a function, on a shape and with one thread if that is named."""
+    return next(file for file, data in runs().items() if select(data, function, name, 1))
+
+
+def select(data, function=None, name=None, threads=1):
     """Rows of a file; None stands for all."""
-    return [row for row in load(file)["rows"] if (function or row["function"]) == row["function"]
+    return [row for row in data["rows"] if (function or row["function"]) == row["function"]
             and (name or row["name"]) == row["name"] and (threads or row["threads"]) == row["threads"]]
+
+
+def quoted():
+    """(file, row) of the README's speed."""
+    found = ((newest(function, name), function, name) for function, name in README_SPEED)
+    return [(file, *select(runs()[file], function, name)) for file, function, name in found]
+
+
+def is_attention(row):
+    return row["function"] in KINDS
 
 
 # --- tables
@@ -85,19 +104,19 @@ def select(file, function=None, name=None, threads=1):
 def speed():
     """The eight rows of the README."""
     rows = []
-    for file, function, name in README_SPEED:
-        (row,) = select(file, function, name)
-        rest = "SciPy" if file == SOFTMAX else "NumPy"
-        peer = row["best_peer"]
-        rows.append([KINDS.get(function, f"`{function}`"), f"{row['name']} {shape_of(row)}", with_unit(row, OURS),
-                     f"{figure(row, rest)}", f"{peer} {figure(row, peer)}", factor(row)])
+    for _, row in quoted():
+        rest, peer = "NumPy" if is_attention(row) else "SciPy", row["best_peer"]
+        rows.append([KINDS.get(row["function"], f"`{row['function']}`"), f"{row['name']} {shape_of(row)}",
+                     with_unit(row, OURS), f"{figure(row, rest)}", f"{peer} {figure(row, peer)}", factor(row)])
     return markdown(["function", "shape", OURS, "SciPy or NumPy", "fastest other", "times as fast"], rows, 2)
 
 
 def machines():
-    """Where the figures come from, a line for each file."""
-    return "\n".join(f"- {what}: {where(load(file))}" for what, file in (
-        ("Softmax family", SOFTMAX), ("Attention", ATTENTION)))
+    """Where the README's figures come from, a line for each file."""
+    kinds = {}
+    for file, row in quoted():
+        kinds.setdefault(file, {})["attention" if is_attention(row) else "softmax family"] = None
+    return "\n".join(f"- {' and '.join(found).capitalize()}: {where(runs()[file])}" for file, found in kinds.items())
 
 
 def where(data):
@@ -109,46 +128,67 @@ def where(data):
 
 def standing():
     """How many rows are fastest, and where another library is: a line for each function."""
-    lines = []
-    for file in (SOFTMAX, ATTENTION):
-        for function in dict.fromkeys(row["function"] for row in load(file)["rows"]):
-            rows = [row for row in select(file, function, threads=None) if "times_best_peer" in row]
-            if not rows:
+    rows = []
+    for data in runs().values():
+        for function in dict.fromkeys(row["function"] for row in data["rows"]):
+            found = [row for row in select(data, function, threads=None) if "times_best_peer" in row]
+            if not found:
                 continue
-            factors = [row["times_best_peer"] for row in rows]
+            factors = [row["times_best_peer"] for row in found]
             mean = math.exp(sum(map(math.log, factors)) / len(factors))
-            slower = sorted((row for row in rows if row["times_best_peer"] < 1), key=lambda row: row["times_best_peer"])
+            slower = sorted((row for row in found if row["times_best_peer"] < 1),
+                            key=lambda row: row["times_best_peer"])
             worst = "; ".join(f"{row['best_peer']}, {row['name']}" for row in slower[:1])
-            lines.append([KINDS.get(function, f"`{function}`"), f"{len(rows)}", f"{len(rows) - len(slower)}",
-                          f"{mean:.2f}", f"{min(factors):.2f}" + (f" ({worst})" if slower else ""),
-                          f"{max(factors):.2f}"])
-    head = ["function", "rows", "fastest in", "times as fast as the best other, geometric mean", "least", "most"]
-    return markdown(head, lines)
+            rows.append([KINDS.get(function, f"`{function}`"), short(data), f"{len(found)}",
+                         f"{len(found) - len(slower)}", f"{mean:.2f}",
+                         f"{min(factors):.2f}" + (f" ({worst})" if slower else ""), f"{max(factors):.2f}"])
+    head = ["function", "CPU", "rows", "fastest in", "times as fast as the best other, geometric mean", "least", "most"]
+    return markdown(head, rows, 2)
 
 
-def softmax_table():
-    data = load(SOFTMAX)
-    names = columns(data)
+def short(data):
+    """The generation of a processor, or its name where that is not known."""
+    kind = re.search(r"\(([^()]*)\)$", data["cpu"])
+    return kind[1] if kind else data["cpu"]
+
+
+def cpus():
+    """The processors with results, each with its page."""
+    rows = [[f"[{data['cpu']}](results/{name}.md)", f"`{data['isa']}`", data["date"],
+             ", ".join(dict.fromkeys(KINDS.get(row["function"], f"`{row['function']}`") for row in data["rows"]))]
+            for name, data in runs().items()]
+    return markdown(["CPU", "instruction set", "measured", "functions"], rows, 4)
+
+
+def softmax_table(data):
+    names = columns([row for row in data["rows"] if not is_attention(row)])
     rows = [[row["function"], f"{row['name']} {shape_of(row)}", row["dtype"], str(row["threads"]),
-             *(figure(row, name) for name in names), row["best_peer"] or "n/a", factor(row),
-             f"{row['times_limit']:.2f}" if "times_limit" in row else ""] for row in data["rows"]]
-    return markdown(["function", "shape", "dtype", "threads", *names, "best peer", "x best peer", "x limit"], rows, 4)
+             *(figure(row, name) for name in names), row["best_peer"] or "n/a", factor(row), limit(row)]
+            for row in data["rows"] if not is_attention(row)]
+    head = ["function", "shape", "dtype", "threads", *names, "best peer", "x best peer", "% of limit"]
+    return markdown(head, rows, 4)
 
 
-def attention_table():
-    data = load(ATTENTION)
-    names = columns(data)
+def limit(row):
+    """How much of the machine's limit is reached, and which limit that is: a cell."""
+    return f"{row['percent_of_limit']} ({row['limit']})" if "limit" in row else ""
+
+
+def attention_table(data):
+    chosen = [row for row in data["rows"] if is_attention(row)]
+    names = columns(chosen)
     rows = [[row["function"], f"{row['name']} {shape_of(row)}", row["dtype"], str(row["threads"]), row["time"],
-             figure(row, OURS), str(row.get("percent_of_limit", "")), *(figure(row, name) for name in names[1:]),
+             figure(row, OURS), limit(row), *(figure(row, name) for name in names[1:]),
              row["best_peer"] or "n/a", factor(row),
-             f"{row['times_folded']:.2f}" if "times_folded" in row else ""] for row in data["rows"]]
+             f"{row['times_folded']:.2f}" if "times_folded" in row else ""] for row in chosen]
     head = ["function", "shape (B, Hq, Hk, L, S, E)", "dtype", "threads", "time", OURS, "% of limit", *names[1:]]
     return markdown([*head, "best peer", "x best peer", "x PyTorch folded"], rows, 4)
 
 
 def attention_summary():
     """Causal and windowed attention relative to the whole, and two threads relative to one."""
-    rows = {(row["function"], row["name"], row["threads"]): row for row in load(ATTENTION)["rows"]}
+    data = runs()[newest("attention")]
+    rows = {(row["function"], row["name"], row["threads"]): row for row in data["rows"] if is_attention(row)}
     lines = []
     for (function, name, threads), row in rows.items():
         if threads != 1 or row["unit"] == "us":
@@ -166,8 +206,8 @@ def seconds(row):
     return float(value) * {"s": 1, "ms": 1e-3, "us": 1e-6}[unit]
 
 
-def attention_calls():
-    calls = load(ATTENTION)["calls"]
+def attention_calls(data):
+    calls = data["calls"]
     dtypes = list(dict.fromkeys(dtype for found in calls.values() for dtype in found["errors"]))
     rows = [[name, ", ".join(f"`{call}`" for call in found["calls"]),
              *(f"{found['errors'][dtype]:.1e}" if dtype in found["errors"] else "n/a" for dtype in dtypes)]
@@ -175,24 +215,17 @@ def attention_calls():
     return markdown(["library", "called", *(f"error, {dtype}" for dtype in dtypes)], rows, 2)
 
 
-def notes():
-    return "\n".join(f"- {note}" for file in (SOFTMAX, ATTENTION) for note in load(file)["notes"])
+def limits(data):
+    rows = [[threads, *(found[kind] for kind in ("copy", "read", "write", "fma"))]
+            for threads, found in data["limits"].items()]
+    return markdown(["threads", "copy (read and written)", "read", "write", "multiply-adds in registers"], rows, 1)
 
 
-def limits():
-    rows = [[what, threads, *(found[kind] for kind in ("copy", "read", "write", "fma"))]
-            for what, file in (("softmax family", SOFTMAX), ("attention", ATTENTION))
-            for threads, found in load(file)["limits"].items()]
-    head = ["run", "threads", "copy (read and written)", "read", "write", "multiply-adds in registers"]
-    return markdown(head, rows, 2)
-
-
-def unavailable():
+def unavailable(data):
     lines = []
-    for file in (SOFTMAX, ATTENTION):
-        for item in load(file)["unavailable"]:
-            cases = "; ".join(f"{name} ({', '.join(functions)})" for name, functions in item["cases"].items())
-            lines.append(f"- {item['library']}: {item['why']}{': ' + cases if cases else ''}")
+    for item in data["unavailable"]:
+        cases = "; ".join(f"{name} ({', '.join(functions)})" for name, functions in item["cases"].items())
+        lines.append(f"- {item['library']}: {item['why']}{': ' + cases if cases else ''}")
     return "\n".join(lines) or "Every library did every case."
 
 
@@ -306,11 +339,46 @@ def scaling_parameters():
             f"{options['wake'] * 1e6:g} us a region for each thread beyond two.")
 
 
+def widths():
+    """The plot over the width of rows, of the newest file."""
+    found = rows_of_every_width()
+    if not found:
+        return "Not measured."
+    return widths_of(next(iter(found)))
+
+
+def widths_of(name):
+    """The plot of a processor, and the widths at which ours is slow."""
+    data = rows_of_every_width()[name]
+    found = []
+    for series in (series for series in data["series"] if series["library"] == OURS):
+        widths = ", ".join(map(str, slow(data["first_width"], series["speeds"])))
+        found.append(f"{series['elements']} elements: {widths or 'none'}")
+    return f"""```{{image}} images/widths-{name}.svg
+:alt: G elements/s of softmax over the width of rows
+:width: 100%
+```
+
+On {data['cpu']}; {data['date']}, {data['rounds']} rounds. Widths at which fastsoftmax is more than 25 % slower
+than at the width before or after: {"; ".join(found)}."""
+
+
+def rows_of_every_width():
+    """{name of the processor: content} of the files of `compare.py --widths`, the newest first."""
+    found = {path.stem.removeprefix("widths-"): load(path.name) for path in sorted(RESULTS.glob("widths-*.json"))}
+    return dict(sorted(found.items(), key=lambda item: item[1]["date"], reverse=True))
+
+
+def slow(first, speeds):
+    """The widths at which the speed is below 3/4 of that of a neighbour."""
+    return [first + i for i in range(len(speeds))
+            if speeds[i] and speeds[i] < 0.75 * max(filter(None, speeds[max(i - 1, 0):i + 2]))]
+
+
 TABLES = {
     function.__name__.replace("_", "-"): function for function in (
-        speed, machines, standing, softmax_table, attention_table, attention_summary, attention_calls, limits,
-        notes, unavailable, accuracy, accuracy_random, accuracy_sweep, accuracy_other, second_thread, busy, scaling,
-        scaling_check, scaling_parameters)
+        speed, machines, standing, cpus, attention_summary, accuracy, accuracy_random, accuracy_sweep, accuracy_other,
+        second_thread, busy, widths, scaling, scaling_check, scaling_parameters)
 }
 
 
@@ -329,56 +397,33 @@ def groups(rows):
     return found
 
 
-def chart(title, subtitle, found, clip=8):
-    """Bars of the time relative to ours, a group for each row; a bar longer than `clip` is cut and says its length."""
-    names = [name for name in COLOURS if any(name in times for _, _, times in found)]
-    left, step, gap, scale, width = 330, 13, 12, 46, 800
-    height = 106 + sum(step * len(times) + gap for _, _, times in found)
-    style = ("text{font:12px system-ui,sans-serif;fill:#222}.s{font-size:11px;fill:#555}"
-             ".t{font-size:15px;font-weight:600}")
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-           f'role="img" aria-label="{escape(title)}">', f"<style>{style}</style>",
-           f'<rect width="{width}" height="{height}" fill="#fff"/>',
-           f'<text class="t" x="12" y="24">{escape(title)}</text>', f'<text x="12" y="43">{escape(subtitle)}</text>']
-    x = 12
-    for name in names:
-        out.append(f'<rect x="{x}" y="56" width="11" height="11" fill="{COLOURS[name]}"/>'
-                   f'<text x="{x + 16}" y="66">{name}</text>')
-        x += 34 + 7 * len(name)
-    out.append(f'<line x1="{left + scale}" x2="{left + scale}" y1="78" y2="{height - 18}" stroke="#999"/>')
-    y = 86
-    for label, note, times in found:
-        middle = y + step * len(times) / 2
-        out.append(f'<text x="{left - 10}" y="{middle - 2:g}" text-anchor="end">{escape(label)}</text>')
-        out.append(f'<text class="s" x="{left - 10}" y="{middle + 12:g}" text-anchor="end">{escape(note)}</text>')
-        for name in (name for name in names if name in times):
-            length = scale * min(times[name], clip)
-            out.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{step - 2}" fill="{COLOURS[name]}"/>'
-                       f'<text class="s" x="{left + length + 5:.1f}" y="{y + 10}">{times[name]:.3g}'
-                       f"{' (bar cut)' if times[name] > clip else ''}</text>")
-            y += step
-        y += gap
-    out.append(f'<text class="s" x="{left + scale}" y="{height - 5}" text-anchor="middle">1 = fastsoftmax</text>')
-    return "\n".join([*out, "</svg>", ""])
-
-
 SUBTITLE = "One thread; time of a call relative to fastsoftmax. Shorter is faster; below 1 is faster than fastsoftmax."
 
 
 def plot_speed():
-    found = groups([select(file, function, name)[0] for file, function, name in README_SPEED[1:]])
+    found = groups([row for _, row in quoted()[1:]])
     for _, _, times in found:
         times.pop("PyTorch folded", None)
     return chart("The same work takes other libraries this many times as long", SUBTITLE, found)
 
 
 def plot_softmax():
-    return chart("softmax, every shape measured", SUBTITLE, groups(select(SOFTMAX, "softmax")))
+    data = runs()[newest("softmax")]
+    return chart(f"softmax, every shape measured, {short(data)}", SUBTITLE, groups(select(data, "softmax")))
 
 
 def plot_attention():
-    rows = [row for row in select(ATTENTION) if row["dtype"] == "float32" and row["unit"] != "us"]
-    return chart("Attention in float32, every shape measured", SUBTITLE, groups(rows))
+    data = runs()[newest("attention")]
+    rows = [row for row in select(data) if is_attention(row) and row["dtype"] == "float32" and row["unit"] != "us"]
+    return chart(f"Attention in float32, every shape measured, {short(data)}", SUBTITLE, groups(rows))
+
+
+def plot_widths(data):
+    panels = [(f"{elements:,} elements", {series["library"]: series["speeds"] for series in data["series"]
+                                          if series["elements"] == elements})
+              for elements in dict.fromkeys(series["elements"] for series in data["series"])]
+    return lines(f"softmax by the width of rows, {short(data)}", "One thread, float32; G elements/s over the width.",
+                 range(data["first_width"], data["first_width"] + len(data["series"][0]["speeds"])), panels)
 
 
 def plot_scaling():
@@ -420,6 +465,52 @@ PLOTS = {"speed.svg": plot_speed, "softmax.svg": plot_softmax, "attention.svg": 
          "scaling.svg": plot_scaling}
 
 
+# --- a page for each processor
+
+
+PAGE = """---
+html_theme.sidebar_secondary.remove: true
+---
+
+# {cpu}
+
+Written by `python bench/report.py` from `bench/results/{name}.json`. [](../performance.md) says how it is measured.
+
+{where}
+
+Machines are shared with other users: a ratio within a row stands for more than a figure beside another.
+"""
+SOFTMAX_HEAD = """\
+Figures are G elements/s, or the time of one call for small arrays. "x best peer" is the best peer's time over ours:
+above 1, fastsoftmax is faster. "% of limit", for arrays of 48 MiB and more, is the time of the machine's own copy
+(softmax), read (reductions) or write (masks) of the same memory over ours: 100 cannot be beaten. Both are medians of
+the ratios within a round. The column "oracle" is `fastsoftmax.reference`, which computes float32 in float64; it is no
+peer."""
+ATTENTION_HEAD = """\
+Figures are GFLOP/s, counting 4 E operations for each visible pair of a query and a key; for decoding GB/s of keys and
+values; for the smallest shapes the time of one call. "% of limit" is the time of as many multiply-adds in registers
+(fma), or of reading as much memory (read), over ours."""
+CALLS_HEAD = "How each library was called, and the largest difference from float64 of 16 rows of every case:"
+
+
+def page(name, data):
+    """The page of a processor: sections of what was measured on it."""
+    attention = any(map(is_attention, data["rows"]))
+    sections = [PAGE.format(cpu=data["cpu"], name=name, where=where(data))]
+    if not all(map(is_attention, data["rows"])):
+        sections.append(f"## Softmax family\n\n{SOFTMAX_HEAD}\n\n{softmax_table(data)}\n")
+    if attention:
+        sections.append(f"## Attention\n\n{ATTENTION_HEAD}\n\n{attention_table(data)}\n")
+        sections.append(f"## Calls and errors of attention\n\n{CALLS_HEAD}\n\n{attention_calls(data)}\n")
+    if name in rows_of_every_width():
+        sections.append(f"## Rows of every width\n\n{widths_of(name).replace('} images/', '} ../images/')}\n")
+    sections.append(f"## The machine's own limits\n\n{limits(data)}\n")
+    if data["notes"]:
+        sections.append("## Notes\n\n" + "\n".join(f"- {note}" for note in data["notes"]) + "\n")
+    sections.append(f"## Not available\n\n{unavailable(data)}\n")
+    return "\n".join(sections)
+
+
 # --- the files
 
 
@@ -434,10 +525,14 @@ def filled(text, file):
 
 
 def files():
-    """path -> the text that it must hold."""
+    """path -> the text that it must hold; None for a page or plot whose results are gone."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     found = {page: filled(page.read_text(encoding="utf-8"), page.name) for page in pages}
-    return found | {ROOT / "docs" / "images" / name: draw() for name, draw in PLOTS.items()}
+    folder, images = ROOT / "docs" / "results", ROOT / "docs" / "images"
+    found |= {old: None for old in folder.glob("*.md")} | {old: None for old in images.glob("widths-*.svg")}
+    found |= {folder / f"{name}.md": page(name, data) for name, data in runs().items()}
+    found |= {images / f"widths-{name}.svg": plot_widths(data) for name, data in rows_of_every_width().items()}
+    return found | {images / name: draw() for name, draw in PLOTS.items()}
 
 
 def main():
@@ -452,7 +547,10 @@ def main():
         stale += 1
         if check:
             sys.stdout.writelines(list(difflib.unified_diff(
-                before.splitlines(True), text.splitlines(True), str(path), "bench/results", n=0))[:20])
+                before.splitlines(True), (text or "").splitlines(True), str(path), "bench/results", n=0))[:20])
+        elif text is None:
+            path.unlink()
+            print(f"removed {path.relative_to(ROOT)}")
         else:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")

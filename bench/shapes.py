@@ -3,6 +3,7 @@
 A shape is named after the work it stands for, so that a table reads as a list of uses and not of numbers.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -136,6 +137,19 @@ SHAPES = (
     Attention("8 caches of 1024", 8, 32, 8, 1, 1024, 128, families=("attention_decode",)),
     Attention("16384 keys cached", 1, 32, 8, 1, 16384, 128, families=("attention_decode",)),
 )
+
+# Rows of every width, by the number of elements: an array beyond the caches of a core and one inside
+WIDTHS = {
+    elements: tuple(
+        Shape(f"{elements} elements in rows of {width}", (elements // width, width), families=("softmax",))
+        for width in range(2, 129))
+    for elements in (1_000_000, 65536)
+}
+
+
+def named(name):
+    """The shape of that name."""
+    return next(shape for shape in itertools.chain(SHAPES, *WIDTHS.values()) if shape.name == name)
 
 
 def select(names=(), families=(), quick=False):

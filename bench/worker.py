@@ -33,7 +33,7 @@ def start(name, threads):
 
 def prepare(library, family, name):
     """The timer of one function on one shape, and what is known of the call."""
-    shape = None if name == Machine.name else next(s for s in shapes.SHAPES if s.name == name)
+    shape = None if name == Machine.name else shapes.named(name)
     statement, space = library.call(family, shape)
     about = checked(family, shape, eval(statement, space), space) if "result" in space else {}
     return timeit.Timer(statement, globals=space), about

@@ -90,6 +90,60 @@ def test_a_wrong_result_is_not_measured(bench):
             common.checked("attention", shape, wrong, space)
 
 
+def test_a_wrong_softmax_is_not_measured(bench):
+    common, data, shapes = bench("peers.common"), bench("data"), bench("shapes")
+    shape = shapes.named("65536 elements in rows of 7")
+    right = common.numpy_baseline.softmax(data.scores(shape).astype("float64"), -1)
+    space = {"result": lambda out: out}
+    assert common.checked("softmax", shape, right.astype("float32"), space) == {}
+    for wrong in (right * 1.0001, right[1:], right * float("nan"), right.round(3)):
+        with pytest.raises(common.WrongError):
+            common.checked("softmax", shape, wrong, space)
+
+
+def test_xnnpack_is_measured_or_its_absence_told(bench):
+    """XNNPACK has no other axis than the last, and no other dtype is measured."""
+    with turns.workers([worker("XNNPACK")]) as crew:
+        for name, reason in (("ten numbers", None), ("ImageNet classes", None), ("middle axis", "last axis"),
+                             ("ImageNet classes float16", "float32")):
+            times, reasons, _ = turns.take_turns(crew, ["softmax", name], 1, 0.001)
+            if missing := bench("peers").Xnnpack.missing():
+                reason = f"{missing} is not installed"
+            assert (reason in reasons["XNNPACK"]) if reason else list(times) == ["XNNPACK"], reasons
+
+
+@pytest.mark.parametrize("vendor, family, model, name", [
+    ("AuthenticAMD", 25, 1, "Zen 3"), ("AuthenticAMD", 25, 17, "Zen 4"), ("AuthenticAMD", 26, 2, "Zen 5"),
+    ("AuthenticAMD", 99, 0, None), ("GenuineIntel", 6, 143, "Sapphire Rapids"), ("GenuineIntel", 6, 9999, None)])
+def test_a_processor_is_named_by_its_generation(bench, vendor, family, model, name):
+    assert bench("figures").generation(vendor, family, model) == name
+
+
+def test_a_file_of_results_is_named_after_the_processor(bench):
+    slug = bench("figures").slug
+    assert slug("AMD EPYC, family 26 model 2 (Zen 5)") == "amd-epyc-zen5"
+    assert slug("AMD EPYC 9R45 96-Core Processor, family 26 model 2 (Zen 5)") == "amd-epyc-9r45-zen5"
+    assert slug("Intel(R) Xeon(R) CPU @ 2.20GHz, family 6 model 200") == "intel-xeon-6-model-200"
+    assert slug("aarch64 (Neoverse N1)") == "aarch64-neoverse-n1"
+
+
+def test_a_merged_run_replaces_its_rows_alone(bench):
+    record, figures, shapes = bench("record"), bench("figures"), bench("shapes")
+
+    def run(family, name, seconds, **why):
+        row = figures.Row(family, shapes.named(name), 1, {"fastsoftmax": [seconds]}, why, {})
+        return figures.results([row], {}, {"fastsoftmax": "1", "A": "1"}, "generic", 1)
+
+    first = record.merged(run("softmax", "ten numbers", 1e-6, A="too slow"), run("logsumexp", "ten numbers", 2e-6))
+    assert [row["function"] for row in first["rows"]] == ["softmax", "logsumexp"]
+    assert first["unavailable"][0]["cases"] == {"ten numbers": ["softmax"]}
+    again = record.merged(first, run("softmax", "ten numbers", 3e-6))
+    assert [row["figures"]["fastsoftmax"] for row in again["rows"]] == [3.0, 2.0]
+    assert again["unavailable"] == []
+    with pytest.raises(SystemExit, match="rounds"):
+        record.merged(first, {**first, "rounds": 2})
+
+
 def test_results_hold_the_best_peer_and_every_reason(bench):
     figures, shapes = bench("figures"), bench("shapes")
     shape = next(shape for shape in shapes.SHAPES if shape.name == "ten numbers")
