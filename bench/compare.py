@@ -75,8 +75,9 @@ def measure_machine(crew, repeat, seconds):
 def compare(cases, options):
     """Measure all cases with all libraries, and write the results file."""
     paths, rows, limits, versions = {OURS: ours_path()}, [], {}, {}
+    names = [name for name in (*peers.LIBRARIES, Machine.name) if name not in options.without]
     for threads in options.threads:
-        with workers(threads, paths) as crew:
+        with workers(threads, paths, names) as crew:
             for worker in crew:
                 what = worker.greeting.get("version", f"absent: {worker.absent}")
                 versions[worker.name] = what
@@ -196,6 +197,8 @@ def parse(arguments=None):
     parser.add_argument("--families", nargs="+", default=[], metavar="F", help=", ".join(shapes.FAMILIES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N", help="default: 1 2")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="part of a shape's name")
+    parser.add_argument("--without", nargs="+", default=[], metavar="LIBRARY", choices=list(peers.LIBRARIES)[1:],
+                        help="libraries to leave out, as the slow oracle")
     parser.add_argument("--repeat", type=int, metavar="N", help="rounds; default 7, with --quick 3")
     parser.add_argument("--against", metavar="REV", help="compare HEAD with another commit of fastsoftmax")
     parser.add_argument("--widths", action="store_true", help="softmax of rows of 2 to 128, one thread")
