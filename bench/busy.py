@@ -35,7 +35,7 @@ def durations(call, seconds):
 def call_of(shape):
     """Softmax of (rows, n), or attention of (B, Hq, Hk, L, S, E)."""
     rng = np.random.default_rng(0)
-    if shape in SOFTMAX:
+    if len(shape) == 2:
         x = rng.normal(size=shape).astype(np.float32)
         out = np.empty_like(x)
         return lambda: fastsoftmax.softmax(x, -1, out=out)
