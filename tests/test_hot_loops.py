@@ -30,8 +30,8 @@ pytestmark = [
 # that are stored late and groups of rows have loops of their own, which spill with AVX2 and are 5 to 40 % faster
 # nevertheless; with AVX-512, so do those of eight registers a turn.
 SPILLING = {
-    "f32_x86_64_v3": 124, "f64_x86_64_v3": 116, "f16_x86_64_v3": 111, "bf16_x86_64_v3": 112,
-    "f32_x86_64_v4": 39, "f64_x86_64_v4": 70, "f16_x86_64_v4": 43, "bf16_x86_64_v4": 42,
+    "f32_x86_64_v3": 131, "f64_x86_64_v3": 120, "f16_x86_64_v3": 117, "bf16_x86_64_v3": 113,
+    "f32_x86_64_v4": 38, "f64_x86_64_v4": 70, "f16_x86_64_v4": 43, "bf16_x86_64_v4": 42,
     "bf16_x86_64_v4_bf16": 45,
 }
 
