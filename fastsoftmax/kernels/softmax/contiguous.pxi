@@ -246,21 +246,40 @@ cdef inline void grouped_logarithms(Op op, const Rows* rows, Py_ssize_t first_ro
             finalize_group(rows, workspace, &group)
             store_group(op, rows, &group)
         else:
-            contiguous_unmasked_loop(op, rows, r, r + count - 1, workspace)
+            (log_softmax_loop if op == LOG_SOFTMAX else logsumexp_loop)(rows, r, r + count - 1, workspace)
         r += count
 
-cdef void contiguous_unmasked_rows(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
-                                   const RowWorkspace* workspace) noexcept nogil:
-    # one call for each case, so that the compiler makes each its own loop
-    if is_delayed(rows):
-        delayed_softmax(rows, first_row, last_row, workspace)
-    elif rows.op == SOFTMAX:
-        contiguous_unmasked_loop(SOFTMAX, rows, first_row, last_row, workspace)
-    elif rows.op == LOG_SOFTMAX and is_grouped(rows):
-        grouped_logarithms(LOG_SOFTMAX, rows, first_row, last_row, workspace)
-    elif rows.op == LOG_SOFTMAX:
-        contiguous_unmasked_loop(LOG_SOFTMAX, rows, first_row, last_row, workspace)
-    elif is_grouped(rows):
-        grouped_logarithms(LOGSUMEXP, rows, first_row, last_row, workspace)
-    else:
-        contiguous_unmasked_loop(LOGSUMEXP, rows, first_row, last_row, workspace)
+# One function for each case, so that the compiler makes each its own loop. They are called by a pointer: as parts of one
+# function, they have fewer of its registers.
+ctypedef void (*RowsLoop)(const Rows*, Py_ssize_t, Py_ssize_t, const RowWorkspace*) noexcept nogil
+
+cdef void softmax_loop(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
+                       const RowWorkspace* workspace) noexcept nogil:
+    contiguous_unmasked_loop(SOFTMAX, rows, first_row, last_row, workspace)
+
+cdef void log_softmax_loop(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
+                           const RowWorkspace* workspace) noexcept nogil:
+    contiguous_unmasked_loop(LOG_SOFTMAX, rows, first_row, last_row, workspace)
+
+cdef void logsumexp_loop(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
+                         const RowWorkspace* workspace) noexcept nogil:
+    contiguous_unmasked_loop(LOGSUMEXP, rows, first_row, last_row, workspace)
+
+cdef void grouped_log_softmax(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
+                              const RowWorkspace* workspace) noexcept nogil:
+    grouped_logarithms(LOG_SOFTMAX, rows, first_row, last_row, workspace)
+
+cdef void grouped_logsumexp(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
+                            const RowWorkspace* workspace) noexcept nogil:
+    grouped_logarithms(LOGSUMEXP, rows, first_row, last_row, workspace)
+
+cdef inline RowsLoop loop_of(const Rows* rows) noexcept nogil:
+    if rows.op == SOFTMAX:
+        return delayed_softmax if is_delayed(rows) else softmax_loop
+    if rows.op == LOG_SOFTMAX:
+        return grouped_log_softmax if is_grouped(rows) else log_softmax_loop
+    return grouped_logsumexp if is_grouped(rows) else logsumexp_loop
+
+cdef inline void contiguous_unmasked_rows(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
+                                          const RowWorkspace* workspace) noexcept nogil:
+    loop_of(rows)(rows, first_row, last_row, workspace)
