@@ -1,10 +1,10 @@
-# Narrow rows: contiguous, of at most PARTIALS elements, without mask and temperature.
+# Narrow rows: contiguous, of at most UNROLL elements, without mask and temperature.
 #
 # The passes of strided_tile would mostly wait for the maxima and sums of one tile. So this is a pipeline of two tiles:
 # pass 1 of the next tile is interleaved with passes 2 and 3 of this one.
 
 cdef inline bint is_narrow(const Rows* rows) noexcept nogil:
-    return (rows.n <= PARTIALS and rows.where == NULL and not rows.scaled and not rows.causal and rows.op != ENTROPY
+    return (rows.n <= UNROLL and rows.where == NULL and not rows.scaled and not rows.causal and rows.op != ENTROPY
             and rows.x_n == 1 and rows.y_n == 1)
 
 cdef inline bint is_whole(const Rows* rows, const TilePosition* position) noexcept nogil:
@@ -25,21 +25,41 @@ cdef inline bint narrow_load(Op op, const Rows* rows, const TilePosition* positi
         finite = select_or_zero(lt(vabs(row_max[c]), broadcast(INFINITY)), finite)
     return op == SOFTMAX or hmax(-finite) == -1
 
-cdef void narrow_refine(const Shift* s, Py_ssize_t n, real* tile, const vmask* needs_refinement,
+# `wide`: whether rows have more than PARTIALS elements.
+
+cdef struct NarrowSums:
+    ShortSums short_rows
+    ColumnSums wide_rows
+
+cdef inline void narrow_sums(bint wide, SumKind sum, bint centered, const Shift* s, Py_ssize_t n, real* tile,
+                             NarrowSums* sums) noexcept nogil:
+    if wide:
+        column_sums(sum, False, centered, s, n, tile, &sums.wide_rows)
+    else:
+        short_sums(sum, False, centered, s, n, tile, &sums.short_rows)
+
+cdef inline void narrow_normalizers(bint wide, SumKind sum, const Shift* s, Py_ssize_t n, const real* tile,
+                                    const NarrowSums* sums, Normalizer* normalizer,
+                                    vmask* needs_refinement) noexcept nogil:
+    """SUM_WEIGHTS: needs_refinement also marks rows whose results may be subnormal."""
+    cdef int c
+    if not wide:
+        short_normalizers(sum, False, s, n, tile, &sums.short_rows, normalizer, needs_refinement)
+        return
+    column_normalizers(sum, False, s, n, &sums.wide_rows, normalizer, needs_refinement)
+    if sum == SUM_WEIGHTS and sizeof(elem) == sizeof(real):
+        for c in range(PARTIAL_REGS):
+            needs_refinement[c] = either(needs_refinement[c], may_be_subnormal(n, tile + c * LANES, &normalizer[c]))
+
+cdef void narrow_refine(bint wide, const Shift* s, Py_ssize_t n, real* tile, const vmask* needs_refinement,
                         Normalizer* normalizer) noexcept nogil:
     """Computes normalizers again by SUM_EXACT, where SUM_EXCLUDING_MAX was not accurate."""
-    cdef ShortSums sums
+    cdef NarrowSums sums
     cdef Normalizer[PARTIAL_REGS] exact
     cdef vmask[PARTIAL_REGS] unused
-    short_sums(SUM_EXACT, False, True, s, n, tile, &sums)
-    short_normalizers(SUM_EXACT, False, s, n, tile, &sums, exact, unused)
+    narrow_sums(wide, SUM_EXACT, True, s, n, tile, &sums)
+    narrow_normalizers(wide, SUM_EXACT, s, n, tile, &sums, exact, unused)
     select_refined(needs_refinement, exact, normalizer)
-
-cdef inline void narrow_normalizers(SumKind sum, const Shift* s, Py_ssize_t n, real* tile, const ShortSums* sums,
-                                    Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
-    short_normalizers(sum, False, s, n, tile, sums, normalizer, needs_refinement)
-    if sum == SUM_EXCLUDING_MAX and any_column(needs_refinement):
-        narrow_refine(s, n, tile, needs_refinement, normalizer)
 
 cdef inline void narrow_store_as(StoreKind stored, const Rows* rows, const TilePosition* position, const Shift* s,
                                  const Normalizer* normalizer, const real* tile) noexcept nogil:
@@ -71,7 +91,7 @@ cdef inline void narrow_store(Op op, const Rows* rows, const TilePosition* posit
     else:
         narrow_store_as(first_store(op), rows, position, s, normalizer, tile)
 
-cdef inline void narrow_loop(Op op, const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+cdef inline void narrow_loop(bint wide, Op op, const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
                              const RowWorkspace* workspace) noexcept nogil:
     cdef SumKind sum = first_sum(op)
     cdef real* tile = workspace.weights_buf
@@ -80,7 +100,7 @@ cdef inline void narrow_loop(Op op, const Rows* rows, Py_ssize_t first_tile, Py_
     cdef Shift* s = shifts
     cdef Shift* next_s = shifts + PARTIAL_REGS
     cdef vreal[PARTIAL_REGS] row_max
-    cdef ShortSums sums
+    cdef NarrowSums sums
     cdef Normalizer[PARTIAL_REGS] normalizer
     cdef vmask[PARTIAL_REGS] needs_refinement
     cdef bint is_loaded = False, next_is_loaded
@@ -89,15 +109,17 @@ cdef inline void narrow_loop(Op op, const Rows* rows, Py_ssize_t first_tile, Py_
     cdef int c
     for t in range(first_tile, end + 1):
         if is_loaded and any_center(s):
-            short_sums(sum, False, True, s, rows.n, tile, &sums)
+            narrow_sums(wide, sum, True, s, rows.n, tile, &sums)
         elif is_loaded:
-            short_sums(sum, False, False, s, rows.n, tile, &sums)
+            narrow_sums(wide, sum, False, s, rows.n, tile, &sums)
         next_is_loaded = False
         if t < end:
             next_position = tile_position(rows, t)
             next_is_loaded = narrow_load(op, rows, &next_position, next_tile, row_max)
         if is_loaded:
-            narrow_normalizers(sum, s, rows.n, tile, &sums, normalizer, needs_refinement)
+            narrow_normalizers(wide, sum, s, rows.n, tile, &sums, normalizer, needs_refinement)
+            if sum == SUM_EXCLUDING_MAX and any_column(needs_refinement):
+                narrow_refine(wide, s, rows.n, tile, needs_refinement, normalizer)
         if next_is_loaded:
             for c in range(PARTIAL_REGS):
                 next_s[c] = tile_shift(rows, &next_position, c, False, row_max[c])
@@ -109,12 +131,38 @@ cdef inline void narrow_loop(Op op, const Rows* rows, Py_ssize_t first_tile, Py_
         tile, next_tile = next_tile, tile
         s, next_s = next_s, s
 
-cdef void narrow_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
-                       const RowWorkspace* workspace) noexcept nogil:
-    # one call for each case, so that the compiler makes each its own loop
+cdef void narrow_softmax(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+                         const RowWorkspace* workspace) noexcept nogil:
+    narrow_loop(False, SOFTMAX, rows, first_tile, end, workspace)
+
+cdef void narrow_log_softmax(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+                             const RowWorkspace* workspace) noexcept nogil:
+    narrow_loop(False, LOG_SOFTMAX, rows, first_tile, end, workspace)
+
+cdef void narrow_logsumexp(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+                           const RowWorkspace* workspace) noexcept nogil:
+    narrow_loop(False, LOGSUMEXP, rows, first_tile, end, workspace)
+
+cdef void wider_softmax(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+                        const RowWorkspace* workspace) noexcept nogil:
+    narrow_loop(True, SOFTMAX, rows, first_tile, end, workspace)
+
+cdef void wider_log_softmax(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+                            const RowWorkspace* workspace) noexcept nogil:
+    narrow_loop(True, LOG_SOFTMAX, rows, first_tile, end, workspace)
+
+cdef void wider_logsumexp(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+                          const RowWorkspace* workspace) noexcept nogil:
+    narrow_loop(True, LOGSUMEXP, rows, first_tile, end, workspace)
+
+cdef inline void narrow_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+                              const RowWorkspace* workspace) noexcept nogil:
+    cdef bint wide = rows.n > PARTIALS
+    cdef RowsLoop loop                          # see contiguous.pxi
     if rows.op == SOFTMAX:
-        narrow_loop(SOFTMAX, rows, first_tile, end, workspace)
+        loop = wider_softmax if wide else narrow_softmax
     elif rows.op == LOG_SOFTMAX:
-        narrow_loop(LOG_SOFTMAX, rows, first_tile, end, workspace)
+        loop = wider_log_softmax if wide else narrow_log_softmax
     else:
-        narrow_loop(LOGSUMEXP, rows, first_tile, end, workspace)
+        loop = wider_logsumexp if wide else narrow_logsumexp
+    loop(rows, first_tile, end, workspace)

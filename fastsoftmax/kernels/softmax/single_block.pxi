@@ -66,53 +66,146 @@ cdef inline void short_normalizers(SumKind sum, bint scaled, const Shift* s, Py_
                 needs_refinement[c] = either(is_nearly_one(sums.max_weight[c], &normalizer[c]),
                                              may_be_subnormal(n, x + c * LANES, &normalizer[c]))
 
-cdef inline Normalizer block_normalizer(SumKind sum, bint scaled, const Shift* s, Py_ssize_t n, const real* x, int c,
-                                        const TileWorkspace* tile, vcount ties,
-                                        vmask* needs_refinement) noexcept nogil:
-    """That of the rows of register c, from the weights in `tile`."""
-    cdef vdd_sum weight_sum = dd_sum_start(), moments = dd_sum_start()
-    cdef vreal[4] p, f
-    cdef Py_ssize_t step
-    cdef int k
-    for step in range(PARTIALS // 4):
-        for k in range(4):
-            load_weights(tile, 4 * step + k, c, n, p, f)
-            weight_sum.chain[k] = dd_add(weight_sum.chain[k], sum_of_step(p, f))
-            if sum == SUM_MOMENTS:
-                moments.chain[k] = dd_add(moments.chain[k], moment_of(s, scaled, x, tile, 4 * step + k, c, n))
-    return normalizer_of(sum, s, scaled, False, n, dd_sum_end(weight_sum), dd_sum_end(moments), real_count(ties),
-                         needs_refinement)
+# Rows of more than PARTIALS elements. A chain is every fourth partial sum (see dd_total); its four partial sums have as
+# many elements, of which some may be without weight. They are computed side by side, or if they have four elements one
+# after the other, since the four would need too many registers.
 
-cdef inline void finalize_block(SumKind sum, bint scaled, const Shift* s, Py_ssize_t n, real* x, TileWorkspace* tile,
-                                Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
-    """x (n, PARTIALS). SUM_WEIGHTS replaces the elements by their weights."""
-    cdef vcount[PARTIAL_REGS] ties
-    cdef ShortSums sums
+cdef struct ColumnSums:                         # the sums of the rows of PARTIAL_REGS registers
+    vdd_sum[PARTIAL_REGS] weights
+    vdd_sum[PARTIAL_REGS] moments
+    vcount[PARTIAL_REGS] ties
+
+cdef inline void exp_lines(Py_ssize_t distance, SumKind sum, bint scaled, bint centered, const Shift* s, real* x,
+                           vreal* e, vreal* p, vreal* f, vcount* ties) noexcept nogil:
+    """p and f of four elements of x, `distance` apart. SUM_WEIGHTS replaces them by their weights."""
+    cdef int a
+    for a in range(4):
+        e[a] = load(x + a * distance * PARTIALS)
+    exp4_scores(e, s, False, scaled, centered, p, f)
+    for a in range(4):
+        if sum == SUM_WEIGHTS:
+            store(x + a * distance * PARTIALS, fma_(p[a], f[a], f[a]))
+        else:
+            exclude_max(sum, s, e[a], &f[a], ties)
+
+cdef inline vreal add_moment(bint scaled, const Shift* s, vreal e, vreal p, vreal f, vreal moment) noexcept nogil:
+    return fma_(fma_(p, f, f), score_below_max(s, e, scaled), moment)
+
+cdef struct Chain:                              # four partial sums
+    vreal[4] last, pf, moments
+    vdd[4] weights
+
+cdef inline void chain_step(int a, SumKind sum, bint scaled, bint centered, const Shift* s, real* x, vcount* ties,
+                            Chain* chain) noexcept nogil:
+    """Element a of each partial sum."""
+    cdef vreal[4] e, p, f
+    cdef int k
+    exp_lines(1, sum, scaled, centered, s, x + a * PARTIALS * PARTIALS, e, p, f, ties)
+    for k in range(4):
+        chain.pf[k] = fma_(p[k], f[k], chain.pf[k]) if a > 0 else p[k] * f[k]
+        if a == 1:
+            chain.weights[k] = dd_of_sum(chain.last[k], f[k])
+        chain.last[k] = f[k]
+        if sum == SUM_MOMENTS:
+            chain.moments[k] = add_moment(scaled, s, e[k], p[k], f[k], chain.moments[k] if a > 0 else broadcast(0))
+
+cdef inline vdd chain_sum(int count, const Chain* chain, int k) noexcept nogil:
+    """sum_of_step, of `count` < 4 elements."""
+    cdef vreal zero = broadcast(0)
+    if count == 1:
+        return dd_of_sum(chain.last[k], chain.pf[k])
+    if count == 2:
+        return dd_add(chain.weights[k], dd_of_sum(chain.pf[k], zero))
+    return dd_add(dd_add(chain.weights[k], dd_of_sum(chain.last[k], zero)), dd_of_sum(chain.pf[k], zero))
+
+cdef inline void sum_chain(int count, SumKind sum, bint scaled, bint centered, const Shift* s, real* x, vcount* ties,
+                           vdd_sum* weights, vdd_sum* moments) noexcept nogil:
+    """Partial sums of `count` < 4 elements each."""
+    cdef Chain chain
+    cdef int k
+    chain_step(0, sum, scaled, centered, s, x, ties, &chain)
+    if count > 1:
+        chain_step(1, sum, scaled, centered, s, x, ties, &chain)
+    if count > 2:
+        chain_step(2, sum, scaled, centered, s, x, ties, &chain)
+    for k in range(4):
+        weights.chain[k] = dd_add(weights.chain[k], chain_sum(count, &chain, k))
+        if sum == SUM_MOMENTS:
+            moments.chain[k] = dd_add(moments.chain[k], dd_of_sum(chain.moments[k], broadcast(0)))
+
+cdef inline void sum_full_chain(SumKind sum, bint scaled, bint centered, const Shift* s, real* x, vcount* ties,
+                                vdd_sum* weights, vdd_sum* moments) noexcept nogil:
+    """Partial sums of four elements each."""
+    cdef vreal[4] e, p, f
+    cdef vreal moment = broadcast(0)
+    cdef int a, k
+    for k in range(4):
+        exp_lines(PARTIALS, sum, scaled, centered, s, x + k * PARTIALS, e, p, f, ties)
+        weights.chain[k] = dd_add(weights.chain[k], sum_of_step(p, f))
+        if sum == SUM_MOMENTS:
+            for a in range(4):
+                moment = add_moment(scaled, s, e[a], p[a], f[a], moment if a > 0 else broadcast(0))
+            moments.chain[k] = dd_add(moments.chain[k], dd_of_sum(moment, broadcast(0)))
+
+cdef inline void column_sums(SumKind sum, bint scaled, bint centered, const Shift* shift, Py_ssize_t n, real* x,
+                             ColumnSums* sums) noexcept nogil:
+    """x (n, PARTIALS), PARTIALS < n <= UNROLL. SUM_WEIGHTS replaces the elements by their weights."""
+    cdef Shift s
+    cdef vdd_sum weights, moments
+    cdef vcount ties
+    cdef Py_ssize_t chain, count, k
+    cdef real* at
+    cdef int c
+    for k in range(n * PARTIAL_REGS, ceil_div(n, 4) * 4 * PARTIAL_REGS):  # elements without weight; x has room for them
+        store(x + k * LANES, broadcast(-INFINITY))
+    for c in range(PARTIAL_REGS):
+        s, weights, moments, ties = shift[c], dd_sum_start(), dd_sum_start(), no_count()
+        for chain in range(PARTIALS // 4):
+            at = x + 4 * chain * PARTIALS + c * LANES
+            count = ceil_div(n - 4 * chain, PARTIALS)
+            if count == 4:
+                sum_full_chain(sum, scaled, centered, &s, at, &ties, &weights, &moments)
+            elif count == 3:
+                sum_chain(3, sum, scaled, centered, &s, at, &ties, &weights, &moments)
+            elif count == 2:
+                sum_chain(2, sum, scaled, centered, &s, at, &ties, &weights, &moments)
+            else:
+                sum_chain(1, sum, scaled, centered, &s, at, &ties, &weights, &moments)
+        sums.weights[c], sums.moments[c], sums.ties[c] = weights, moments, ties
+
+cdef inline void column_normalizers(SumKind sum, bint scaled, const Shift* s, Py_ssize_t n, const ColumnSums* sums,
+                                    Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
     cdef int c
     for c in range(PARTIAL_REGS):
-        ties[c] = no_count()
-    if n <= PARTIALS:
-        short_sums(sum, scaled, True, s, n, x, &sums)
-        short_normalizers(sum, scaled, s, n, x, &sums, normalizer, needs_refinement)
-    else:
-        exp_block(sum, scaled, s, n, x, tile, ties)
-        for c in range(PARTIAL_REGS):
-            normalizer[c] = block_normalizer(sum, scaled, &s[c], n, x, c, tile, ties[c], &needs_refinement[c])
+        normalizer[c] = normalizer_of(sum, &s[c], scaled, False, n, dd_sum_end(sums.weights[c]),
+                                      dd_sum_end(sums.moments[c]), real_count(sums.ties[c]), &needs_refinement[c])
 
-cdef void finalize_single_block(SumKind sum, bint scaled, const Shift* s, Py_ssize_t n, real* x, TileWorkspace* tile,
-                                Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
+cdef inline void finalize_block(SumKind sum, bint scaled, bint centered, const Shift* s, Py_ssize_t n, real* x,
+                                  Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
+    cdef ShortSums of_short
+    cdef ColumnSums sums
+    if n <= PARTIALS:
+        short_sums(sum, scaled, centered, s, n, x, &of_short)
+        short_normalizers(sum, scaled, s, n, x, &of_short, normalizer, needs_refinement)
+    else:
+        column_sums(sum, scaled, centered, s, n, x, &sums)
+        column_normalizers(sum, scaled, s, n, &sums, normalizer, needs_refinement)
+
+cdef void finalize_single_block(SumKind sum, bint scaled, const Shift* s, Py_ssize_t n, real* x, Normalizer* normalizer,
+                        vmask* needs_refinement) noexcept nogil:
+    """x (n, PARTIALS), n <= BLOCK, with room for a multiple of four. SUM_WEIGHTS replaces the elements by their weights."""
     # one call for each case, so that the compiler makes each its own loop
     if sum == SUM_WEIGHTS and scaled:
-        finalize_block(SUM_WEIGHTS, True, s, n, x, tile, normalizer, needs_refinement)
+        finalize_block(SUM_WEIGHTS, True, True, s, n, x, normalizer, needs_refinement)
     elif sum == SUM_WEIGHTS:
-        finalize_block(SUM_WEIGHTS, False, s, n, x, tile, normalizer, needs_refinement)
+        finalize_block(SUM_WEIGHTS, False, True, s, n, x, normalizer, needs_refinement)
     elif sum == SUM_MOMENTS:
-        finalize_block(SUM_MOMENTS, True, s, n, x, tile, normalizer, needs_refinement)
+        finalize_block(SUM_MOMENTS, True, True, s, n, x, normalizer, needs_refinement)
     elif sum == SUM_EXCLUDING_MAX and scaled:
-        finalize_block(SUM_EXCLUDING_MAX, True, s, n, x, tile, normalizer, needs_refinement)
+        finalize_block(SUM_EXCLUDING_MAX, True, True, s, n, x, normalizer, needs_refinement)
     elif sum == SUM_EXCLUDING_MAX:
-        finalize_block(SUM_EXCLUDING_MAX, False, s, n, x, tile, normalizer, needs_refinement)
+        finalize_block(SUM_EXCLUDING_MAX, False, True, s, n, x, normalizer, needs_refinement)
     elif scaled:
-        finalize_block(SUM_EXACT, True, s, n, x, tile, normalizer, needs_refinement)
+        finalize_block(SUM_EXACT, True, True, s, n, x, normalizer, needs_refinement)
     else:
-        finalize_block(SUM_EXACT, False, s, n, x, tile, normalizer, needs_refinement)
+        finalize_block(SUM_EXACT, False, True, s, n, x, normalizer, needs_refinement)

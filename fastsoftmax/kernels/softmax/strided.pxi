@@ -94,8 +94,7 @@ cdef void sum_blocks(SumKind sum, const Rows* rows, const TilePosition* position
 cdef void sum_tile(SumKind sum, const Rows* rows, const TilePosition* position, const Shift* s,
                    const RowWorkspace* workspace, Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
     if rows.n <= BLOCK:
-        finalize_single_block(sum, rows.scaled, s, rows.n, workspace.weights_buf, workspace.tile, normalizer,
-                              needs_refinement)
+        finalize_single_block(sum, rows.scaled, s, rows.n, workspace.weights_buf, normalizer, needs_refinement)
     else:
         sum_blocks(sum, rows, position, s, workspace, normalizer, needs_refinement)
 
