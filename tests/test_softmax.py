@@ -465,6 +465,29 @@ def test_inner_axes(kernel, function):
             assert_same_bits(call(function, x, 1)[1:, ..., inner // 2 : inner // 2 + 1], alone)
 
 
+@family
+@pytest.mark.parametrize(
+    "n, inner", [(65, 200), (200, 300), (64, 1024), (33, 512), (130, 1024), (2100, 40), (4100, 17)])
+def test_columns_do_not_feel_each_other(kernel, function, n, inner):
+    """Columns side by side are computed in strips; lines 2048 bytes apart, or a multiple of that, fewer at a time."""
+    x = sample(kernel.dtype, (n, inner), 4)
+    x[n // 2, inner // 2] = 40                  # outweighs all others: log_softmax sums such rows again
+    x[:, 3] += 30
+    x[n // 3, [1, 5, 16]] = NAN, INF, -INF
+    x[:, inner - 1] = -INF
+    alone = one_nan(call(function, np.ascontiguousarray(x.T)))
+    assert_same_bits(one_nan(call(function, x, 0)), alone.T if alone.ndim == 2 else alone)
+    if function not in ("softmax", "log_softmax"):
+        return
+    for out in (x.copy(), np.empty_like(x), np.empty((inner, n), x.dtype).T):   # in place; lines; rows
+        out[...] = x
+        call(function, out if out.flags.c_contiguous else x, 0, out=out)
+        assert_same_bits(one_nan(out), alone.T)
+    rows = np.ascontiguousarray(x.T).T          # from rows to lines
+    call(function, rows, 0, out=(out := np.empty((n, inner), x.dtype)))
+    assert_same_bits(one_nan(out), alone.T)
+
+
 @pytest.mark.parametrize(
     "shape, axis",
     [((300_001,), 0), ((257, 1031), 1), ((1031, 257), 0), ((20_000, 10), 1), ((3, 129, 700), 1), ((3, 70_001), 1)],

@@ -5,7 +5,6 @@
 # the same strip. Sums are in the order of sum_grad_block.
 
 cdef enum:
-    STRIP_TILES = 8
     STRIP_REGS = (STRIP_TILES + 1) * PARTIAL_REGS
     STRIP_ELEMENTS = 1 << 16                    # of both x and g: they stay in the L2 cache between the passes
 

@@ -28,6 +28,7 @@ cdef enum:
     NARROW_MAX = 3 * UNROLL         # elements: contiguous rows up to this use tiles, if there are enough rows
     CAUSAL_TILE_MAX = 3 * UNROLL    # elements: contiguous causal rows up to this use tiles
     DELAYED_MAX = 48 * PARTIALS     # elements: contiguous rows up to this are stored after the next row is summed
+    STRIP_TILES = 8                 # tiles side by side that are computed together: see strided.pxi
     KEEP = 1 << 20                  # reals: up to this, the weights of a row are kept; beyond, they are computed twice
 
 cdef enum Op:                       # the same numbers as in _fastpath.pyx

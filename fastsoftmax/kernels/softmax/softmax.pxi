@@ -48,14 +48,15 @@ cdef inline Py_ssize_t tile_buffer(const Rows* rows) noexcept nogil:
 
 cdef int compute(Rows* rows, int threads) except -1:
     """Computes all rows on `threads` threads, with checks for an interrupt in between."""
-    cdef Py_ssize_t row_size = rows.n, row_count = rows.outer * rows.inner, size, r
+    cdef Py_ssize_t row_size = rows.n, row_count = rows.outer * rows.inner, size, strip = 1, r
     cdef Workspaces memory
     cdef RowTasks tasks
     tasks.rows, tasks.in_tiles = rows, uses_tiles(rows)
     if tasks.in_tiles:
         rows.peel = tile_peel(rows)
         row_size, row_count = rows.n * PARTIALS, rows.outer * tiles_of(rows)
-        size = tile_buffer(rows)
+        strip = tiles_of_strip(rows)
+        size = tile_buffer(rows) if strip == 1 else strip * tile_size(rows)
     elif is_shared(rows, row_count, threads):
         for r in range(row_count):
             long_row(rows, r, row_threads(rows.n, threads))
@@ -66,7 +67,8 @@ cdef int compute(Rows* rows, int threads) except -1:
             size *= 2
     memory = Workspaces(threads, size, False, tasks.in_tiles)
     tasks.workspaces = memory.workspaces
-    tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)
+    # tasks of whole strips, if that leaves each thread two
+    tasks.size = max(task_size(row_count * row_size, threads) // row_size, min(strip, row_count // (2 * threads)), 1)
     return run_tasks(row_task, &tasks, ceil_div(row_count, tasks.size), max(1, SLICE // (tasks.size * row_size)),
                      threads)
 

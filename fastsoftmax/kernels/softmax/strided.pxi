@@ -76,7 +76,8 @@ cdef void sum_blocks(SumKind sum, const Rows* rows, const TilePosition* position
         count = min(rows.n - j, <Py_ssize_t>BLOCK)
         x = block_at(rows, j, workspace)
         if keeps_tile(rows):
-            prefetch_block(rows, position, j, count)
+            if tiles_of_strip(rows) == 1:
+                prefetch_block(rows, position, j, count)
         else:
             load_tile(rows, position, j, count, x, unused)
         if j % CHUNK == 0:
@@ -186,16 +187,108 @@ cdef void single_tile(const Rows* rows, TilePosition position, const RowWorkspac
     """strided_tile with a copy of `position`, so that the caller can keep its own in registers."""
     strided_tile(rows, &position, workspace)
 
+# Tiles side by side in memory make a strip. Passes 1 and 3 go over a few lines of all of its tiles at a time, and the
+# next lines are prefetched: each line is on a page of its own, and a visit of a page for one tile alone costs more than
+# the arithmetic of its elements.
+
+cdef enum:
+    STRIP_REALS = 1 << 19           # of all tiles of a strip
+
+cdef struct StripTile:
+    TilePosition position
+    RowWorkspace workspace          # with a part of weights_buf
+    vreal[PARTIAL_REGS] row_max
+    Shift[PARTIAL_REGS] s
+    Normalizer[PARTIAL_REGS] normalizer
+    StoreKind stored
+    bint special
+
+cdef inline bint share_sets(Py_ssize_t stride) noexcept nogil:
+    """Whether lines so many elements apart have few places in the caches."""
+    return stride * <Py_ssize_t>sizeof(elem) % 2048 == 0
+
+cdef inline Py_ssize_t lines_at_once(Py_ssize_t stride) noexcept nogil:
+    return 8 if share_sets(stride) else 16
+
+cdef inline Py_ssize_t tile_size(const Rows* rows) noexcept nogil:
+    """Reals of a tile in a strip: pass 2 writes elements up to a multiple of four. One more, so that tiles are not a power
+    of two apart."""
+    return (ceil_div(rows.n, 4) * 4 + 1) * PARTIALS
+
+cdef inline Py_ssize_t tiles_of_strip(const Rows* rows) noexcept nogil:
+    """Tiles of a strip, at most; 1: no strips. Rows of a block are read as fast without, unless their lines share sets."""
+    if (rows.causal or (rows.x_inner != 1 and rows.y_inner != 1) or rows.n * rows.inner <= CHUNK
+            or (rows.n <= BLOCK and not share_sets(rows.x_n))):
+        return 1
+    return min(max(<Py_ssize_t>STRIP_REALS // tile_size(rows), 1), <Py_ssize_t>STRIP_TILES)
+
+cdef inline void load_strip(const Rows* rows, Py_ssize_t count, StripTile* tiles) noexcept nogil:
+    """Pass 1."""
+    cdef Py_ssize_t lines = lines_at_once(rows.x_n) if rows.x_inner == 1 else rows.n, j = 0, t
+    while j < rows.n:
+        for t in range(count):
+            load_tile_ahead(rows, &tiles[t].position, j, min(rows.n - j, lines),
+                            tiles[t].workspace.weights_buf + j * PARTIALS, lines * rows.x_n, tiles[t].row_max)
+        j += lines
+
+cdef inline void sum_strip_tile(const Rows* rows, StripTile* tile) noexcept nogil:
+    """Pass 2."""
+    cdef int c
+    for c in range(PARTIAL_REGS):
+        tile.s[c] = tile_shift(rows, &tile.position, c, rows.scaled, tile.row_max[c])
+    tile.stored = normalizers_of_tile(rows, &tile.position, tile.s, &tile.workspace, tile.normalizer)
+    tile.special = any_special(rows, tile.position.tile_rows, tile.row_max, tile.normalizer)
+
+cdef inline void store_strip_lines(const Rows* rows, Py_ssize_t count, StripTile* tiles) noexcept nogil:
+    """Pass 3."""
+    cdef Py_ssize_t lines = lines_at_once(rows.y_n) if rows.y_inner == 1 else rows.n, j = 0, t
+    while j < rows.n:
+        for t in range(count):
+            if rows.y_inner == 1 and not rows.nontemporal:
+                prefetch_lines(tiles[t].position.first.y + (j + lines) * rows.y_n, rows.y_n, 1,
+                               min(rows.n - j - lines, lines))
+            if not tiles[t].special:
+                normalize_store_tile(tiles[t].stored, rows, &tiles[t].position, j, min(rows.n - j, lines), tiles[t].s,
+                                     tiles[t].normalizer, tiles[t].workspace.weights_buf + j * PARTIALS)
+        j += lines
+
+cdef void strided_strip(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t count,
+                        const RowWorkspace* workspace) noexcept nogil:
+    cdef StripTile[STRIP_TILES] tiles
+    cdef Py_ssize_t t
+    cdef int c
+    for t in range(count):
+        tiles[t].position = tile_position(rows, first_tile + t)
+        tiles[t].workspace = workspace[0]
+        tiles[t].workspace.weights_buf += t * tile_size(rows)
+        for c in range(PARTIAL_REGS):
+            tiles[t].row_max[c] = broadcast(-INFINITY)
+    load_strip(rows, count, tiles)
+    for t in range(count):
+        sum_strip_tile(rows, &tiles[t])
+    if not is_reduction(rows.op):
+        store_strip_lines(rows, count, tiles)
+    for t in range(count):
+        if tiles[t].special:
+            rows_of_tile(rows, &tiles[t].position, workspace)
+        elif is_reduction(rows.op):
+            store_scalars(rows, &tiles[t].position, tiles[t].normalizer)
+
 cdef void wide_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
                      const RowWorkspace* workspace) noexcept nogil:
     cdef TilePosition position
-    cdef Py_ssize_t t
-    for t in range(first_tile, end):
-        position = tile_position(rows, t)
-        if rows.causal:
-            causal_tile(rows, &position, workspace)
+    cdef Py_ssize_t t = first_tile, most = tiles_of_strip(rows), tiles = tiles_of(rows), count
+    while t < end:
+        count = min(most, end - t, tiles - t % tiles)
+        if count > 1:
+            strided_strip(rows, t, count, workspace)
         else:
-            strided_tile(rows, &position, workspace)
+            position = tile_position(rows, t)
+            if rows.causal:
+                causal_tile(rows, &position, workspace)
+            else:
+                strided_tile(rows, &position, workspace)
+        t += count
 
 cdef inline void strided_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
                                const RowWorkspace* workspace) noexcept nogil:

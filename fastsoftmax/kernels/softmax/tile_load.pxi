@@ -57,9 +57,11 @@ cdef void gather_lines(const Rows* rows, const TilePosition* position, Py_ssize_
                 line[c] = ELEM_MINUS_INFINITY
         load_line(line, tile + k * PARTIALS, row_max)
 
-cdef void load_tile(const Rows* rows, const TilePosition* position, Py_ssize_t j, Py_ssize_t count, real* tile,
-                    vreal* row_max) noexcept nogil:
-    """Elements j .. j + count - 1 of each row. Raises row_max[PARTIAL_REGS] to the largest; NaN is ignored."""
+cdef void load_tile_ahead(const Rows* rows, const TilePosition* position, Py_ssize_t j, Py_ssize_t count, real* tile,
+                          Py_ssize_t ahead, vreal* row_max) noexcept nogil:
+    """Elements j .. j + count - 1 of each row. Raises row_max[PARTIAL_REGS] to the largest; NaN is ignored.
+
+    ahead: where rows lie side by side, which elements are prefetched, counted from those that are read."""
     cdef const elem* x = position.first.x + j * rows.x_n
     cdef Py_ssize_t x_n = rows.x_n, x_inner = rows.x_inner
     cdef bint whole = rows.where == NULL and position.tile_rows == PARTIALS
@@ -72,13 +74,17 @@ cdef void load_tile(const Rows* rows, const TilePosition* position, Py_ssize_t j
         most[c] = row_max[c]
     if x_inner == 1:
         for k in range(count):
-            prefetch(x + k * x_n + 2 * PARTIALS)    # the hardware does not: each line is on its own page
+            prefetch(x + k * x_n + ahead)       # the hardware does not: each line is on its own page
             load_line(x + k * x_n, tile + k * PARTIALS, most)
     else:
         for c in range(PARTIAL_REGS):
             load_column(x + c * LANES * x_inner, x_inner, count, tile + c * LANES, &most[c])
     for c in range(PARTIAL_REGS):
         row_max[c] = most[c]
+
+cdef inline void load_tile(const Rows* rows, const TilePosition* position, Py_ssize_t j, Py_ssize_t count, real* tile,
+                           vreal* row_max) noexcept nogil:
+    load_tile_ahead(rows, position, j, count, tile, 2 * PARTIALS, row_max)
 
 cdef void load_visible_tile(const Rows* rows, const TilePosition* position, Py_ssize_t j, Py_ssize_t count, real* tile,
                             vreal* row_max) noexcept nogil:
