@@ -328,33 +328,30 @@ def rows(int op, x, axis, temperature, where=None, dtype=None, out=None, dim=Non
     if not 1e-30 < t < 1e30:                    # false for NaN
         return None
 
-    if out is not None:
-        if op >= LOGSUMEXP or not PyArray_CheckExact(out):
-            return None
+    if op >= LOGSUMEXP:                         # the shape without the axis
+        ndim = 0 if axis is None else ndim - 1
+        for i in range(ndim):
+            reduced[i] = shape[i if i < reduced_axis else i + 1]
+        shape = reduced
+    if out is None:
+        y = cnp.PyArray_EMPTY(ndim, shape, number, 0)
+    elif not PyArray_CheckExact(out):
+        return None
+    else:
         y = <cnp.ndarray>out
         if not PyArray_ISCARRAY(y) or cnp.PyArray_TYPE(y) != number or cnp.PyArray_NDIM(y) != ndim:
             return None
         for i in range(ndim):
             if cnp.PyArray_DIM(y, i) != shape[i]:
                 return None
-        if cnp.PyArray_DATA(y) != cnp.PyArray_DATA(array) and not no_overlap(y, array):
+        if (op >= LOGSUMEXP or cnp.PyArray_DATA(y) != cnp.PyArray_DATA(array)) and not no_overlap(y, array):
             return None
-    elif op < LOGSUMEXP:
-        y = cnp.PyArray_EMPTY(ndim, shape, number, 0)
-    elif axis is None:
-        y = cnp.PyArray_EMPTY(0, shape, number, 0)
-    else:
-        for i in range(ndim - 1):
-            reduced[i] = shape[i if i < reduced_axis else i + 1]
-        y = cnp.PyArray_EMPTY(ndim - 1, reduced, number, 0)
 
     if size > SERIAL_ELEMENTS:
         threads = threads_for(size)
     kernel(op, cnp.PyArray_DATA(array), cnp.PyArray_DATA(y), outer, n, inner, t, threads,
            cnp.PyArray_NBYTES(y) >= nontemporal_bytes and cnp.PyArray_DATA(y) != cnp.PyArray_DATA(array))
-    if cnp.PyArray_NDIM(y) == 0:
-        return y[()]
-    return y
+    return y if ndim > 0 or out is not None else y[()]
 
 
 def gradient_operands(grad, y, axis, temperature, out):

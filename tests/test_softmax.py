@@ -985,6 +985,18 @@ def test_out_of_logsumexp(kernel):
     np.testing.assert_array_equal(sign, 1)
 
 
+def test_out_of_logsumexp_may_overlap_the_input(kernel):
+    for shape in ((40, 3), (40, 35), (5, 300), (3, 9001)):
+        x = sample(kernel.dtype, shape, 10)
+        for axis in (0, 1):
+            expected = logsumexp(x, axis)
+            for start in (0, 1, x.size - expected.size):
+                line = x.ravel().copy()
+                out = line[start : start + expected.size]
+                assert logsumexp(line.reshape(shape), axis, out=out) is out
+                assert_same_bits(out, expected)
+
+
 @pytest.mark.parametrize("function", ["softmax", "log_softmax"])
 def test_out_may_overlap_the_input(kernel, function):
     for shape in ((6, 35), (40, 8), (2, 3000), (2, 9001), (2, 8192)):      # the last two: weights in place of results

@@ -4,8 +4,8 @@
 # be a third of the time of a row of 200 elements.
 
 cdef inline bint is_contiguous_unmasked(const Rows* rows) noexcept nogil:
-    return (rows.x_n == 1 and rows.y_n == 1 and rows.where == NULL and not rows.scaled and rows.n <= CHUNK
-            and rows.op != ENTROPY)
+    return (rows.x_n == 1 and (rows.y_n == 1 or is_reduction(rows.op)) and rows.where == NULL and not rows.scaled
+            and rows.n <= CHUNK and rows.op != ENTROPY)
 
 cdef inline real contiguous_unmasked_row(Op op, const Rows* rows, const Row* row, real row_max, const Row* following,
                                          const RowWorkspace* workspace) noexcept nogil:

@@ -5,12 +5,13 @@
 
 cdef inline bint is_narrow(const Rows* rows) noexcept nogil:
     return (rows.n <= UNROLL and rows.where == NULL and not rows.scaled and not rows.causal and rows.op != ENTROPY
-            and rows.x_n == 1 and rows.y_n == 1)
+            and rows.x_n == 1 and (rows.y_n == 1 or is_reduction(rows.op)))
 
 cdef inline bint is_whole(const Rows* rows, const TilePosition* position) noexcept nogil:
     """Whether a tile can be read and written in whole registers."""
     return position.tile_rows == PARTIALS and (rows.n >= TRANSPOSE_ROWS
-                                               or (rows_below(rows, position) and rows.y_inner == rows.n))
+                                               or (rows_below(rows, position)
+                                                   and (rows.y_inner == rows.n or is_reduction(rows.op))))
 
 cdef inline bint narrow_load(Op op, const Rows* rows, const TilePosition* position, real* tile,
                              vreal* row_max) noexcept nogil:
