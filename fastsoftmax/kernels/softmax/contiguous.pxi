@@ -7,8 +7,15 @@ cdef inline bint is_contiguous_unmasked(const Rows* rows) noexcept nogil:
     return (rows.x_n == 1 and (rows.y_n == 1 or is_reduction(rows.op)) and rows.where == NULL and not rows.scaled
             and rows.n <= CHUNK and rows.op != ENTROPY)
 
+cdef inline Py_ssize_t distance_ahead(const Rows* rows) noexcept nogil:
+    """Elements from the following row to that which is prefetched: memory takes as long as about CHUNK elements. Not for
+    shorter rows, which were slower so with AVX2."""
+    if not rows.nontemporal or rows.n <= DELAYED_MAX:
+        return 0
+    return (CHUNK // rows.n - 1) * rows.x_inner
+
 cdef inline real contiguous_unmasked_row(Op op, const Rows* rows, const Row* row, real row_max, const Row* following,
-                                         const RowWorkspace* workspace) noexcept nogil:
+                                         Py_ssize_t distance, const RowWorkspace* workspace) noexcept nogil:
     """dense_row for a row that has a finite maximum, or any for SOFTMAX. Returns the largest of the following row."""
     cdef SumKind sum = first_sum(op)
     cdef real* weights_buf = same_alignment(row.y, workspace.weights_buf)
@@ -18,7 +25,8 @@ cdef inline real contiguous_unmasked_row(Op op, const Rows* rows, const Row* row
     cdef Shift s
     cdef Sums sums
     cdef Normalizer normalizer
-    ahead.x, ahead.y = following.x, row.x if op == LOGSUMEXP or rows.nontemporal else row.y
+    ahead.x = following.x + distance
+    ahead.y = row.x if op == LOGSUMEXP or rows.nontemporal else row.y
     no_temperature(&s)
     set_row_max(&s, broadcast(row_max))
     clear(&sums)
@@ -42,14 +50,14 @@ cdef inline void contiguous_unmasked_loop(Op op, const Rows* rows, Py_ssize_t fi
                                           const RowWorkspace* workspace) noexcept nogil:
     cdef Row row = row_at(rows, first_row), following = row
     cdef real row_max = reduce_max(row.x, row.n), next_max
-    cdef Py_ssize_t r
+    cdef Py_ssize_t distance = distance_ahead(rows), r
     for r in range(first_row, last_row + 1):
         if r < last_row:
             next_row(rows, &following)
         else:
             following.n = 0
         if row.n > 0 and (op == SOFTMAX or -INFINITY < row_max < INFINITY):
-            next_max = contiguous_unmasked_row(op, rows, &row, row_max, &following, workspace)
+            next_max = contiguous_unmasked_row(op, rows, &row, row_max, &following, distance, workspace)
         else:
             next_max = reduce_max(following.x, following.n)
             single_row(rows, row, row_max, workspace)
@@ -59,8 +67,9 @@ cdef inline void contiguous_unmasked_loop(Op op, const Rows* rows, Py_ssize_t fi
 # next one, so that neither waits: by then the normalizer of the one and the maximum of the other are known.
 
 cdef inline bint is_delayed(const Rows* rows) noexcept nogil:
-    """Two rows need twice the weights_buf."""
-    return rows.op == SOFTMAX and rows.n <= DELAYED_MAX
+    """Two rows need twice the weights_buf. Not for stores past the caches: their addresses may agree with those of the next
+    elements in the lower 12 bits, which makes loads wait, and a row later more of them do."""
+    return rows.op == SOFTMAX and rows.n <= DELAYED_MAX and not rows.nontemporal
 
 cdef struct SummedRow:                          # a row that is not yet stored
     Row row
@@ -71,12 +80,12 @@ cdef struct SummedRow:                          # a row that is not yet stored
     vmask needs_refinement
 
 cdef inline void sum_contiguous_row(const Rows* rows, const Row* row, real row_max, const Row* following,
-                                    real* weights_buf, SummedRow* summed) noexcept nogil:
+                                    Py_ssize_t distance, real* weights_buf, SummedRow* summed) noexcept nogil:
     """Pass 2."""
     cdef Prefetch ahead
     cdef Shift s
     summed.row, summed.weights_buf = row[0], same_alignment(row.y, weights_buf)
-    ahead.x, ahead.y = following.x, row.x if rows.nontemporal else row.y
+    ahead.x, ahead.y = following.x + distance, row.x if rows.nontemporal else row.y
     no_temperature(&s)
     set_row_max(&s, broadcast(row_max))
     clear(&summed.sums)
@@ -103,7 +112,7 @@ cdef void delayed_softmax(const Rows* rows, Py_ssize_t first_row, Py_ssize_t las
     cdef SummedRow* now = summed
     cdef SummedRow* before = summed + 1
     cdef bint is_usual, was_usual = False
-    cdef Py_ssize_t r
+    cdef Py_ssize_t distance = distance_ahead(rows), r
     for r in range(first_row, last_row + 2):
         if r < last_row:
             next_row(rows, &following)
@@ -111,7 +120,7 @@ cdef void delayed_softmax(const Rows* rows, Py_ssize_t first_row, Py_ssize_t las
             following.n = 0
         is_usual = r <= last_row and row.n > 0
         if is_usual:
-            sum_contiguous_row(rows, &row, row_max, &following, weights_buf, now)
+            sum_contiguous_row(rows, &row, row_max, &following, distance, weights_buf, now)
         next_max = reduce_max(following.x, following.n)
         if was_usual:
             store_contiguous_row(rows, before)

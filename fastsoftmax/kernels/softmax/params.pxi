@@ -25,8 +25,9 @@ cdef enum:
     LONG_ROW = 1 << 15              # elements: longer rows may be shared by threads
     CHUNK = 4096                    # elements: they fit in the L1 cache; their sum then joins a double-word sum
     BLOCK = UNROLL                  # elements of each row of a tile that are computed together
-    NARROW_MAX = 3 * UNROLL         # elements: contiguous rows up to this use tiles, if there are enough rows
-    CAUSAL_TILE_MAX = 3 * UNROLL    # elements: contiguous causal rows up to this use tiles
+    # elements: contiguous rows up to this use tiles, if there are enough rows; fewer where a tile has several registers
+    NARROW_MAX = (7 + 5 * (PARTIAL_REGS == 1)) * PARTIALS
+    CAUSAL_TILE_MAX = NARROW_MAX    # the same for causal rows
     DELAYED_MAX = 48 * PARTIALS     # elements: contiguous rows up to this are stored after the next row is summed
     STRIP_TILES = 8                 # tiles side by side that are computed together: see strided.pxi
     KEEP = 1 << 20                  # reals: up to this, the weights of a row are kept; beyond, they are computed twice
