@@ -67,8 +67,7 @@ cdef inline void contiguous_unmasked_loop(Op op, const Rows* rows, Py_ssize_t fi
 # next one, so that neither waits: by then the normalizer of the one and the maximum of the other are known.
 
 cdef inline bint is_delayed(const Rows* rows) noexcept nogil:
-    """Two rows need twice the weights_buf. Not for stores past the caches: their addresses may agree with those of the next
-    elements in the lower 12 bits, which makes loads wait, and a row later more of them do."""
+    """Two rows need twice the weights_buf. Rows that are stored past the caches took longer so."""
     return rows.op == SOFTMAX and rows.n <= DELAYED_MAX and not rows.nontemporal
 
 cdef struct SummedRow:                          # a row that is not yet stored
@@ -258,8 +257,8 @@ cdef inline void grouped_logarithms(Op op, const Rows* rows, Py_ssize_t first_ro
             (log_softmax_loop if op == LOG_SOFTMAX else logsumexp_loop)(rows, r, r + count - 1, workspace)
         r += count
 
-# One function for each case, so that the compiler makes each its own loop. They are called by a pointer: as parts of one
-# function, they have fewer of its registers.
+# One function for each case, so that the compiler makes each its own loop. They are called by a pointer: as parts of
+# one function, they would have fewer of its registers.
 ctypedef void (*RowsLoop)(const Rows*, Py_ssize_t, Py_ssize_t, const RowWorkspace*) noexcept nogil
 
 cdef void softmax_loop(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,

@@ -211,12 +211,12 @@ cdef inline Py_ssize_t lines_at_once(Py_ssize_t stride) noexcept nogil:
     return 8 if share_sets(stride) else 16
 
 cdef inline Py_ssize_t tile_size(const Rows* rows) noexcept nogil:
-    """Reals of a tile in a strip: pass 2 writes elements up to a multiple of four. One more, so that tiles are not a power
-    of two apart."""
+    """Reals of a tile in a strip: pass 2 writes elements up to a multiple of four. There is one element more, so that
+    tiles are not a power of two apart."""
     return (ceil_div(rows.n, 4) * 4 + 1) * PARTIALS
 
 cdef inline Py_ssize_t tiles_of_strip(const Rows* rows) noexcept nogil:
-    """Tiles of a strip, at most; 1: no strips. Rows of a block are read as fast without, unless their lines share sets."""
+    """Tiles of a strip, at most; 1: no strips. Rows of a block are read as fast without, unless lines share sets."""
     if (rows.causal or (rows.x_inner != 1 and rows.y_inner != 1) or rows.n * rows.inner <= CHUNK
             or (rows.n <= BLOCK and not share_sets(rows.x_n))):
         return 1
