@@ -8,8 +8,8 @@ cdef inline bint is_contiguous_unmasked(const Rows* rows) noexcept nogil:
             and rows.n <= CHUNK and rows.op != ENTROPY)
 
 cdef inline Py_ssize_t distance_ahead(const Rows* rows) noexcept nogil:
-    """Elements from the following row to that which is prefetched: memory takes as long as about CHUNK elements. Not for
-    shorter rows, which were slower so with AVX2."""
+    """Elements from the following row to that which is prefetched: memory takes as long as about CHUNK elements.
+    0 for shorter rows, which were slower so with AVX2."""
     if not rows.nontemporal or rows.n <= DELAYED_MAX:
         return 0
     return (CHUNK // rows.n - 1) * rows.x_inner

@@ -180,32 +180,33 @@ cdef inline void column_normalizers(SumKind sum, bint scaled, const Shift* s, Py
         normalizer[c] = normalizer_of(sum, &s[c], scaled, False, n, dd_sum_end(sums.weights[c]),
                                       dd_sum_end(sums.moments[c]), real_count(sums.ties[c]), &needs_refinement[c])
 
-cdef inline void finalize_block(SumKind sum, bint scaled, bint centered, const Shift* s, Py_ssize_t n, real* x,
-                                  Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
-    cdef ShortSums of_short
+cdef inline void finalize_block(SumKind sum, bint scaled, const Shift* s, Py_ssize_t n, real* x,
+                                Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
+    cdef ShortSums of_short_rows
     cdef ColumnSums sums
     if n <= PARTIALS:
-        short_sums(sum, scaled, centered, s, n, x, &of_short)
-        short_normalizers(sum, scaled, s, n, x, &of_short, normalizer, needs_refinement)
+        short_sums(sum, scaled, True, s, n, x, &of_short_rows)
+        short_normalizers(sum, scaled, s, n, x, &of_short_rows, normalizer, needs_refinement)
     else:
-        column_sums(sum, scaled, centered, s, n, x, &sums)
+        column_sums(sum, scaled, True, s, n, x, &sums)
         column_normalizers(sum, scaled, s, n, &sums, normalizer, needs_refinement)
 
-cdef void finalize_single_block(SumKind sum, bint scaled, const Shift* s, Py_ssize_t n, real* x, Normalizer* normalizer,
-                        vmask* needs_refinement) noexcept nogil:
-    """x (n, PARTIALS), n <= BLOCK, with room for a multiple of four. SUM_WEIGHTS replaces the elements by their weights."""
+cdef void finalize_single_block(SumKind sum, bint scaled, const Shift* s, Py_ssize_t n, real* x,
+                                Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
+    """x (n, PARTIALS), n <= BLOCK, with room for elements up to a multiple of four. SUM_WEIGHTS replaces the elements
+    by their weights."""
     # one call for each case, so that the compiler makes each its own loop
     if sum == SUM_WEIGHTS and scaled:
-        finalize_block(SUM_WEIGHTS, True, True, s, n, x, normalizer, needs_refinement)
+        finalize_block(SUM_WEIGHTS, True, s, n, x, normalizer, needs_refinement)
     elif sum == SUM_WEIGHTS:
-        finalize_block(SUM_WEIGHTS, False, True, s, n, x, normalizer, needs_refinement)
+        finalize_block(SUM_WEIGHTS, False, s, n, x, normalizer, needs_refinement)
     elif sum == SUM_MOMENTS:
-        finalize_block(SUM_MOMENTS, True, True, s, n, x, normalizer, needs_refinement)
+        finalize_block(SUM_MOMENTS, True, s, n, x, normalizer, needs_refinement)
     elif sum == SUM_EXCLUDING_MAX and scaled:
-        finalize_block(SUM_EXCLUDING_MAX, True, True, s, n, x, normalizer, needs_refinement)
+        finalize_block(SUM_EXCLUDING_MAX, True, s, n, x, normalizer, needs_refinement)
     elif sum == SUM_EXCLUDING_MAX:
-        finalize_block(SUM_EXCLUDING_MAX, False, True, s, n, x, normalizer, needs_refinement)
+        finalize_block(SUM_EXCLUDING_MAX, False, s, n, x, normalizer, needs_refinement)
     elif scaled:
-        finalize_block(SUM_EXACT, True, True, s, n, x, normalizer, needs_refinement)
+        finalize_block(SUM_EXACT, True, s, n, x, normalizer, needs_refinement)
     else:
-        finalize_block(SUM_EXACT, False, True, s, n, x, normalizer, needs_refinement)
+        finalize_block(SUM_EXACT, False, s, n, x, normalizer, needs_refinement)
