@@ -61,7 +61,7 @@ TOLERANCE = {"float64": 1e-6, "float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-1
 
 
 def checked(family, shape, value, space):
-    """What is known of a call whose result is right: {} of softmax, of attention as `checked_attention` says."""
+    """Facts of a call whose result is right: {} of softmax, of attention as `checked_attention` says."""
     if family == "softmax":
         return checked_softmax(shape, space["result"](value))
     return checked_attention(family, shape, value, space)

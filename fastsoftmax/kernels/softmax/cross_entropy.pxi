@@ -84,7 +84,7 @@ cdef void shares_of(const CrossEntropy* a, const Row* row, Py_ssize_t start, Py_
 
 cdef inline vreal log_p_rest(const Shift* s, const Normalizer* normalizer, bint scaled, vreal x,
                              vreal log_p) noexcept nogil:
-    """What the log p of normal_result_of lacks. In a sum, it counts beside a smaller loss."""
+    """The digits that the log p of normal_result_of lacks. In a sum, they count beside a smaller loss."""
     cdef vreal below, factor, difference, score = x, score_lo = broadcast(0)
     if scaled:
         below = fma_(x, s.shrink, -s.origin)
