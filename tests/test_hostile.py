@@ -583,6 +583,9 @@ def test_the_fast_path_returns_none_for_calls_that_it_does_not_cover():
         assert _fastpath.rows(_fastpath.SOFTMAX, x, None, temperature) is None
     for out in (1.0, np.zeros(4), np.zeros((3, 1)), np.zeros(3, np.float32), x[::-1], ctypes.c_double(0)):
         assert _fastpath.rows(_fastpath.SOFTMAX, x, None, 1.0, out=out) is None
+    rows = np.zeros((3, 4))
+    for out in (np.zeros(4), np.zeros((3, 1)), np.zeros(()), np.zeros(3, np.float32), np.zeros(6)[::2], rows[0, :3]):
+        assert _fastpath.rows(_fastpath.LOGSUMEXP, rows, 1, 1.0, out=out) is None
     x = np.zeros((2, 4, 3))
     assert _fastpath.attention_inputs(x, x, x, False) is not None
     for other in (None, 1.0, x.tolist(), np.ma.array(x), np.zeros(()), x[0, 0], x[0], x[None, None], x[:, :0],
@@ -614,6 +617,11 @@ def test_the_fast_path_takes_every_dtype_that_has_kernels(tag):
     out = np.empty_like(x)
     assert _fastpath.rows(_fastpath.SOFTMAX, x, -1, 0.5, out=out) is out
     assert_same_bits(out, softmax(x, -1, temperature=0.5, where=np.True_))
+    for axis in (0, -1, None):
+        expected = np.asarray(logsumexp(x, axis, where=np.True_))
+        out = np.empty_like(expected)
+        assert _fastpath.rows(_fastpath.LOGSUMEXP, x, axis, 1.0, out=out) is out
+        assert_same_bits(out, expected)
     for other in (x.astype(x.dtype.newbyteorder()), x.astype(ml_dtypes.float8_e5m2), x.astype(np.longdouble)):
         assert _fastpath.rows(_fastpath.SOFTMAX, other, -1, 1.0) is None
     assert _fastpath.tag(x.dtype) == _fastpath.tag(x.dtype.newbyteorder()) == tag
