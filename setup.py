@@ -95,6 +95,7 @@ def extensions():
     texts = sorted(str(path) for pattern in ("*.h", "*.pxi") for path in KERNELS.rglob(pattern))
     arrays = {"include_dirs": ["fastsoftmax", numpy.get_include()],
               "define_macros": [("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")]}
+    pthreads = ["-pthread"] if sys.platform == "linux" else []
     runtime = {"include_dirs": ["fastsoftmax"], "depends": sorted(map(str, KERNELS.glob("runtime/*.h")))}
     tables = [("FASTSOFTMAX_DTYPES", f'"{" ".join(DTYPES)}"'), ("FASTSOFTMAX_ISAS", f'"{" ".join(isas())}"'),
               ("FASTSOFTMAX_MODULES", '"' + " ".join(f"{dtype}_{isa}" for dtype, isa in modules()) + '"')]
@@ -111,6 +112,9 @@ def extensions():
         Extension("fastsoftmax._cpu", ["fastsoftmax/_cpu.pyx"], define_macros=tables, **runtime, **serial),
         Extension("fastsoftmax._openmp", ["fastsoftmax/_openmp.pyx"], extra_compile_args=compile_flags(), **runtime,
                   **parallel),
+        Extension("fastsoftmax._thread_pool", ["fastsoftmax/_thread_pool.pyx"],
+                  extra_compile_args=compile_flags(openmp=False) + pthreads, **runtime,
+                  extra_link_args=link_flags(openmp=False) + pthreads),
         Extension("fastsoftmax._testing", ["fastsoftmax/_testing.pyx"], **runtime, **serial),
         Extension("fastsoftmax._fastpath", ["fastsoftmax/_fastpath.pyx"], **arrays, **serial),
         Extension("fastsoftmax._bfloat16", ["fastsoftmax/_bfloat16.pyx"], depends=["fastsoftmax/_bfloat16.h"], **arrays,

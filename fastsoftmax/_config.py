@@ -1,4 +1,4 @@
-"""show_config: version, compiler, instruction sets, threads, OpenMP runtime."""
+"""show_config: version, compiler, instruction sets, threads, threading layer, OpenMP runtime."""
 
 from typing import Any, Literal, overload
 
@@ -23,7 +23,8 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     dict or None
         Keys: ``version``; ``compiler``; ``isa``, the instruction set in use; ``isa_available``, those this CPU
         supports, from the plainest to the best; ``isa_built``, those of this build; ``threads``, the number that a call
-        from this thread may use; ``threads_why``, the reason; ``openmp``, the version and path of the OpenMP runtime.
+        from this thread may use; ``threads_why``, the reason; ``threading_layer``, whose threads they are, ``"pool"``
+        for those of fastsoftmax itself or ``"openmp"``; ``openmp``, the version and path of the OpenMP runtime.
 
     Raises
     ------
@@ -48,6 +49,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "isa_built": list(_dispatch.built()),
         "threads": _threads.get_num_threads(),
         "threads_why": _threads.why(),
+        "threading_layer": _threads.layer(),
         "openmp": {"runtime": _runtime(openmp), "path": openmp["path"]},
     }
     if mode == "dicts":
@@ -57,7 +59,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
             value = ", ".join(value)
         elif isinstance(value, dict):
             value = ", ".join(str(part) for part in value.values() if part)
-        print(f"{key:13} {value}")
+        print(f"{key:15} {value}")
     return None
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 try:
-    from fastsoftmax import _cpu, _fastpath, _openmp  # noqa: F401  (_openmp before any kernel)
+    from fastsoftmax import _cpu, _fastpath, _openmp, _thread_pool  # noqa: F401  (the last two before any kernel)
 except ImportError as error:
     if importlib.util.find_spec("fastsoftmax._cpu") is not None:        # built, but it does not load
         raise

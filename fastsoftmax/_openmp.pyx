@@ -15,7 +15,7 @@ cdef extern from "kernels/runtime/forks.h" nogil:
 cdef extern from "kernels/runtime/contention.h" nogil:
     ctypedef long long int64_t
     ctypedef struct Contention:
-        int64_t serial_ns, factor, credit, regions, losses, since, backoff_ns, stolen_ns
+        int64_t serial_ns, factor, credit, recorded, regions, losses, since, backoff_ns, stolen_ns
         int64_t (*stolen_now)(int64_t* cores)
     const int64_t FIRST_BACKOFF
 
@@ -23,7 +23,7 @@ cdef extern from "kernels/runtime/stolen_time.h" nogil:
     int64_t (*STOLEN_NOW)(int64_t*)
 
 # The one of this process; the kernels read and write it by its address.
-cdef Contention contention = Contention(0, FIRST_BACKOFF, 0, 0, 0, 0, 0, 0, STOLEN_NOW)
+cdef Contention contention = Contention(0, FIRST_BACKOFF, 0, 0, 0, 0, 0, 0, 0, STOLEN_NOW)
 contention_address = <size_t>&contention
 
 
@@ -43,7 +43,13 @@ def _was_forked():
 
 # A parent that had not imported this package could not dismiss its team before the fork. If another library shares the
 # runtime with us, the thread that survives in the child may have a team of dead threads, and would wait for it forever.
-inherited = not survives_forks() and openmp_was_loaded() and _was_forked()
+was_loaded = bool(openmp_was_loaded())
+inherited = not survives_forks() and was_loaded and _was_forked()
+
+
+def is_inherited():
+    """Whether must_be_serial() holds for the main thread."""
+    return bool(inherited)
 
 
 def must_be_serial():

@@ -1,5 +1,9 @@
-"""Access to the contention record (kernels/runtime/contention.h), for tests alone."""
-from fastsoftmax import _openmp
+"""Access to the contention record and the thread pool (contention.h and thread_pool.h in kernels/runtime), for tests."""
+import contextlib
+
+from libc.stdlib cimport calloc, free
+
+from fastsoftmax import _openmp, _thread_pool, _threads
 
 cdef extern from *:
     """
@@ -11,14 +15,14 @@ cdef extern from *:
 cdef extern from "kernels/runtime/contention.h" nogil:
     ctypedef long long int64_t
     ctypedef struct Contention:
-        int64_t serial_ns, factor, credit, regions, losses, since, backoff_ns, stolen_ns
+        int64_t serial_ns, factor, credit, recorded, regions, losses, since, backoff_ns, stolen_ns
         int64_t (*stolen_now)(int64_t* cores)
     ctypedef struct ParallelRegion:
         int64_t start, first, last, own, all
     int64_t region_loss(const ParallelRegion*, int64_t)
-    void record_loss(Contention*, int64_t)
+    void record_loss(Contention*, int64_t, int64_t, int64_t)
     bint extend_backoff(Contention*, int64_t threads, int64_t now)
-    const int64_t FIRST_BACKOFF
+    const int64_t FIRST_BACKOFF, LONGEST_BACKOFF, LONGEST_OF_POOL
 
 cdef extern from *:
     int64_t stolen_in_test(int64_t*)
@@ -37,19 +41,19 @@ def compute_serially(int64_t nanoseconds):
     contention.serial_ns, contention.since = nanoseconds, 0
 
 
-def backoffs_of(regions):
+def backoffs_of(regions, int64_t apart=0, bint of_pool=False):
     """The back-off in ns that follows each of some regions, each a call of its own, from a fresh record on.
 
     Regions are (start, first, last, end, own, all), as in contention.h. Between them callers compute as long as the
-    back-off asks.
+    back-off asks. Each ends so many ns after the one before.
     """
-    cdef Contention new = Contention(0, FIRST_BACKOFF, 0, 0, 0, 0, 0, 0, NULL)
+    cdef Contention new = Contention(0, FIRST_BACKOFF, 0, 0, 0, 0, 0, 0, 0, NULL)
     cdef ParallelRegion region
     found = []
     for start, first, last, end, own, all_ in regions:
         region.start, region.first, region.last, region.own, region.all = start, first, last, own, all_
-        new.serial_ns = 0
-        record_loss(&new, region_loss(&region, end))
+        new.serial_ns, new.recorded = 0, end - apart
+        record_loss(&new, region_loss(&region, end), end, LONGEST_OF_POOL if of_pool else LONGEST_BACKOFF)
         found.append(new.serial_ns)
     return found
 
@@ -60,7 +64,7 @@ def backoff_extended(elapsed, backoff_ns, threads, cores, stolen_before, stolen_
     Other programs have had the cores for stolen_now - stolen_before ns meanwhile.
     """
     global test_stolen, test_cores
-    cdef Contention new = Contention(0, FIRST_BACKOFF, 0, 0, 0, 1, backoff_ns, stolen_before, stolen_in_test)
+    cdef Contention new = Contention(0, FIRST_BACKOFF, 0, 0, 0, 0, 1, backoff_ns, stolen_before, stolen_in_test)
     test_stolen, test_cores = stolen_now, cores
     if extend_backoff(&new, threads, 1 + elapsed):
         assert new.since == 1 + elapsed and new.stolen_ns == stolen_now
@@ -78,3 +82,73 @@ def stolen():
     if contention.stolen_now == NULL:
         return -1, 0
     return contention.stolen_now(&cores), cores
+
+
+@contextlib.contextmanager
+def threading_layer(name):
+    """Loops use that layer inside the block."""
+    before = _threads.layer(), _threads._follows_torch
+    _threads._layer, _threads._follows_torch = name, False
+    _thread_pool.enable(name == "pool")
+    try:
+        yield
+    finally:
+        _threads._layer, _threads._follows_torch = before
+        _thread_pool.enable(_threads._layer == "pool")
+
+
+cdef extern from *:
+    """
+    #include <time.h>
+    static void sleep_for(double seconds) {
+        struct timespec t = {(time_t)seconds, (long)(1e9 * (seconds - (time_t)seconds))};
+        if (seconds > 0)
+            nanosleep(&t, NULL);
+    }
+    static int cpu_number(void) {
+    #if defined(__linux__)
+        return sched_getcpu();
+    #else
+        return -1;
+    #endif
+    }
+    """
+    void sleep_for(double) nogil
+    int cpu_number() nogil
+
+cdef extern from "kernels/runtime/thread_pool.h" nogil:
+    ctypedef void (*LoopBody)(void* loop, Py_ssize_t task, int thread) noexcept nogil
+    ctypedef struct ThreadPool:
+        bint (*run)(int threads, LoopBody body, void* loop, Py_ssize_t start, Py_ssize_t stop,
+                    bint keep_order) noexcept nogil
+
+cdef struct TestLoop:
+    double callers, workers         # how long each sleeps in a task
+    int* runs                       # (tasks) how often each task ran, by which thread, and on which CPU at its end
+    int* threads
+    int* cpus
+
+cdef void test_task(void* loop_, Py_ssize_t task, int thread) noexcept nogil:
+    cdef TestLoop* loop = <TestLoop*>loop_
+    sleep_for(loop.workers if thread > 0 else loop.callers)
+    loop.runs[task] += 1
+    loop.threads[task], loop.cpus[task] = thread, cpu_number()
+
+
+def run_in_pool(int threads, Py_ssize_t tasks, bint keep_order=False, double callers=0, double workers=0):
+    """A list of (runs, thread, CPU at its end) of the tasks of a loop, in which the caller sleeps so many seconds for
+    each of its tasks and the workers for each of theirs; None if no other thread was to be had."""
+    cdef const ThreadPool* pool = <const ThreadPool*><size_t>_thread_pool.address
+    cdef int* memory = <int*>calloc(3 * tasks, sizeof(int))
+    cdef TestLoop loop
+    cdef bint done
+    if memory == NULL:
+        raise MemoryError
+    loop.callers, loop.workers = callers, workers
+    loop.runs, loop.threads, loop.cpus = memory, memory + tasks, memory + 2 * tasks
+    try:
+        with nogil:
+            done = pool.run(threads, test_task, &loop, 0, tasks, keep_order)
+        return [(loop.runs[i], loop.threads[i], loop.cpus[i]) for i in range(tasks)] if done else None
+    finally:
+        free(memory)

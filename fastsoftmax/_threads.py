@@ -1,13 +1,14 @@
-"""The number of threads: of the process, of the calling thread, and for a call of a given size."""
+"""The number of threads: of the process, of the calling thread, and for a call of a given size; whose they are."""
 
 import contextlib
 import math
 import operator
 import os
+import sys
 import threading
 from typing import Self, SupportsIndex
 
-from fastsoftmax import _openmp
+from fastsoftmax import _openmp, _thread_pool
 
 # Elements from which a second thread saves more time than its start costs; see docs/threads.md for the measurement.
 PARALLEL = 1 << 16
@@ -92,6 +93,36 @@ def _default():
 
 
 _process, _reason = _default()
+
+LAYERS = ("pool", "openmp")
+
+
+def _default_layer():
+    """(whose threads run loops, whether that depends on PyTorch). A library that shares our OpenMP runtime has threads
+    which spin on the cores for milliseconds after its work: then these do ours, too."""
+    name = os.environ.get("FASTSOFTMAX_THREADING_LAYER")
+    available = LAYERS if _thread_pool.available else ("openmp",)
+    if name is not None and name not in available:
+        raise ImportError(f"FASTSOFTMAX_THREADING_LAYER={name!r} is not among those of this platform: "
+                          + ", ".join(available))
+    if name is not None or not _thread_pool.available:
+        return name or "openmp", False
+    if _openmp.is_inherited():               # OpenMP would be left with one thread
+        return "pool", False
+    return ("openmp", False) if _openmp.was_loaded else ("pool", True)
+
+
+_layer, _follows_torch = _default_layer()
+_thread_pool.enable(_layer == "pool")
+
+
+def layer():
+    """Whose threads run loops: "pool", our own, or "openmp"."""
+    global _layer, _follows_torch
+    if _follows_torch and "torch" in sys.modules:
+        _layer, _follows_torch = "openmp", False
+        _thread_pool.enable(False)
+    return _layer
 
 
 def _checked(n):
@@ -186,15 +217,19 @@ class num_threads(contextlib.ContextDecorator):
         _local.numbers.pop()
 
 
+def _must_be_serial():
+    return layer() == "openmp" and _openmp.must_be_serial()
+
+
 def why():
     """The reason for the number of threads."""
-    if _openmp.must_be_serial():
+    if _must_be_serial():
         return "1 here: forked from a process in which another library may have used the same OpenMP runtime"
     return "num_threads" if _local.numbers else _reason
 
 
 def threads_for(elements):
     """The number of threads that a call on so many elements should use."""
-    if elements < PARALLEL or _openmp.must_be_serial():
+    if elements < PARALLEL or _must_be_serial():
         return 1
     return max(1, min(get_num_threads(), elements // (PARALLEL // 2)))

@@ -1,7 +1,10 @@
-"""Shared by the tests: the oracles, the distance in ULP, and the ways an array can lie in memory."""
+"""Shared by the tests: the oracles, the distance in ULP, the ways an array can lie in memory, and fresh processes."""
 
 import contextlib
 import functools
+import os
+import subprocess
+import sys
 
 import ml_dtypes
 import mpmath
@@ -13,6 +16,8 @@ from fastsoftmax import _dispatch, reference
 NUMPY = {"f32": np.float32, "f64": np.float64, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 ULP = {"softmax": 2.0, "log_softmax": 2.0, "logsumexp": 1.5}
 FAMILY = tuple(ULP)
+# what a process of ours takes from its environment
+VARIABLES = ("FASTSOFTMAX_NUM_THREADS", "OMP_NUM_THREADS", "FASTSOFTMAX_ISA", "FASTSOFTMAX_THREADING_LAYER")
 
 
 def wide(dtype):
@@ -274,3 +279,23 @@ def foreign_marks():
         yield
     finally:
         pytest.mark = marks
+
+
+def python(code, **env):
+    """Run `code` in a fresh Python with none but the given variables of ours set."""
+    clean = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+    paths = os.pathsep.join(p for p in sys.path if p)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**clean, "PYTHONPATH": paths, **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def printed(code, **env):
+    done = python(code, **env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

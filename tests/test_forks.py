@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import fastsoftmax
-from fastsoftmax import _testing, num_threads, set_num_threads, softmax
+from fastsoftmax import _testing, _thread_pool, num_threads, set_num_threads, softmax
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")       # that is what is tested
 can_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -35,6 +35,14 @@ def _restore():
     before = fastsoftmax.get_num_threads()
     yield
     set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, params=["pool", "openmp"])
+def layer(request):
+    if request.param == "pool" and not _thread_pool.available:
+        pytest.skip("no thread pool on this platform")
+    with _testing.threading_layer(request.param):
+        yield request.param
 
 
 def results(calls=CALLS):
@@ -131,7 +139,7 @@ def runtime_in_use(name):
 @linux
 @pytest.mark.parametrize("imported", ["in the child", "in the parent"])
 @pytest.mark.parametrize("runtime", ["ours", "LLVM's"])
-def test_another_library_of_the_same_runtime(runtime, imported):
+def test_another_library_of_the_same_runtime(runtime, imported, layer):
     """A library that shares our OpenMP runtime has worked on several threads when the process forks. Its team is not
     there in the child; whoever joins it hangs. A fork by another thread than the library's is no problem."""
     program = """
@@ -170,8 +178,8 @@ work()
     subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c",
          program.format(early=imported == "in the parent", path=path)],
-        env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}, timeout=300,
-        check=True)
+        env={**os.environ, **variables, "FASTSOFTMAX_THREADING_LAYER": layer,
+             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}, timeout=300, check=True)
 
 
 def _in_pool(k):

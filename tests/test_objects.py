@@ -22,7 +22,7 @@ pytestmark = [
 ]
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of x86-64")
 
-EVERYWHERE = ["_cpu", "_openmp", "_testing", "_fastpath"]        # imported on any CPU
+EVERYWHERE = ["_cpu", "_openmp", "_thread_pool", "_testing", "_fastpath"]        # imported on any CPU
 MODULES = EVERYWHERE + [f"kernels.{tag}_{isa}" for tag, isa in _dispatch.modules(_dispatch.built())]
 
 # Mnemonics as objdump writes them, with suffixes and operands following.

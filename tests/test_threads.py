@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from functions import LARGE, prepared, results
+from helpers import VARIABLES, printed, python
 
 import fastsoftmax
 from fastsoftmax import (
@@ -28,7 +29,6 @@ from fastsoftmax import (
     softmax,
 )
 
-VARIABLES = ("FASTSOFTMAX_NUM_THREADS", "OMP_NUM_THREADS", "FASTSOFTMAX_ISA")
 BIG = np.random.default_rng(0).normal(size=(300, 4000)).astype(np.float32)
 
 
@@ -39,26 +39,6 @@ def _restore():
     yield
     set_num_threads(before)
     _testing.compute_serially(0)
-
-
-def python(code, **env):
-    """Run `code` in a fresh Python with none but the given variables of ours set."""
-    clean = {k: v for k, v in os.environ.items() if k not in VARIABLES}
-    paths = os.pathsep.join(p for p in sys.path if p)
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**clean, "PYTHONPATH": paths, **env},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def printed(code, **env):
-    done = python(code, **env)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 THREADS = "import fastsoftmax; print(fastsoftmax.get_num_threads())"
@@ -396,6 +376,22 @@ def test_loss_after_loss_takes_longer_until_a_region_gains():
     assert _testing.backoffs_of([LOST, LOST, gained, LOST]) == [500, 1000, 0, 500]
     hour = 3600 * 10**9
     assert _testing.backoffs_of([region(hour, hour // 4, 1, 2)] * 2) == [10**9] * 2     # at most a second
+    ms = 10**6
+    slow = region(ms + 10_000, ms // 2, 1, 2)                   # 10 us lost, by the pool: at most 10 ms
+    assert _testing.backoffs_of([slow] * 9, of_pool=True) == [n * ms // 10 for n in (1, 2, 4, 8, 16, 16, 16, 16, 16)]
+    slow = region(ms + 100_000, ms // 2, 1, 2)
+    assert _testing.backoffs_of([slow] * 5, of_pool=True) == [n * ms for n in (1, 2, 4, 8, 10)]
+    slow = region(9 * ms, 2 * ms, 1, 2)                         # but for ten times what is lost
+    assert _testing.backoffs_of([slow] * 3, of_pool=True) == [50 * ms] * 3
+
+
+def test_a_small_part_of_the_time_may_be_lost():
+    """What wakes the threads costs a small call more than it gains; the next calls gain."""
+    woke = region(10_000 + 1000, 5000, 1, 2)                    # 1000
+    assert _testing.backoffs_of([woke] * 3, apart=64_000) == [0, 0, 0]
+    assert _testing.backoffs_of([woke] * 3, apart=32_000) == [5000, 10000, 20000]
+    assert _testing.backoffs_of([region(60_000, 5000, 1, 2)] * 2, apart=10**12) == [0, 0]       # 50 us at most
+    assert _testing.backoffs_of([region(60_001, 5000, 1, 2)], apart=10**12) == [10]
 
 
 def test_what_was_gained_is_set_against_a_loss():

@@ -17,6 +17,7 @@ def show():
         "instruction sets": f"in use {config['isa']}; supported by this CPU {', '.join(config['isa_available'])}; "
         f"built {', '.join(config['isa_built'])}",
         "threads": f"{config['threads']}: {config['threads_why']}",
+        "threading layer": config["threading_layer"],
         "OpenMP": " ".join(str(openmp[key]) for key in ("runtime", "path") if openmp.get(key)) or "none",
     }
     for name, text in lines.items():

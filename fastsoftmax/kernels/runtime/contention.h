@@ -9,7 +9,9 @@
    would have expired before each call of a program that calls only now and then. If loss follows loss, the factor doubles up to LARGEST_BACKOFF, and the time grows
    up to LONGEST_BACKOFF; a call that gains resets the factor. Earlier gains are set against a loss, up to MOST_CREDIT:
    one hiccup among thousands of calls is no reason to stop. The regions of a call count together, since the maximum of a
-   long row is too short to gain, and its exponentials are not.
+   long row is too short to gain, and its exponentials are not. Losses of less than a part in ALLOWANCE_SHARE of the time
+   are ignored, up to ALLOWANCE: a worker that sleeps has to be woken, which costs more than a small call can gain, and
+   pays in the calls that follow.
 
    Before the next attempt the system is asked for the time that other programs had of our cores since the loss, where it
    tells (stolen_time.h). If they had more than half a core of those that so many threads need, callers stay serial: an
@@ -26,6 +28,7 @@ typedef struct {
     int64_t serial_ns;                  /* ns for which callers still compute serially; below 0: none */
     int64_t factor;                     /* by which the next loss is multiplied */
     int64_t credit;                     /* ns gained lately, for losses to come */
+    int64_t recorded;                   /* ns, when the last call was recorded */
     int64_t regions, losses;            /* counted for tests */
     int64_t since;                      /* ns, when callers began to compute serially; 0: they may try */
     int64_t backoff_ns;                 /* ns for which they should, counted from then */
@@ -46,7 +49,10 @@ typedef struct {                        /* a call's parallel regions, one after 
 #define FIRST_BACKOFF 10
 #define LARGEST_BACKOFF 160
 #define LONGEST_BACKOFF 1000000000      /* ns */
+#define LONGEST_OF_POOL 10000000        /* ns; its callers wait for no worker that has no core, and so lose little */
 #define MOST_CREDIT 4000000             /* ns */
+#define ALLOWANCE 50000                 /* ns */
+#define ALLOWANCE_SHARE 64
 #define SHORTEST_ACCOUNT 50000000       /* ns from which the system's account, in ticks of 10 ms, is worth reading */
 
 #if defined(__GNUC__)
@@ -107,9 +113,20 @@ static inline int extend_backoff(Contention *contention, int64_t threads, int64_
     return 1;
 }
 
-/* Records the time that a call, or a slice of it, lost in all its regions. */
-static inline void record_loss(Contention *contention, int64_t loss) {
-    int64_t factor = ATOMIC_READ(contention->factor), credit = ATOMIC_READ(contention->credit) - loss, serial_ns, cores;
+/* The credit of a call that is recorded now: what earlier calls gained, or the allowance of the time since the last. */
+static inline int64_t credit_now(Contention *contention, int64_t now) {
+    int64_t credit = ATOMIC_READ(contention->credit), elapsed = now - ATOMIC_READ(contention->recorded);
+    ATOMIC_WRITE(contention->recorded, now);
+    if (credit >= ALLOWANCE || elapsed <= 0)
+        return credit;
+    credit += elapsed < ALLOWANCE * ALLOWANCE_SHARE ? elapsed / ALLOWANCE_SHARE : ALLOWANCE;
+    return credit < ALLOWANCE ? credit : ALLOWANCE;
+}
+
+/* Records the time that a call, or a slice of it, lost in all its regions. It ends now. A back-off grows up to `longest`
+   nanoseconds. */
+static inline void record_loss(Contention *contention, int64_t loss, int64_t now, int64_t longest) {
+    int64_t factor = ATOMIC_READ(contention->factor), credit = credit_now(contention, now) - loss, serial_ns, cores;
     ATOMIC_WRITE(contention->credit, credit < 0 ? 0 : credit < MOST_CREDIT ? credit : MOST_CREDIT);
     if (loss <= 0)
         ATOMIC_WRITE(contention->factor, FIRST_BACKOFF);
@@ -117,10 +134,12 @@ static inline void record_loss(Contention *contention, int64_t loss) {
         return;
     loss = -credit;
     ATOMIC_ADD(contention->losses, 1);
-    serial_ns = loss < LONGEST_BACKOFF / factor ? factor * loss : LONGEST_BACKOFF;
+    serial_ns = factor * loss < longest ? factor * loss : FIRST_BACKOFF * loss > longest ? FIRST_BACKOFF * loss : longest;
+    if (loss > LONGEST_BACKOFF / FIRST_BACKOFF)
+        serial_ns = LONGEST_BACKOFF;
     /* of callers that lose at the same time, one doubles the factor */
     if (ATOMIC_READ(contention->serial_ns) <= 0 && factor < LARGEST_BACKOFF)
         ATOMIC_WRITE(contention->factor, 2 * factor);
     if (serial_ns > ATOMIC_READ(contention->serial_ns))
-        begin_backoff(contention, serial_ns, now_ns(), contention->stolen_now ? contention->stolen_now(&cores) : -1);
+        begin_backoff(contention, serial_ns, now, contention->stolen_now ? contention->stolen_now(&cores) : -1);
 }

@@ -4,37 +4,55 @@
 # any unit that all tasks of the loop share. It runs in the default floating-point environment, whatever the caller's.
 # It must not depend on which thread runs it, or when, but for the workspace of that thread.
 #
-# While the contention record asks for it (see contention.h), the caller runs tasks alone; then all threads share the
-# rest. With one thread the caller runs them all.
+# While the contention record asks for it (see contention.h), or all cores are taken by other callers, the caller runs
+# tasks alone; then all threads share the rest. With one thread the caller runs them all. The threads are those of
+# thread_pool.h where it is enabled, otherwise OpenMP's.
 
 ctypedef Py_ssize_t (*Task)(const void* context, Py_ssize_t task, int thread) noexcept nogil
 
-cdef inline void run_task(Task function, const void* context, Py_ssize_t task, int thread,
-                          ParallelRegion* region) noexcept nogil:
+cdef struct Loop:
+    Task function
+    const void* context
+    ParallelRegion* region
+
+cdef void run_task(void* loop_, Py_ssize_t task, int thread) noexcept nogil:
+    cdef const Loop* loop = <const Loop*>loop_
     cdef fp_state modes = fp_enter()
     cdef Py_ssize_t cost
-    start_task(region)
-    cost = function(context, task, thread)
-    end_task(region, cost)
+    start_task(loop.region, thread)
+    cost = loop.function(loop.context, task, thread)
+    end_task(loop.region, cost, thread)
     fp_leave(modes)
+
+cdef bint run_parallel(Loop* loop, Py_ssize_t start, Py_ssize_t stop, bint keep_order) noexcept nogil:
+    """False, having done nothing, where no other thread is to be had now."""
+    cdef int threads = loop.region.threads
+    cdef Py_ssize_t task
+    begin_parallel(loop.region)
+    if thread_pool.enabled:
+        if not thread_pool.run(threads, run_task, loop, start, stop, keep_order):
+            abandon_parallel(loop.region)
+            return False
+    elif keep_order:
+        for task in prange(start, stop, num_threads=threads, schedule="static"):
+            run_task(loop, task, threadid())
+    else:
+        for task in prange(start, stop, num_threads=threads, schedule="dynamic"):
+            run_task(loop, task, threadid())
+    end_parallel(loop.region)
+    return True
 
 cdef void parallel_for(Task function, const void* context, Py_ssize_t start, Py_ssize_t stop, bint keep_order,
                        ParallelRegion* region) noexcept nogil:
-    """Runs the tasks start .. stop - 1. With keep_order, and as many tasks as threads, thread t runs task start + t:
-    loops after one another over the same data then find it in the same cache."""
-    cdef Py_ssize_t task
-    while start < stop and is_serial(region):
-        run_task(function, context, start, 0, region)
+    """Runs the tasks start .. stop - 1. With keep_order, and as many tasks as threads, thread t runs task start + t
+    unless it is late: loops after one another over the same data then find it in the same cache."""
+    cdef Loop loop
+    loop.function, loop.context, loop.region = function, context, region
+    while start < stop:
+        if not is_serial(region) and run_parallel(&loop, start, stop, keep_order):
+            return
+        run_task(&loop, start, 0)
         start += 1
-    if start < stop:
-        begin_parallel(region)
-        if keep_order:
-            for task in prange(start, stop, num_threads=region.threads, schedule="static"):
-                run_task(function, context, task, threadid(), region)
-        else:
-            for task in prange(start, stop, num_threads=region.threads, schedule="dynamic"):
-                run_task(function, context, task, threadid(), region)
-        end_parallel(region)
 
 cdef int run_tasks(Task function, const void* context, Py_ssize_t tasks, Py_ssize_t slice_, int threads) except -1:
     """Runs tasks 0 .. tasks - 1, and looks for an interrupt (Control-C) after each `slice_` of them."""

@@ -1,0 +1,203 @@
+"""The thread pool (kernels/runtime/thread_pool.h), and when OpenMP's threads are used instead."""
+
+import os
+import shutil
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import printed, python
+
+from fastsoftmax import _testing, _thread_pool, num_threads, show_config, softmax
+
+pytestmark = pytest.mark.skipif(not _thread_pool.available, reason="no thread pool on this platform")
+
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+LAYER = "import fastsoftmax; print(fastsoftmax.show_config('dicts')['threading_layer'])"
+
+
+def test_the_threading_layer():
+    assert printed(LAYER) == "pool"
+    for name in ("pool", "openmp"):
+        assert printed(LAYER, FASTSOFTMAX_THREADING_LAYER=name) == name
+    done = python("import fastsoftmax", FASTSOFTMAX_THREADING_LAYER="tbb")
+    assert done.returncode != 0
+    assert "FASTSOFTMAX_THREADING_LAYER='tbb'" in done.stderr
+    assert "pool, openmp" in done.stderr
+
+
+def test_who_shares_the_openmp_runtime_shares_its_threads():
+    """A library that had loaded it before, or PyTorch, whenever it comes; a variable stands above both."""
+    path = show_config("dicts")["openmp"]["path"]
+    loaded = f"import ctypes; ctypes.CDLL({path!r}); "
+    torch_later = "import fastsoftmax, sys; sys.modules['torch'] = sys; " + LAYER
+    assert [printed(code) for code in (loaded + LAYER, torch_later)] == ["openmp", "openmp"]
+    for code in (loaded + LAYER, torch_later):
+        assert printed(code, FASTSOFTMAX_THREADING_LAYER="pool") == "pool"
+
+
+def test_both_layers_give_the_same_bits():
+    x, found = np.random.default_rng(0).normal(size=(300, 4000)).astype(np.float32), []
+    for name in ("pool", "openmp"):
+        with _testing.threading_layer(name), num_threads(3):
+            _testing.compute_serially(0)
+            before = _testing.contention_state()[1]
+            found.append(softmax(x, -1))
+            assert _testing.contention_state()[1] > before
+    assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize("keep_order", [False, True])
+@pytest.mark.parametrize("tasks", [2, 3, 64, 1024, 1025, 5000])
+def test_each_task_runs_once(tasks, keep_order):
+    for threads in (2, 5, 2):
+        done = _testing.run_in_pool(threads, tasks, keep_order)
+        assert {runs for runs, _, _ in done} == {1}
+        assert {thread for _, thread, _ in done} <= set(range(threads))
+
+
+def test_tasks_in_order_stay_with_their_thread_unless_it_is_late():
+    for _ in range(3):
+        done = _testing.run_in_pool(3, 6, True, callers=0.05, workers=0.05)
+        assert [thread for _, thread, _ in done] == [0, 1, 2, 0, 1, 2]
+    done = _testing.run_in_pool(2, 6, True, workers=0.2)
+    assert [thread for _, thread, _ in done].count(1) <= 1
+
+
+def test_one_task_and_one_thread_are_the_callers():
+    assert _testing.run_in_pool(5, 1) is None
+    assert _testing.run_in_pool(1, 5) is None
+
+
+@pytest.mark.skipif(CPUS < 2, reason="this needs two cores")
+def test_workers_stay_off_the_callers_core_and_are_rescued_there():
+    """A worker that has no core, here since it sleeps, is moved to that of its caller, which waits."""
+    before = os.sched_getaffinity(0)
+    try:
+        for cpu in sorted(before)[:2]:
+            os.sched_setaffinity(0, {cpu, max(before - {cpu})})
+            for _ in range(3):
+                own = _testing.run_in_pool(2, 8, callers=0.02, workers=0.02)
+                callers, workers = ({on for _, thread, on in own if (thread > 0) == is_worker}
+                                    for is_worker in (False, True))
+                assert workers
+                assert not callers & workers
+                late = _testing.run_in_pool(2, 8, workers=0.2)
+                assert {on for _, thread, on in late if thread > 0} <= {on for _, thread, on in late if not thread}
+        os.sched_setaffinity(0, {cpu})          # the only one: they share it, once the worker has been asleep
+        time.sleep(0.01)
+        assert {on for _, _, on in _testing.run_in_pool(2, 8, callers=0.01, workers=0.01)} == {cpu}
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_callers_share_the_cores():
+    """No caller has more threads than cores are free, nor waits for them."""
+    cores = max(CPUS, 2)
+    both = threading.Barrier(2)
+
+    def call(_):
+        both.wait(120)
+        return _testing.run_in_pool(cores, cores, True, callers=0.3, workers=0.3)
+
+    with ThreadPoolExecutor(2) as callers:
+        found = list(callers.map(call, range(2), timeout=600))
+    if cores < 4:                               # one of them has all
+        assert [done is None for done in found].count(True) == 1
+    assert all({runs for runs, _, _ in done} == {1} for done in found if done)
+    assert _testing.run_in_pool(cores, 2 * cores) is not None       # all are free again
+
+
+def test_idle_workers_sleep_and_take_no_signals():
+    code = """
+import os, time, numpy as np, fastsoftmax
+before = set(os.listdir('/proc/self/task'))
+x = np.zeros((1000, 1000), np.float32)
+with fastsoftmax.num_threads(3):
+    fastsoftmax.softmax(x, -1)
+workers = set(os.listdir('/proc/self/task')) - before
+for worker in workers:
+    status = open(f'/proc/self/task/{worker}/status').read()
+    blocked = int(status.partition('SigBlk:')[2].split()[0], 16)
+    assert blocked >> 1 & 1 and blocked >> 14 & 1, hex(blocked)     # SIGINT, SIGTERM
+time.sleep(0.1)
+start = time.process_time()
+time.sleep(1)
+assert time.process_time() - start < 0.1
+print(len(workers))
+"""
+    assert printed(code) == "2"
+
+
+def test_without_a_thread_to_be_had_the_caller_does_it_all():
+    code = """
+import resource, numpy as np, fastsoftmax
+from fastsoftmax import _testing
+x = np.random.default_rng(0).normal(size=(1000, 1000)).astype(np.float32)
+with fastsoftmax.num_threads(1):
+    expected = fastsoftmax.softmax(x, -1)
+out = np.zeros_like(x)
+with open('/proc/self/statm') as file:
+    size = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 19), resource.RLIM_INFINITY))
+with fastsoftmax.num_threads(3):
+    fastsoftmax.softmax(x, -1, out=out)
+    assert _testing.run_in_pool(3, 6) is None
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    assert _testing.run_in_pool(3, 6) is not None
+print(np.array_equal(out, expected))
+"""
+    assert printed(code) == "True"
+
+
+RACES = r"""
+#define _GNU_SOURCE
+#include "thread_pool.h"
+#include <stdio.h>
+typedef struct { long sums[8], runs[1500]; } Loop;
+static ThreadPool pool;
+static void task(void *loop_, ptrdiff_t number, int thread) {
+    Loop *loop = loop_;
+    loop->runs[number]++;               /* not atomic: the sanitizer sees who runs a task without the others knowing */
+    loop->sums[thread] += number;
+}
+static void *caller(void *seed) {
+    for (int turn = 0; turn < 1000; turn++) {
+        Loop loop = {{0}, {0}};
+        int tasks = 2 + (int)((long)seed * 7 + turn * 13) % 1400;
+        int alone = !pool.run(2 + turn % 5, task, &loop, 0, tasks, turn & 1);
+        for (int number = 0; number < tasks; number++)
+            if (loop.runs[number] != !alone)
+                abort();
+        if (turn % 100 == 0)
+            usleep(200);                /* workers sleep meanwhile */
+    }
+    return NULL;
+}
+int main(void) {
+    pthread_t callers[6];
+    prepare_pool(&pool);
+    for (long i = 0; i < 6; i++)
+        pthread_create(&callers[i], NULL, caller, (void *)i);
+    for (int i = 0; i < 6; i++)
+        pthread_join(callers[i], NULL);
+    puts("done");
+}
+"""
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler: races are NOT looked for")
+def test_no_race(tmp_path):
+    """Six callers at once, under ThreadSanitizer."""
+    (tmp_path / "races.c").write_text(RACES)
+    folder = Path(__file__).parent.parent / "fastsoftmax" / "kernels" / "runtime"
+    build = ["cc", "-O1", "-g", "-fsanitize=thread", "-pthread", f"-I{folder}", "races.c", "-o", "races"]
+    made = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no ThreadSanitizer, races are NOT looked for: {made.stderr[-200:]}")
+    done = subprocess.run([tmp_path / "races"], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
