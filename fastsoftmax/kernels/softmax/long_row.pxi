@@ -2,7 +2,7 @@
 # share the loop over the chunks.
 
 cdef enum:
-    PASSES_COST = 3 * TASK      # elements that take about as long as starting and joining the threads of three passes
+    PASSES_COST = TASK          # elements that take about as long as starting and joining the threads of three passes
 
 cdef inline int row_threads(Py_ssize_t n, int threads) noexcept nogil:
     """The threads that share one row: more than one for each LONG_ROW elements would wait longer than they compute."""
