@@ -761,9 +761,9 @@ def plain_gradients(grad_out, query, key, value, *, bias=None, scale=None, is_ca
     weights, last = np.exp(scores - peak), np.exp(sink - peak)
     total = weights.sum(-1, keepdims=True) + last
     weights, last = weights / total, last / total
-    out = weights @ v
-    delta = (grad_out * out).sum(-1, keepdims=True)
-    dscores = weights * (grad_out @ v.swapaxes(-1, -2) - delta)
+    dweights = grad_out @ v.swapaxes(-1, -2)
+    delta = (weights * dweights).sum(-1, keepdims=True)
+    dscores = weights * (dweights - delta)
     dscaled = dscores if softcap is None else dscores * (1 - (capped / real(softcap)) ** 2)
 
     def over_group(x):
@@ -782,6 +782,7 @@ DRAWS = {   # batch, heads, key heads, queries, keys, width, width of values
     "full": ((1, 4, 2, 64, 300, 32, 40), lambda rng, h, n, s: {}),
     "causal": ((1, 2, 2, 200, 200, 64, 64), lambda rng, h, n, s: {"is_causal": True}),
     "one query": ((1, 8, 2, 1, 1000, 128, 64), lambda rng, h, n, s: {}),
+    "short and causal": ((1, 8, 8, 128, 128, 32, 32), lambda rng, h, n, s: {"is_causal": True}),
     "splits": ((1, 1, 1, 40, 1100, 64, 64), lambda rng, h, n, s: {}),
     "bias of keys": ((2, 4, 2, 100, 65, 64, 64), lambda rng, h, n, s: {"bias": rng.normal(size=s)}),
     "bias of queries": ((2, 4, 2, 33, 200, 64, 64), lambda rng, h, n, s: {"bias": rng.normal(size=(h, 1, s))}),
@@ -819,7 +820,8 @@ def drawn(tag, name, seed):
 @pytest.mark.parametrize("isa, tag", [(isa, tag) for tag, isa in _dispatch.modules(_dispatch.supported())
                                       if tag in ("f32", "f64")])
 def test_error_is_that_of_plain_numpy(isa, tag, name):
-    """In ULP of a gradient's largest number, over draws: the root mean square at most 1.1 times plain NumPy's and 0.1.
+    """In ULP of a gradient's largest number, over draws: the root mean square at most 1.1 times plain NumPy's and 0.1;
+    of dquery, in which the rounding of lse is made good, 1.1 times.
 
     The largest error, and those of the few numbers of dscale, dsinks and dslopes, are those of the draw in which the
     most has cancelled, ours or NumPy's. They are held to FlashAttention's rule, twice the plain computation's.
@@ -836,4 +838,21 @@ def test_error_is_that_of_plain_numpy(isa, tag, name):
         largest, most = (np.max(x, 0)[0] for x in (errors, rough[one]))
         rms, plain_rms = (np.sqrt(np.mean(np.square(x), 0))[1] for x in (errors, rough[one]))
         assert largest <= 2 * most + (30 if one in SUMS else 2), one
-        assert one in SUMS or rms <= 1.1 * plain_rms + 0.1, one
+        assert one in SUMS or rms <= (1.1 * plain_rms if one == "dquery" else 1.1 * plain_rms + 0.1), one
+
+
+def test_lse_may_count_keys_of_other_calls(kernel):
+    """As where each process has some of the keys: out and lse are those of all of them."""
+    arrays = [x.astype(arithmetic_of(kernel.tag)) for x in inputs("f32", 1, 2, 2, 20, 90, 16, 16, seed=3)]
+    query, key, value = arrays = [x.astype(kernel.dtype) for x in arrays]
+    grad_out = upstream(out_shape(arrays), kernel.dtype)
+    out, lse = forward(arrays, {})
+    parts = [slice(0, 30), slice(30, 90)]
+    found = [scaled_dot_product_attention_backward(grad_out, query, key[..., part, :], value[..., part, :], out, lse)
+             for part in parts]
+    exact = exact_gradients(grad_out, arrays, {})
+    for one, part in zip(found, parts, strict=True):
+        assert_close([exact[0].astype(one[0].dtype), *one[1:]], [exact[0], *(x[..., part, :] for x in exact[1:])],
+                     arithmetic_of(kernel.tag), {})
+    total = np.sum([one[0].astype(kernel.wide) for one in found], 0)
+    assert np.all(abs(total - exact[0]) <= 4 * kernel.eps * abs(exact[0]).max() + 100 * kernel.eps)

@@ -63,5 +63,6 @@ include "attention/sequences.pxi"           # their order, and which of them dec
 include "attention/prefill.pxi"             # many queries, in the lanes
 include "attention/combine.pxi"             # states in memory, and splits
 include "attention/decode.pxi"              # few queries
+include "attention/grad_weights.pxi"        # gradients: weights again, and dS
 include "attention/backward.pxi"            # gradients
 include "attention/attention.pxi"           # scaled_dot_product_attention, varlen_attention, paged_attention

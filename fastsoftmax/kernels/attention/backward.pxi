@@ -2,7 +2,7 @@
 #
 #   grad_out (B, Hq, L, Ev) -> dquery (B, Hq, L, E), dkey (B, Hk, S, E), dvalue (B, Hk, S, Ev)
 #
-#   P = exp(scores - lse)              the weights again, a block at a time
+#   P = exp(scores - lse)              the weights again, a block at a time: grad_weights.pxi
 #   dP = grad_out @ value.T
 #   dS = P * (dP - delta)              delta = sum of grad_out * out over Ev, minus grad_lse: one number a row
 #   dvalue = P.T @ grad_out            dkey = scale * dS.T @ query            dquery = scale * dS @ key
@@ -45,7 +45,9 @@ cdef struct BackwardParams:
 
 cdef struct BackwardWorkspace:              # one thread's buffers; rows are padded to whole registers
     QueryTile tile
-    vreal[COLUMNS] lse, delta               # of the tile's rows
+    GradRowConstants rows                   # of the tile
+    real* row_sums                          # of the tile's weights; their rests are row_sums_step further on
+    Py_ssize_t row_sums_step
     real[KV_BLOCK * TILE_ROWS] weights      # P, a row of lanes for each key
     real[KV_BLOCK * TILE_ROWS] grads        # dP, then dS
     real[KV_BLOCK * TILE_ROWS] capped       # scores after softcap
@@ -76,9 +78,18 @@ cdef inline Py_ssize_t grad_split_keys(const AttentionParams* params, Py_ssize_t
     """Keys of a split: whole blocks."""
     return ceil_div(ceil_div(stored_keys(params, b), splits_of(params, b)), KV_BLOCK) * KV_BLOCK
 
-cdef inline Py_ssize_t dquery_sums_size(const AttentionParams* params, Py_ssize_t b) noexcept nogil:
-    """Reals of a task's sums of dquery; the last tile may write beyond its rows."""
+# A task's sums, for each row: of dquery, a padded row; then of the weights, in two parts. The last tile may write
+# beyond its rows.
+
+cdef inline Py_ssize_t row_sums_at(const AttentionParams* params, Py_ssize_t b) noexcept nogil:
+    """Where the sums of weights begin, in reals."""
     return (rows_of_head(params, b) + TILE_ROWS) * padded(params.head_dim)
+
+cdef inline Py_ssize_t row_sums_size(const AttentionParams* params, Py_ssize_t b) noexcept nogil:
+    return padded(rows_of_head(params, b) + TILE_ROWS)
+
+cdef inline Py_ssize_t dquery_sums_size(const AttentionParams* params, Py_ssize_t b) noexcept nogil:
+    return row_sums_at(params, b) + 2 * row_sums_size(params, b)
 
 # Operands as reals.
 
@@ -99,13 +110,18 @@ cdef bint clear_nonfinite_reals(const real* x, Py_ssize_t stride, Py_ssize_t cou
                                 real* clean) noexcept nogil:
     """Whether all of count rows of `size` reals, whole registers, are finite. Where not, clean is a copy with 0 for
     those that are not."""
-    cdef vreal sums = broadcast(0)
-    cdef Py_ssize_t j, r, e
+    cdef vreal[4] sums                      # four, since an addition waits for the one before
+    cdef Py_ssize_t j = 0, r, e
     cdef real y
-    for j in range(count):
+    cdef int i
+    for i in range(4):
+        sums[i] = broadcast(0)
+    while j < count:
         for r in range(size // LANES):
-            sums = fma_(load(x + j * stride + r * LANES), broadcast(0), sums)
-    if lane0(hsum(sums)) == 0:
+            for i in range(4):
+                sums[i] = fma_(load(x + min(j + i, count - 1) * stride + r * LANES), broadcast(0), sums[i])
+        j += 4
+    if lane0(hsum((sums[0] + sums[1]) + (sums[2] + sums[3]))) == 0:
         return True
     for j in range(count):
         for e in range(size):
@@ -147,13 +163,18 @@ cdef void load_grad_tile(const BackwardParams* p, Py_ssize_t b, BackwardWorkspac
     cdef Py_ssize_t dim = padded(params.head_dim), value_dim = padded(params.value_dim)
     cdef Py_ssize_t lane, at, lanes = tile.columns * LANES
     cdef ConstRowPointer[TILE_ROWS] grad
-    cdef real[TILE_ROWS] lse, delta, scale, slope
+    cdef real[TILE_ROWS] lse, delta, grad_lse, sink, whole, scale, slope
     cdef bint steep = False
     cdef int c
+    ws.rows.any_whole = False
     for lane in range(lanes):
         at = statistics_at(params, b, tile.head[lane], tile.query[lane])
         lse[lane] = lse_of_lane(p.lse[at]) if lane < tile.rows else INFINITY
         delta[lane] = p.delta[at] if lane < tile.rows else 0
+        grad_lse[lane] = p.grad_lse[at] if p.grad_lse != NULL else 0
+        sink[lane] = sink_of(params, tile.head[lane])
+        whole[lane] = ws.block.start <= tile.begin[lane] and tile.end[lane] <= ws.block.stop
+        ws.rows.any_whole |= whole[lane] != 0
         scale[lane] = <real>params.scale[tile.head[lane]]
         slope[lane] = slope_of(params, b, tile.head[lane])
         steep |= is_steep(slope[lane])
@@ -168,35 +189,17 @@ cdef void load_grad_tile(const BackwardParams* p, Py_ssize_t b, BackwardWorkspac
     clear_nonfinite_reals(ws.query_rows, dim, lanes, dim, ws.query_rows)
     ws.grad_finite = clear_nonfinite_reals(ws.grad_out_rows, value_dim, lanes, value_dim, ws.grad_out_rows)
     for c in range(tile.columns):
-        ws.lse[c], ws.delta[c] = load(lse + c * LANES), load(delta + c * LANES)
+        ws.rows.lse[c], ws.rows.delta[c] = load(lse + c * LANES), load(delta + c * LANES)
+        ws.rows.grad_lse[c], ws.rows.whole[c] = load(grad_lse + c * LANES), load(whole + c * LANES)
+        ws.rows.sink_weight[c] = broadcast(0)
+        if params.sinks != NULL:
+            ws.rows.sink_weight[c] = exp_(vmin(broadcast(1), load(sink + c * LANES) - ws.rows.lse[c]))
         tile.scale[c] = load(scale + c * LANES)
         tile.mask[c].slope, tile.mask[c].steep = load(slope + c * LANES), steep
     load_query_tile(params, b, tile)
     pack_tile(p.grad_is_real, params.value_dim, tile.columns, grad, ws.grad_t)
 
-# From scores and dP to P and dS.
-
-cdef inline void weights_and_grads(int columns, Py_ssize_t count, const vreal* lse, const vreal* delta, real* weights,
-                                   real* grads) noexcept nogil:
-    """weights: scores, which become P; grads: dP, which become dS. Both are (count, columns) registers.
-
-    The rounding of score - lse is made good, since lse may be far larger than the maximum that softmax subtracts.
-    """
-    cdef vreal score, weight, below, rest
-    cdef vmask hidden
-    cdef Py_ssize_t j, at
-    cdef int c
-    for j in range(count):
-        for c in range(columns):
-            at = (j * columns + c) * LANES
-            score = load(weights + at)
-            hidden = eq(score, broadcast(-INFINITY))
-            below = score - lse[c]
-            rest = zero_where(eq(below, broadcast(-INFINITY)), two_sum_err(score, -lse[c], below))
-            weight = exp_(vmin(broadcast(1), below))            # exp_ is valid to 1; rounding may put a score above lse
-            weight = fma_(weight, rest, weight)
-            store(weights + at, zero_where(hidden, weight))
-            store(grads + at, zero_where(hidden, weight * (load(grads + at) - delta[c])))
+# Gradients of what was added to scores or multiplied with them.
 
 cdef void multiply_softcap_grads(double softcap, Py_ssize_t registers, const real* capped, real* grads) noexcept nogil:
     """d(cap tanh(x / cap)) / dx = 1 - (capped / cap)**2."""
@@ -263,6 +266,15 @@ cdef void restore_nonfinite_grads(const BackwardParams* p, Py_ssize_t b, Py_ssiz
 
 # One tile of queries and the current block of keys.
 
+cdef inline void add_row_sums(int columns, const WeightSums* sums, real* row_sums, Py_ssize_t step) noexcept nogil:
+    cdef vreal sum_, rest
+    cdef int c
+    for c in range(columns):
+        sum_, rest = load(row_sums + c * LANES), load(row_sums + step + c * LANES)
+        add_to(&sum_, &rest, sums.sum[c])
+        store(row_sums + c * LANES, sum_)
+        store(row_sums + step + c * LANES, rest + sums.rest[c])
+
 cdef inline void grad_kv_block(int rows, int columns, const BackwardParams* p, Py_ssize_t b, Py_ssize_t split,
                                int bias, Py_ssize_t key, Py_ssize_t count, BackwardWorkspace* ws,
                                real* dquery_sums) noexcept nogil:
@@ -272,6 +284,7 @@ cdef inline void grad_kv_block(int rows, int columns, const BackwardParams* p, P
     cdef Py_ssize_t skipped = key - ws.block.start, lanes = columns * LANES
     cdef Py_ssize_t dim = padded(params.head_dim), value_dim = padded(params.value_dim)
     cdef vreal[COLUMNS] one
+    cdef WeightSums sums
     cdef int c
     for c in range(columns):
         one[c] = broadcast(1)
@@ -289,7 +302,10 @@ cdef inline void grad_kv_block(int rows, int columns, const BackwardParams* p, P
         hide_keys(columns, count, tile.mask, broadcast(0), 1, ws.weights)
     score_block(rows, columns, False, ws.value + skipped * ws.value_row, ws.value_row, count, params.value_dim,
                 ws.grad_t, one, ws.grads)
-    weights_and_grads(columns, count, ws.lse, ws.delta, ws.weights, ws.grads)
+    weights_and_grads(columns, skipped, count, &ws.rows, ws.weights, ws.grads, &sums)
+    if ws.rows.any_whole:
+        correct_whole_rows(columns, count, &ws.rows, ws.weights, ws.grads, &sums)
+    add_row_sums(columns, &sums, ws.row_sums, ws.row_sums_step)
     add_bias_grads(p, b, tile, key, count, ws.grads)
     if p.dslopes != NULL:
         add_slope_grads(p, b, split, tile, count, ws.grads)
@@ -338,6 +354,7 @@ cdef Py_ssize_t grad_tile(const BackwardParams* p, Py_ssize_t b, Py_ssize_t key_
         for lane in range(rows * KV_BLOCK, tile.columns * LANES * KV_BLOCK):
             ws.bias_sum[lane] = -INFINITY
     load_grad_tile(p, b, ws)
+    ws.row_sums, ws.row_sums_step = dquery_sums + row_sums_at(params, b) + row, row_sums_size(params, b)
     if tile.columns == 3:
         grad_kv_block_3(p, b, split, bias, key, count, ws, dquery_sums + row * padded(params.head_dim))
     elif tile.columns == 2:
@@ -457,8 +474,26 @@ cdef Py_ssize_t grad_task(const void* context, Py_ssize_t task, int thread) noex
         start = ws.block.stop
     return cost + 1
 
+cdef inline vreal share_of_rounding(const BackwardParams* p, const BackwardPair* pair, Py_ssize_t head,
+                                    Py_ssize_t query, Py_ssize_t row) noexcept nogil:
+    """Which share of a row's weights is the rounding of lse; in every lane."""
+    cdef const AttentionParams* params = &p.forward
+    cdef const real* at = pair.dquery_sums + row_sums_at(params, pair.b) + row
+    cdef vreal sum_ = broadcast(0), rest = broadcast(0), sink_weight = broadcast(0), error
+    cdef vreal lse = broadcast(lse_of_lane(p.lse[statistics_at(params, pair.b, head, query)]))
+    cdef Py_ssize_t split
+    for split in range(pair.splits):
+        add_to(&sum_, &rest, broadcast(at[0]))
+        rest = rest + broadcast(at[row_sums_size(params, pair.b)])
+        at += dquery_sums_size(params, pair.b)
+    if params.sinks != NULL:
+        sink_weight = exp_(vmin(broadcast(1), broadcast(sink_of(params, head)) - lse))
+    error = error_of_sum(sum_, rest, sink_weight)
+    return select_or_zero(is_rounding_of(lse, error), error / (broadcast(1) + error))
+
 cdef Py_ssize_t dquery_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
-    """The splits' sums of a pair in order, times scale; and the gradient of scale, the sum of query * these sums."""
+    """The splits' sums of a pair in order, less what the rounding of lse added to them, times scale; and the gradient
+    of scale, the sum of query * these sums."""
     cdef const BackwardTasks* tasks = <const BackwardTasks*>context
     cdef const BackwardParams* p = tasks.p
     cdef const AttentionParams* params = &p.forward
@@ -467,24 +502,25 @@ cdef Py_ssize_t dquery_task(const void* context, Py_ssize_t task, int thread) no
     cdef Py_ssize_t b = pair.b, dim = padded(params.head_dim), size = dquery_sums_size(params, b)
     cdef Py_ssize_t row, split, r, head, query, registers = dim // LANES
     cdef real* x
-    cdef vreal sums, scale, grad
+    cdef vreal sums, scale, grad, share
     for row in range(rows_of_head(params, b)):
         x = pair.dquery_sums + row * dim
         head, query = head_of_row(params, pair.key_head, row), query_of_row(params, row)
-        for split in range(1, pair.splits):
-            for r in range(registers):
-                store(x + r * LANES, load(x + r * LANES) + load(x + split * size + r * LANES))
+        share = share_of_rounding(p, pair, head, query, row)
+        scale, sums = broadcast(<real>params.scale[head]), broadcast(0)
         if p.dscale != NULL:
             convert_padded(row_address(&params.query, b, head, query), params.query_is_real, params.head_dim, 1,
                            ws.query_rows)
-            sums = broadcast(0)
-            for r in range(registers):
-                grad = load(x + r * LANES)      # a row that saw nothing has sums of 0, and may have a query of NaN
-                sums = fma_(zero_where(eq(grad, broadcast(0)), load(ws.query_rows + r * LANES)), grad, sums)
-            p.dscale[b * params.heads + head] += lane0(hsum(sums))
-        scale = broadcast(<real>params.scale[head])
         for r in range(registers):
-            store(x + r * LANES, load(x + r * LANES) * scale)
+            grad = load(x + r * LANES)
+            for split in range(1, pair.splits):
+                grad = grad + load(x + split * size + r * LANES)
+            grad = fma_(-grad, share, grad)
+            if p.dscale != NULL:                # a row that saw nothing has sums of 0, and may have a query of NaN
+                sums = fma_(zero_where(eq(grad, broadcast(0)), load(ws.query_rows + r * LANES)), grad, sums)
+            store(x + r * LANES, grad * scale)
+        if p.dscale != NULL:
+            p.dscale[b * params.heads + head] += lane0(hsum(sums))
         store_row(x, p.dquery_is_real, params.head_dim, row_address(&p.dquery, b, head, query))
     return 1
 
