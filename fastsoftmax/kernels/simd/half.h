@@ -1,5 +1,5 @@
 /* Elements to reals and back. float and double are what they are; bfloat16 is the upper half of a float;
- * float16 goes through integers where the instruction set has no conversion of its own (NATIVE_HALF).
+ * float16 goes through integers. NATIVE_HALF: the instruction set has conversions of its own.
  * Stores round to nearest, ties to even; NaN stays NaN. */
 #if defined DTYPE_f32 || defined DTYPE_f64
 SIMD_INLINE vreal load_elem(const elem *p) { return load(p); }
@@ -23,7 +23,8 @@ SIMD_INLINE void store_16(elem *p, vint a) { *(vhalf_anywhere *)p = __builtin_co
 #endif
 #endif
 
-#if defined DTYPE_bf16
+#if defined NATIVE_HALF
+#elif defined DTYPE_bf16
 SIMD_INLINE vreal load_elem(const elem *p) { return from_bits(shift_left(load_16(p), 16)); }
 /* A NaN here is an element's or the processor's own: its lower half is zero, and nothing is carried into the sign. */
 SIMD_INLINE void store_elem(elem *p, vreal a)
@@ -32,7 +33,7 @@ SIMD_INLINE void store_elem(elem *p, vreal a)
     store_16(p, shift_in_zeros(b + 0x7fff + (shift_right(b, 16) & 1), 16));
 }
 
-#elif !defined NATIVE_HALF
+#else
 /* As a float of exponent 15 less, a float16's bits lie 13 places up; a product with 2**112 puts the
  * exponent right, and normalises subnormals on the way. */
 SIMD_INLINE vreal load_elem(const elem *p)
