@@ -116,8 +116,12 @@ cdef extern from "simd/vec.h" nogil:
     vfactor load_factor(const elem*) noexcept
     vdd dd_add_term(vdd, vfactor) noexcept
     vdd dd_add_product(vdd, vfactor, vfactor) noexcept
-    vdd dd_add_elements(vdd, vreal, vreal) noexcept
-    vdd dd_add_elements_at(vdd, const elem*, const elem*) noexcept
+    ctypedef struct vproducts:                  # the sum of up to four
+        pass
+    vproducts no_products() noexcept
+    vproducts add_elements(vproducts, vreal, vreal) noexcept
+    vproducts add_elements_at(vproducts, const elem*, const elem*) noexcept
+    vdd dd_join_products(vdd, vproducts) noexcept
     vdd dd_add_small_product(vdd, vfactor, vfactor) noexcept
     vdd dd_join(vdd, vdd) noexcept
     vdd dd_end(vdd) noexcept

@@ -43,11 +43,24 @@ cdef inline vmask has_no_weight(GradKind kind, vreal x) noexcept nogil:
 cdef inline bint must_hide(GradKind kind) noexcept nogil:
     return kind != GRAD_SOFTMAX
 
-cdef inline vdd add_grad_term(GradKind kind, vdd sum, vreal x, vreal g) noexcept nogil:
+cdef struct GradTerms:                          # the sum of up to 4; `products` for GRAD_SOFTMAX alone
+    vproducts products
+    vdd terms
+
+cdef inline GradTerms no_grad_terms() noexcept nogil:
+    cdef GradTerms sum
+    sum.products, sum.terms = no_products(), dd_zero()
+    return sum
+
+cdef inline void add_grad_term(GradKind kind, GradTerms* sum, vreal x, vreal g) noexcept nogil:
     g = zero_where(has_no_weight(kind, x), g)
     if kind == GRAD_SOFTMAX:
-        return dd_add_elements(sum, x, g)
-    return dd_add_term(sum, factor_of(g))
+        sum.products = add_elements(sum.products, x, g)
+    else:
+        sum.terms = dd_add_term(sum.terms, factor_of(g))
+
+cdef inline vdd join_grad_terms(GradKind kind, vdd running, const GradTerms* sum) noexcept nogil:
+    return dd_join_products(running, sum.products) if kind == GRAD_SOFTMAX else dd_join(running, sum.terms)
 
 cdef inline vreal grad_of(GradKind kind, bint scaled, const GradShift* s, vreal x, vreal g) noexcept nogil:
     cdef vreal d, weight, y
@@ -89,38 +102,38 @@ cdef inline GradShift grad_shift(const GradRows* a, const Row* row) noexcept nog
 # Dense rows.
 
 cdef inline void sum_grad_step(GradKind kind, bint hiding, const elem* x, const elem* g, vdd* running) noexcept nogil:
-    cdef vdd sum = dd_zero()
+    cdef GradTerms sum = no_grad_terms()
     cdef int a
     for a in range(4):
         if hiding:
-            sum = add_grad_term(kind, sum, load_elem(x + a * PARTIALS), load_elem(g + a * PARTIALS))
+            add_grad_term(kind, &sum, load_elem(x + a * PARTIALS), load_elem(g + a * PARTIALS))
         else:
-            sum = dd_add_elements_at(sum, x + a * PARTIALS, g + a * PARTIALS)
-    running[0] = dd_join(running[0], sum)
+            sum.products = add_elements_at(sum.products, x + a * PARTIALS, g + a * PARTIALS)
+    running[0] = join_grad_terms(kind, running[0], &sum)
 
 cdef inline void sum_grad_end(GradKind kind, bint hiding, const elem* x, const elem* g, Py_ssize_t k, Py_ssize_t count,
                               ExactSums* sums) noexcept nogil:
     """Elements k .. count - 1 of a chunk, fewer than UNROLL."""
-    cdef vdd sum
+    cdef GradTerms sum
     cdef vreal x_, g_
     cdef Py_ssize_t at
     cdef int a, v
     for v in range(PARTIAL_REGS):
-        sum = dd_zero()
+        sum = no_grad_terms()
         for a in range(4):
             at = k + a * PARTIALS + v * LANES
             if at >= count:
                 break
             if not hiding and at + LANES <= count:
-                sum = dd_add_elements_at(sum, x + at, g + at)
+                sum.products = add_elements_at(sum.products, x + at, g + at)
                 continue
             x_, g_ = load_upto(x, at, count, 0), load_upto(g, at, count, 0)
             if at + LANES > count:
                 g_ = zero_from(g_, count - at)
                 if kind == GRAD_SOFTMAX:
                     x_ = zero_from(x_, count - at)
-            sum = add_grad_term(kind, sum, x_, g_)
-        sums.running[v] = dd_join(sums.running[v], sum)
+            add_grad_term(kind, &sum, x_, g_)
+        sums.running[v] = join_grad_terms(kind, sums.running[v], &sum)
 
 cdef inline void sum_grad_chunk(GradKind kind, bint hiding, const elem* x, const elem* g, Py_ssize_t count,
                                 ExactSums* sums) noexcept nogil:
@@ -368,16 +381,17 @@ cdef inline GradShift tile_grad_shift(const GradRows* a, const TilePosition* pos
 
 cdef inline void sum_grad_block(GradKind kind, Py_ssize_t count, TileWorkspace* tile) noexcept nogil:
     """The terms of a block, which is a step: elements part, part + PARTIALS, ... join partial sum `part`."""
-    cdef vdd sum
+    cdef GradTerms sum
     cdef Py_ssize_t part, k, at
     cdef int c
     for part in range(min(count, <Py_ssize_t>PARTIALS)):
         for c in range(PARTIAL_REGS):
-            sum = dd_zero()
+            sum = no_grad_terms()
             for k in range(ceil_div(count - part, PARTIALS)):
                 at = (part + k * PARTIALS) * PARTIALS + c * LANES
-                sum = add_grad_term(kind, sum, load(tile.p + at), load(tile.f + at))
-            tile.moments[part * PARTIAL_REGS + c] = dd_join(tile.moments[part * PARTIAL_REGS + c], sum)
+                add_grad_term(kind, &sum, load(tile.p + at), load(tile.f + at))
+            at = part * PARTIAL_REGS + c
+            tile.moments[at] = join_grad_terms(kind, tile.moments[at], &sum)
 
 cdef inline void grad_tile_of_rows(GradKind kind, bint scaled, const GradRows* a, const TilePosition* position,
                                    const TilePosition* grad, const RowWorkspace* workspace) noexcept nogil:

@@ -68,18 +68,18 @@ cdef inline Py_ssize_t strip_register(const Strip* s, Py_ssize_t r) noexcept nog
 cdef inline Py_ssize_t registers_of(const Strip* s) noexcept nogil:
     return s.regs + (PARTIAL_REGS if s.overlaps else 0)
 
-cdef inline vdd strip_terms(GradKind kind, bint hiding, const Strip* s, const elem* x, const elem* g,
-                            Py_ssize_t count) noexcept nogil:
+cdef inline GradTerms strip_terms(GradKind kind, bint hiding, const Strip* s, const elem* x, const elem* g,
+                                  Py_ssize_t count) noexcept nogil:
     """The sum of elements 0, PARTIALS, ... below count, at most 4."""
-    cdef vdd sum = dd_zero()
+    cdef GradTerms sum = no_grad_terms()
     cdef Py_ssize_t a
     for a in range(4):
         if a * PARTIALS >= count:
             break
         if hiding:
-            sum = add_grad_term(kind, sum, load_elem(x + a * PARTIALS * s.x_n), load_elem(g + a * PARTIALS * s.g_n))
+            add_grad_term(kind, &sum, load_elem(x + a * PARTIALS * s.x_n), load_elem(g + a * PARTIALS * s.g_n))
         else:
-            sum = dd_add_elements_at(sum, x + a * PARTIALS * s.x_n, g + a * PARTIALS * s.g_n)
+            sum.products = add_elements_at(sum.products, x + a * PARTIALS * s.x_n, g + a * PARTIALS * s.g_n)
     return sum
 
 cdef inline void prefetch_strip(const elem* at, Py_ssize_t stride) noexcept nogil:
@@ -93,6 +93,7 @@ cdef inline void sum_strip_block(GradKind kind, bint hiding, const Strip* s, Py_
     cdef Py_ssize_t part, at, regs = registers_of(s)
     cdef const elem* x = s.x + j * s.x_n
     cdef const elem* g = s.g + j * s.g_n
+    cdef GradTerms terms
     cdef vdd* sum
     cdef Py_ssize_t r
     for part in range(min(count, <Py_ssize_t>PARTIALS)):
@@ -102,11 +103,10 @@ cdef inline void sum_strip_block(GradKind kind, bint hiding, const Strip* s, Py_
             if count == UNROLL:
                 prefetch_strip(x + at + part * s.x_n, s.x_n)
                 prefetch_strip(g + at + part * s.g_n, s.g_n)
-                sum[0] = dd_join(sum[0], strip_terms(kind, hiding, s, x + at + part * s.x_n, g + at + part * s.g_n,
-                                                     UNROLL))
+                terms = strip_terms(kind, hiding, s, x + at + part * s.x_n, g + at + part * s.g_n, UNROLL)
             else:
-                sum[0] = dd_join(sum[0], strip_terms(kind, hiding, s, x + at + part * s.x_n, g + at + part * s.g_n,
-                                                     count - part))
+                terms = strip_terms(kind, hiding, s, x + at + part * s.x_n, g + at + part * s.g_n, count - part)
+            sum[0] = join_grad_terms(kind, sum[0], &terms)
 
 cdef inline void clear_strip(Py_ssize_t regs, vdd* sums) noexcept nogil:
     cdef Py_ssize_t part, r
