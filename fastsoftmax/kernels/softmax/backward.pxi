@@ -17,6 +17,9 @@ cdef enum GradKind:                             # the same numbers as in _gradie
     GRAD_LOGSUMEXP = 2
     GRAD_ENTROPY = 3
 
+cdef enum:
+    MIN_STREAMED = 2048                         # elements: streaming shorter rows costs more, if they share cache lines
+
 cdef struct GradRows:
     GradKind kind
     Rows rows                                   # rows.x, rows.where, rows.temperature; rows.y: the gradient
@@ -573,6 +576,8 @@ def softmax_backward_rows(int kind, const elem[:, :, :] x, const elem[:, :, :] g
         for r in range(row_count):
             long_grad_row(&a, r, row_threads(a.rows.n, threads))
         return
+    elif row_size < MIN_STREAMED and not is_whole_lines(row_size):
+        a.rows.nontemporal = False
     memory = Workspaces(threads, CHUNK, False, tasks.in_tiles)
     tasks.workspaces = memory.workspaces
     tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)
