@@ -27,7 +27,7 @@ cdef enum:
     BLOCK = UNROLL                  # elements of each row of a tile that are computed together
     # elements: contiguous rows up to this use tiles, if there are enough rows; fewer where a tile has several registers
     NARROW_MAX = (7 + 5 * (PARTIAL_REGS == 1)) * PARTIALS
-    CAUSAL_TILE_MAX = NARROW_MAX    # the same for causal rows
+    CAUSAL_TILE_MAX = 2 * PARTIALS  # the same for causal rows: all of a tile take as long as the longest
     DELAYED_MAX = 48 * PARTIALS     # elements: contiguous rows up to this are stored after the next row is summed
     STRIP_TILES = 8                 # tiles side by side that are computed together: see strided.pxi
     KEEP = 1 << 20                  # reals: up to this, the weights of a row are kept; beyond, they are computed twice
