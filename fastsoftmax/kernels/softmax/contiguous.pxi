@@ -8,11 +8,12 @@ cdef inline bint is_contiguous_unmasked(const Rows* rows) noexcept nogil:
             and rows.n <= CHUNK and rows.op != ENTROPY)
 
 cdef inline Py_ssize_t distance_ahead(const Rows* rows) noexcept nogil:
-    """Elements from the following row to that which is prefetched: memory takes as long as about CHUNK elements.
-    0 for shorter rows, which were slower so with AVX2."""
-    if not rows.nontemporal or rows.n <= DELAYED_MAX:
-        return 0
-    return (CHUNK // rows.n - 1) * rows.x_inner
+    """Elements from the following row to that which is prefetched: memory takes as long as about CHUNK elements, and
+    the last-level cache as long as three short rows. 0 where the array may be in the L2 cache: prefetched so early, a
+    row may leave the L1 cache before it is read."""
+    if rows.n > DELAYED_MAX:
+        return (CHUNK // rows.n - 1) * rows.x_inner if rows.nontemporal else 0
+    return 2 * rows.x_inner if rows.outer * rows.inner * rows.n > FAR_ELEMENTS else 0
 
 cdef inline real contiguous_unmasked_row(Op op, const Rows* rows, const Row* row, real row_max, const Row* following,
                                          Py_ssize_t distance, const RowWorkspace* workspace) noexcept nogil:

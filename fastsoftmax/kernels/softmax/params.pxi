@@ -29,6 +29,7 @@ cdef enum:
     NARROW_MAX = (7 + 5 * (PARTIAL_REGS == 1)) * PARTIALS
     CAUSAL_TILE_MAX = 2 * PARTIALS  # the same for causal rows: all of a tile take as long as the longest
     DELAYED_MAX = 48 * PARTIALS     # elements: contiguous rows up to this are stored after the next row is summed
+    FAR_ELEMENTS = 1 << 20          # elements: larger arrays are not in the L2 cache
     STRIP_TILES = 8                 # tiles side by side that are computed together: see strided.pxi
     KEEP = 1 << 20                  # reals: up to this, the weights of a row are kept; beyond, they are computed twice
 
