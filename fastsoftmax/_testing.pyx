@@ -1,4 +1,4 @@
-"""Access to the contention record and the thread pool (contention.h and thread_pool.h in kernels/runtime), for tests."""
+"""Access to the contention record and the thread pool (contention.h, workers.h in kernels/runtime), for tests alone."""
 import contextlib
 
 from libc.stdlib cimport calloc, free
@@ -120,7 +120,7 @@ cdef extern from "kernels/runtime/thread_pool.h" nogil:
     ctypedef void (*LoopBody)(void* loop, Py_ssize_t task, int thread) noexcept nogil
     ctypedef struct ThreadPool:
         bint (*run)(int threads, LoopBody body, void* loop, Py_ssize_t start, Py_ssize_t stop,
-                    bint keep_order) noexcept nogil
+                    bint in_shares) noexcept nogil
 
 cdef struct TestLoop:
     double callers, workers         # how long each sleeps in a task
@@ -135,7 +135,7 @@ cdef void test_task(void* loop_, Py_ssize_t task, int thread) noexcept nogil:
     loop.threads[task], loop.cpus[task] = thread, cpu_number()
 
 
-def run_in_pool(int threads, Py_ssize_t tasks, bint keep_order=False, double callers=0, double workers=0):
+def run_in_pool(int threads, Py_ssize_t tasks, bint in_shares=False, double callers=0, double workers=0):
     """A list of (runs, thread, CPU at its end) of the tasks of a loop, in which the caller sleeps so many seconds for
     each of its tasks and the workers for each of theirs; None if no other thread was to be had."""
     cdef const ThreadPool* pool = <const ThreadPool*><size_t>_thread_pool.address
@@ -148,7 +148,7 @@ def run_in_pool(int threads, Py_ssize_t tasks, bint keep_order=False, double cal
     loop.runs, loop.threads, loop.cpus = memory, memory + tasks, memory + 2 * tasks
     try:
         with nogil:
-            done = pool.run(threads, test_task, &loop, 0, tasks, keep_order)
+            done = pool.run(threads, test_task, &loop, 0, tasks, in_shares)
         return [(loop.runs[i], loop.threads[i], loop.cpus[i]) for i in range(tasks)] if done else None
     finally:
         free(memory)

@@ -1,9 +1,9 @@
-"""The threads of this process that run loops over tasks, where they are not OpenMP's: kernels/runtime/thread_pool.h.
+"""The threads of this process that run loops over tasks, where they are not OpenMP's: kernels/runtime/workers.h.
 
 Imported before any kernel.
 """
 
-cdef extern from "kernels/runtime/thread_pool.h" nogil:
+cdef extern from "kernels/runtime/workers.h" nogil:
     ctypedef struct ThreadPool:
         bint enabled
     int prepare_pool(ThreadPool*)

@@ -1,4 +1,4 @@
-"""The thread pool (kernels/runtime/thread_pool.h), and when OpenMP's threads are used instead."""
+"""The thread pool (kernels/runtime/workers.h), and when OpenMP's threads are used instead."""
 
 import os
 import shutil
@@ -51,19 +51,19 @@ def test_both_layers_give_the_same_bits():
     assert np.array_equal(*found)
 
 
-@pytest.mark.parametrize("keep_order", [False, True])
+@pytest.mark.parametrize("in_shares", [False, True])
 @pytest.mark.parametrize("tasks", [2, 3, 64, 1024, 1025, 5000])
-def test_each_task_runs_once(tasks, keep_order):
+def test_each_task_runs_once(tasks, in_shares):
     for threads in (2, 5, 2):
-        done = _testing.run_in_pool(threads, tasks, keep_order)
+        done = _testing.run_in_pool(threads, tasks, in_shares)
         assert {runs for runs, _, _ in done} == {1}
         assert {thread for _, thread, _ in done} <= set(range(threads))
 
 
-def test_tasks_in_order_stay_with_their_thread_unless_it_is_late():
+def test_shares_stay_with_their_thread_unless_it_is_late():
     for _ in range(3):
         done = _testing.run_in_pool(3, 6, True, callers=0.05, workers=0.05)
-        assert [thread for _, thread, _ in done] == [0, 1, 2, 0, 1, 2]
+        assert [thread for _, thread, _ in done] == [0, 0, 1, 1, 2, 2]
     done = _testing.run_in_pool(2, 6, True, workers=0.2)
     assert [thread for _, thread, _ in done].count(1) <= 1
 
@@ -156,7 +156,7 @@ print(np.array_equal(out, expected))
 
 RACES = r"""
 #define _GNU_SOURCE
-#include "thread_pool.h"
+#include "workers.h"
 #include <stdio.h>
 typedef struct { long sums[8], runs[1500]; } Loop;
 static ThreadPool pool;

@@ -611,7 +611,8 @@ cdef int backward(const BackwardParams* p, bint in_order, int threads) except -1
     tasks.p, tasks.pairs, tasks.tasks = p, workspaces.pairs, workspaces.tasks
     tasks.workspaces, tasks.workspace_bytes = workspaces.block, workspaces.thread_bytes
     run_tasks(delta_task, &tasks, params.batch * params.heads,
-              max(<Py_ssize_t>(2 * threads), <Py_ssize_t>100000000 // (params.length * params.value_dim)), threads)
+              max(<Py_ssize_t>(2 * threads), <Py_ssize_t>100000000 // (params.length * params.value_dim)), threads,
+              IN_ORDER)
     # tasks between two looks for an interrupt: a fraction of a second by any kernel, or one a thread
     work = params.length * params.queries_per_kv * multiplications_of_row(params, params.keys)
     step = max(<Py_ssize_t>200000000 // (work // grad_splits(params.keys) + 10000), <Py_ssize_t>threads)
@@ -623,13 +624,13 @@ cdef int backward(const BackwardParams* p, bint in_order, int threads) except -1
         while start < slice_.tasks:
             with nogil:
                 region = open_region(1 if in_order else threads)
-                parallel_for(grad_task, &tasks, start, min(start + step, slice_.tasks), False, &region)
+                parallel_for(grad_task, &tasks, start, min(start + step, slice_.tasks), IN_ORDER, &region)
                 close_region(&region)
             PyErr_CheckSignals()
             start += step
         with nogil:
             region = open_region(threads)
-            parallel_for(dquery_task, &tasks, 0, slice_.pairs, False, &region)
+            parallel_for(dquery_task, &tasks, 0, slice_.pairs, IN_ORDER, &region)
             close_region(&region)
         first += slice_.pairs
     return 0

@@ -508,9 +508,9 @@ cdef int decode(const AttentionParams* params, const Sequence* sequences, Py_ssi
         with nogil:
             plan_decode(params, sequences, first, &slice_, workspaces.states, &tasks)
             region = open_region(<int>min(threads, most.tasks))
-            parallel_for(decode_split, &tasks, 0, slice_.tasks, False, &region)
+            parallel_for(decode_split, &tasks, 0, slice_.tasks, IN_ORDER, &region)
             if slice_.tasks > slice_.pairs:
-                parallel_for(combine_task, &tasks, 0, slice_.pairs, False, &region)
+                parallel_for(combine_task, &tasks, 0, slice_.pairs, IN_ORDER, &region)
             close_region(&region)
         first += slice_.pairs
         PyErr_CheckSignals()

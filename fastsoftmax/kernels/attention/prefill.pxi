@@ -373,5 +373,5 @@ cdef int prefill(const AttentionParams* params, const Sequence* sequences, Py_ss
     slice_ = <Py_ssize_t>500000000 // (rows_a_task(rows) * multiplications_of_row(params, params.keys) + 10000)
     while first < pairs:
         number = plan_prefill(params, sequences, pairs, &first, workspaces.tasks)
-        run_tasks(prefill_task, &tasks, number, max(slice_, <Py_ssize_t>(2 * threads)), threads)
+        run_tasks(prefill_task, &tasks, number, max(slice_, <Py_ssize_t>(2 * threads)), threads, IN_ORDER)
     return 0

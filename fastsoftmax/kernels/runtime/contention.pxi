@@ -1,11 +1,11 @@
-# The thread pool (see thread_pool.h) and the measurement of parallel regions (see contention.h), for parallel.pxi.
+# The thread pool (see workers.h) and the measurement of parallel regions (see contention.h), for parallel.pxi.
 from fastsoftmax import _openmp, _thread_pool
 
 cdef extern from "runtime/thread_pool.h" nogil:
     ctypedef void (*LoopBody)(void* loop, Py_ssize_t task, int thread) noexcept nogil
     ctypedef struct ThreadPool:
         bint (*run)(int threads, LoopBody body, void* loop, Py_ssize_t start, Py_ssize_t stop,
-                    bint keep_order) noexcept nogil
+                    bint in_shares) noexcept nogil
         bint enabled
 
 cdef const ThreadPool* thread_pool = <const ThreadPool*><size_t>_thread_pool.address

@@ -6,9 +6,14 @@
 #
 # While the contention record asks for it (see contention.h), or all cores are taken by other callers, the caller runs
 # tasks alone; then all threads share the rest. With one thread the caller runs them all. The threads are those of
-# thread_pool.h where it is enabled, otherwise OpenMP's.
+# workers.h where the pool is enabled, otherwise OpenMP's.
 
 ctypedef Py_ssize_t (*Task)(const void* context, Py_ssize_t task, int thread) noexcept nogil
+
+ctypedef enum TaskOrder:
+    IN_ORDER            # tasks are begun one after the other: the longest are first
+    IN_SHARES           # each thread of the pool has tasks that follow one another; what is late is done by others
+    IN_FIXED_SHARES     # of OpenMP's threads too, so that loops over the same data find it in the same cache
 
 cdef struct Loop:
     Task function
@@ -24,16 +29,16 @@ cdef void run_task(void* loop_, Py_ssize_t task, int thread) noexcept nogil:
     end_task(loop.region, cost, thread)
     fp_leave(modes)
 
-cdef bint run_parallel(Loop* loop, Py_ssize_t start, Py_ssize_t stop, bint keep_order) noexcept nogil:
+cdef bint run_parallel(Loop* loop, Py_ssize_t start, Py_ssize_t stop, TaskOrder order) noexcept nogil:
     """False, having done nothing, where no other thread is to be had now."""
     cdef int threads = loop.region.threads
     cdef Py_ssize_t task
     begin_parallel(loop.region)
     if thread_pool.enabled:
-        if not thread_pool.run(threads, run_task, loop, start, stop, keep_order):
+        if not thread_pool.run(threads, run_task, loop, start, stop, order != IN_ORDER):
             abandon_parallel(loop.region)
             return False
-    elif keep_order:
+    elif order == IN_FIXED_SHARES:
         for task in prange(start, stop, num_threads=threads, schedule="static"):
             run_task(loop, task, threadid())
     else:
@@ -42,19 +47,19 @@ cdef bint run_parallel(Loop* loop, Py_ssize_t start, Py_ssize_t stop, bint keep_
     end_parallel(loop.region)
     return True
 
-cdef void parallel_for(Task function, const void* context, Py_ssize_t start, Py_ssize_t stop, bint keep_order,
+cdef void parallel_for(Task function, const void* context, Py_ssize_t start, Py_ssize_t stop, TaskOrder order,
                        ParallelRegion* region) noexcept nogil:
-    """Runs the tasks start .. stop - 1. With keep_order, and as many tasks as threads, thread t runs task start + t
-    unless it is late: loops after one another over the same data then find it in the same cache."""
+    """Runs the tasks start .. stop - 1."""
     cdef Loop loop
     loop.function, loop.context, loop.region = function, context, region
     while start < stop:
-        if not is_serial(region) and run_parallel(&loop, start, stop, keep_order):
+        if not is_serial(region) and run_parallel(&loop, start, stop, order):
             return
         run_task(&loop, start, 0)
         start += 1
 
-cdef int run_tasks(Task function, const void* context, Py_ssize_t tasks, Py_ssize_t slice_, int threads) except -1:
+cdef int run_tasks(Task function, const void* context, Py_ssize_t tasks, Py_ssize_t slice_, int threads,
+                   TaskOrder order) except -1:
     """Runs tasks 0 .. tasks - 1, and looks for an interrupt (Control-C) after each `slice_` of them."""
     cdef ParallelRegion region
     cdef Py_ssize_t start = 0
@@ -65,7 +70,7 @@ cdef int run_tasks(Task function, const void* context, Py_ssize_t tasks, Py_ssiz
     while start < tasks:
         with nogil:
             region = open_region(threads)
-            parallel_for(function, context, start, min(start + slice_, tasks), False, &region)
+            parallel_for(function, context, start, min(start + slice_, tasks), order, &region)
             close_region(&region)
         start += slice_
         PyErr_CheckSignals()

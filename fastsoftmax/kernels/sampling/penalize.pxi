@@ -77,6 +77,7 @@ def penalize_rows(elem[:, :, :] logits, const long long[:, :] tokens, Py_ssize_t
     a.seen = <Seen*>allocate(bytes)
     try:
         memset(a.seen, 0, bytes)
-        run_tasks(penalize_task, &a, ceil_div(row_count, a.size), max(1, SLICE // (a.size * count)), threads)
+        run_tasks(penalize_task, &a, ceil_div(row_count, a.size), max(1, SLICE // (a.size * count)), threads,
+                  IN_SHARES)
     finally:
         free(a.seen)

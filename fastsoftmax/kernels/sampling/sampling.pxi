@@ -153,4 +153,5 @@ def sample_rows(const elem[:, :, :] x, elem[:, :, :] y, const unsigned char[:, :
     row_count = a.rows.outer * a.rows.inner
     tasks.a, tasks.workspaces = &a, memory.workspaces
     tasks.size = max(1, task_size(row_count * a.rows.n, threads) // a.rows.n)
-    run_tasks(sampling_task, &tasks, ceil_div(row_count, tasks.size), max(1, SLICE // (tasks.size * a.rows.n)), threads)
+    run_tasks(sampling_task, &tasks, ceil_div(row_count, tasks.size), max(1, SLICE // (tasks.size * a.rows.n)), threads,
+              IN_SHARES)

@@ -582,4 +582,4 @@ def softmax_backward_rows(int kind, const elem[:, :, :] x, const elem[:, :, :] g
     tasks.workspaces = memory.workspaces
     tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)
     run_tasks(softmax_grad_task, &tasks, ceil_div(row_count, tasks.size),
-              max(1, SLICE // (tasks.size * row_size)), threads)
+              max(1, SLICE // (tasks.size * row_size)), threads, IN_SHARES)

@@ -663,4 +663,4 @@ def cross_entropy_rows(const elem[:, :, :] x, const long long[:, :] classes, con
     tasks.workspaces = memory.workspaces
     tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)
     run_tasks(cross_entropy_task, &tasks, ceil_div(row_count, tasks.size),
-              max(1, SLICE // (tasks.size * row_size)), threads)
+              max(1, SLICE // (tasks.size * row_size)), threads, IN_SHARES)

@@ -48,7 +48,7 @@ cdef int run_pass(ChunkFunction function, const void* context, Py_ssize_t n, con
         now.start = slice_ * (SLICE // CHUNK)
         now.stop = min(now.start + SLICE // CHUNK, chunks)
         with nogil:
-            parallel_for(chunk_pass_task, &now, 0, now.shares, True, region)
+            parallel_for(chunk_pass_task, &now, 0, now.shares, IN_FIXED_SHARES, region)
             if chunks > SLICE // CHUNK:         # a slice is then long enough to be measured by itself
                 close_region(region)
         PyErr_CheckSignals()

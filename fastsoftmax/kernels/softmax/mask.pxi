@@ -38,4 +38,5 @@ def causal_mask(elem[:, :, :] scores, Py_ssize_t offset, double value, int threa
     a.query_stride = scores.strides[2] // <Py_ssize_t>sizeof(elem)
     a.offset, a.nontemporal, a.size = offset, nontemporal, max(1, TASK // a.keys)
     a.value = elem_of(NAN if isnan(value) else <real>value)     # see store_elem of bfloat16
-    run_tasks(mask_task, &a, ceil_div(a.outer * a.queries, a.size), max(1, SLICE // (a.size * a.keys)), threads)
+    run_tasks(mask_task, &a, ceil_div(a.outer * a.queries, a.size), max(1, SLICE // (a.size * a.keys)), threads,
+              IN_SHARES)

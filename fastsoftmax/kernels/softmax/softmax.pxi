@@ -70,7 +70,7 @@ cdef int compute(Rows* rows, int threads) except -1:
     # tasks of whole strips, if that leaves each thread two
     tasks.size = max(task_size(row_count * row_size, threads) // row_size, min(strip, row_count // (2 * threads)), 1)
     return run_tasks(row_task, &tasks, ceil_div(row_count, tasks.size), max(1, SLICE // (tasks.size * row_size)),
-                     threads)
+                     threads, IN_SHARES)
 
 def softmax_rows(int op, const elem[:, :, :] x, elem[:, :, :] y, const double[:, :] temperature,
                  const unsigned char[:, :, :] where, offset, int threads, bint nontemporal):

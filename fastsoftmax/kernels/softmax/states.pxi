@@ -265,7 +265,7 @@ cdef int compute_states(StateRows* a, int threads) except -1:
     tasks.workspaces = memory.workspaces
     tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)
     return run_tasks(state_task, &tasks, ceil_div(row_count, tasks.size), max(1, SLICE // (tasks.size * row_size)),
-                     threads)
+                     threads, IN_SHARES)
 
 def row_states(const elem[:, :, :] x, const double[:, :] temperature, offset, double[:, :] states, bint surprise,
                int threads):
