@@ -281,31 +281,69 @@ def attention_out(AttentionInputs inputs not None, out):
 
 # ---- the softmax family
 
-def rows(int op, x, axis, temperature, where=None, dtype=None, out=None, dim=None):
+cdef inline Contiguous kernel_taking(x) except? NULL:
+    """The kernel that takes x as it is, a C-contiguous array with elements; NULL for any other x."""
+    if not PyArray_CheckExact(x) or not PyArray_ISCARRAY_RO(<cnp.ndarray>x):
+        return NULL
+    if cnp.PyArray_NDIM(<cnp.ndarray>x) == 0 or cnp.PyArray_SIZE(<cnp.ndarray>x) == 0:
+        return NULL
+    return kernel_of(<cnp.ndarray>x)
+
+
+cdef inline double temperature_of(temperature) except -1:
+    """The temperature of all rows; 0 for one that a kernel does not take."""
+    cdef double t
+    if type(temperature) is int:
+        if not 0 < temperature < 1 << 62:       # a larger int may not fit into a double
+            return 0
+    elif type(temperature) is not float:
+        return 0
+    t = temperature
+    return t if 1e-30 < t < 1e30 else 0         # 0 for NaN
+
+
+cdef cnp.ndarray fitting_out(cnp.ndarray x, int ndim, const cnp.npy_intp* shape, out, bint in_place):
+    """`out`, or None if it does not fit or may overlap x. in_place: it may be x itself."""
+    cdef cnp.ndarray y
+    cdef int i
+    if not PyArray_CheckExact(out):
+        return None
+    y = <cnp.ndarray>out
+    if not PyArray_ISCARRAY(y) or cnp.PyArray_TYPE(y) != cnp.PyArray_TYPE(x) or cnp.PyArray_NDIM(y) != ndim:
+        return None
+    for i in range(ndim):
+        if cnp.PyArray_DIM(y, i) != shape[i]:
+            return None
+    if (not in_place or cnp.PyArray_DATA(y) != cnp.PyArray_DATA(x)) and not no_overlap(y, x):
+        return None
+    return y
+
+
+cdef inline bint is_nontemporal(cnp.ndarray x, cnp.ndarray y) noexcept:
+    return cnp.PyArray_NBYTES(y) >= nontemporal_bytes and cnp.PyArray_DATA(y) != cnp.PyArray_DATA(x)
+
+
+def rows(int op, x, axis, temperature, where=None, dtype=None, out=None, dim=None, bint keepdims=False):
     """The result for a C-contiguous array along one axis or all of it; None for any other call."""
     cdef cnp.ndarray array, y
     cdef Contiguous kernel
-    cdef int number, ndim, reduced_axis, i, overflow = 0, threads = 1
+    cdef int ndim, reduced_axis = -1, i, overflow = 0, threads = 1
     cdef long given_axis
     cdef Py_ssize_t outer = 1, n = 1, inner = 1, size
     cdef double t
     cdef cnp.npy_intp* shape
     cdef cnp.npy_intp[MAX_DIMENSIONS] reduced
 
-    if where is not None or dtype is not None or dim is not None or not PyArray_CheckExact(x):
+    if where is not None or dtype is not None or dim is not None:
         return None
-    array = <cnp.ndarray>x
-    number, ndim, size = cnp.PyArray_TYPE(array), cnp.PyArray_NDIM(array), cnp.PyArray_SIZE(array)
-    if ndim == 0 or size == 0 or not PyArray_ISCARRAY_RO(array):
-        return None
-    kernel = kernel_of(array)
+    kernel = kernel_taking(x)
     if kernel == NULL:
         return None
+    array = <cnp.ndarray>x
+    ndim, size, shape = cnp.PyArray_NDIM(array), cnp.PyArray_SIZE(array), cnp.PyArray_DIMS(array)
 
-    shape = cnp.PyArray_DIMS(array)
     if axis is None:
         n = size
-        reduced_axis = -1
     elif PyLong_CheckExact(axis):
         given_axis = PyLong_AsLongAndOverflow(axis, &overflow)
         if overflow or given_axis >= ndim or given_axis < -ndim:
@@ -318,39 +356,28 @@ def rows(int op, x, axis, temperature, where=None, dtype=None, out=None, dim=Non
             inner *= shape[i]
     else:
         return None
-
-    if type(temperature) is int:
-        if not 0 < temperature < 1 << 62:       # a larger int may not fit into a double
-            return None
-    elif type(temperature) is not float:
-        return None
-    t = temperature
-    if not 1e-30 < t < 1e30:                    # false for NaN
+    t = temperature_of(temperature)
+    if t == 0:
         return None
 
-    if op >= LOGSUMEXP:                         # the shape without the axis
-        ndim = 0 if axis is None else ndim - 1
-        for i in range(ndim):
-            reduced[i] = shape[i if i < reduced_axis else i + 1]
+    if op >= LOGSUMEXP:
+        if keepdims:
+            for i in range(ndim):
+                reduced[i] = 1 if axis is None or i == reduced_axis else shape[i]
+        else:                                   # the shape without the axis
+            ndim = 0 if axis is None else ndim - 1
+            for i in range(ndim):
+                reduced[i] = shape[i if i < reduced_axis else i + 1]
         shape = reduced
     if out is None:
-        y = cnp.PyArray_EMPTY(ndim, shape, number, 0)
-    elif not PyArray_CheckExact(out):
-        return None
+        y = cnp.PyArray_EMPTY(ndim, shape, cnp.PyArray_TYPE(array), 0)
     else:
-        y = <cnp.ndarray>out
-        if not PyArray_ISCARRAY(y) or cnp.PyArray_TYPE(y) != number or cnp.PyArray_NDIM(y) != ndim:
+        y = fitting_out(array, ndim, shape, out, op < LOGSUMEXP)
+        if y is None:
             return None
-        for i in range(ndim):
-            if cnp.PyArray_DIM(y, i) != shape[i]:
-                return None
-        if (op >= LOGSUMEXP or cnp.PyArray_DATA(y) != cnp.PyArray_DATA(array)) and not no_overlap(y, array):
-            return None
-
     if size > SERIAL_ELEMENTS:
         threads = threads_for(size)
-    kernel(op, cnp.PyArray_DATA(array), cnp.PyArray_DATA(y), outer, n, inner, t, threads,
-           cnp.PyArray_NBYTES(y) >= nontemporal_bytes and cnp.PyArray_DATA(y) != cnp.PyArray_DATA(array))
+    kernel(op, cnp.PyArray_DATA(array), cnp.PyArray_DATA(y), outer, n, inner, t, threads, is_nontemporal(array, y))
     return y if ndim > 0 or out is not None else y[()]
 
 

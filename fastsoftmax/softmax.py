@@ -295,8 +295,8 @@ def logsumexp(a: ArrayLike, axis: Axis = None, b: ArrayLike | None = None, keepd
     >>> float(logsumexp(np.array([1000.0, 1000.0])))
     1000.6931471805599
     """
-    if b is None and not keepdims and not return_sign:
-        y = _fastpath.rows(LOGSUMEXP, a, axis, 1.0, where, dtype, out, dim)
+    if b is None and not return_sign:
+        y = _fastpath.rows(LOGSUMEXP, a, axis, 1.0, where, dtype, out, dim, keepdims)
         if y is not None:
             return y
     return _softmax.logsumexp(a, axis, b, keepdims, return_sign, where, dtype, out, dim)

@@ -586,6 +586,8 @@ def test_the_fast_path_returns_none_for_calls_that_it_does_not_cover():
     rows = np.zeros((3, 4))
     for out in (np.zeros(4), np.zeros((3, 1)), np.zeros(()), np.zeros(3, np.float32), np.zeros(6)[::2], rows[0, :3]):
         assert _fastpath.rows(_fastpath.LOGSUMEXP, rows, 1, 1.0, out=out) is None
+    for keepdims, out in ((True, np.zeros(3)), (False, np.zeros((3, 1))), (True, np.zeros((1, 3)))):
+        assert _fastpath.rows(_fastpath.LOGSUMEXP, rows, 1, 1.0, out=out, keepdims=keepdims) is None
     x = np.zeros((2, 4, 3))
     assert _fastpath.attention_inputs(x, x, x, False) is not None
     for other in (None, 1.0, x.tolist(), np.ma.array(x), np.zeros(()), x[0, 0], x[0], x[None, None], x[:, :0],
@@ -603,6 +605,22 @@ def test_the_fast_path_returns_none_for_calls_that_it_does_not_cover():
     out = np.zeros((4, 2, 5))[::-1, :, 1:4].swapaxes(0, 1)
     seen = _fastpath.attention_out(inputs, out)
     assert seen.shape == (1, 2, 4, 3) and seen[0].__array_interface__ == out.__array_interface__
+
+
+@pytest.mark.parametrize("tag", NUMPY)
+def test_the_fast_path_of_logsumexp_keeps_dimensions(tag):
+    """With the bits and the shape of the slow path, in which `where` is set."""
+    x = np.random.default_rng(0).normal(0, 5, (3, 40, 70)).astype(NUMPY[tag])
+    for scores in (x, x[0], x[0, 0]):
+        for axis in (None, 0, -1, scores.ndim // 2):
+            expected = logsumexp(scores, axis, keepdims=True, where=np.True_)
+            got = _fastpath.rows(_fastpath.LOGSUMEXP, scores, axis, 1.0, keepdims=True)
+            assert type(got) is type(expected) is np.ndarray and got.shape == expected.shape
+            assert_same_bits(got, expected)
+            assert_same_bits(logsumexp(scores, axis, keepdims=True), expected)
+            out = np.empty_like(expected)
+            assert _fastpath.rows(_fastpath.LOGSUMEXP, scores, axis, 1.0, out=out, keepdims=True) is out
+            assert_same_bits(out, expected)
 
 
 @pytest.mark.parametrize("tag", NUMPY)
