@@ -66,7 +66,8 @@ def use(name):
     loaded = {tag: importlib.import_module(f"fastsoftmax.kernels.{tag}_{best_isa(tag, isas, _cpu.modules_built)}")
               for tag in DTYPES}
     _modules, _isa = loaded, name
-    _fastpath.use(*(loaded[tag].contiguous_address for tag in ("f16", "bf16", "f32", "f64")))
+    _fastpath.use(*((m.contiguous_address, m.causal_address, m.causal_mask_address)
+                    for m in (loaded[tag] for tag in ("f16", "bf16", "f32", "f64"))))
 
 
 @contextlib.contextmanager

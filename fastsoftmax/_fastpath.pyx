@@ -1,9 +1,10 @@
 """The fast path, for calls so short that checking their arguments in Python would cost more: a result or None.
 
-`rows` computes a function of the softmax family of a contiguous array of native floats, without another Python object.
-`attention_inputs` prepares query, key and value, and `attention_out` prepares `out`. Each returns None for a call that
-it does not cover; the slow path then checks the arguments, and raises. `as_strided` and `broadcast_to` make the views
-that both paths need, in a twentieth of the time that NumPy's own take, which are written in Python.
+`rows`, `causal_rows` and `causal_mask` compute functions of the softmax family of a contiguous array of native floats,
+without another Python object. `attention_inputs` prepares query, key and value, and `attention_out` prepares `out`.
+Each returns None, or `causal_mask` False, for a call that it does not cover; the slow path then checks the arguments,
+and raises. `as_strided` and `broadcast_to` make the views that both paths need, in a twentieth of the time that NumPy's
+own take, which are written in Python.
 """
 cimport numpy as cnp
 from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
@@ -30,23 +31,42 @@ cpdef enum:
 cdef enum:
     SERIAL_ELEMENTS = 1 << 14       # up to this size one thread computes, without a call of threads_for
     MAX_DIMENSIONS = 64             # NumPy's own limit
+    MAX_OFFSET = 1 << 30            # of causal masks: the slow path clips larger ones
 
-# op, x, y, outer, n, inner, temperature, threads, non-temporal stores; see kernels/softmax/softmax.pxi
-ctypedef int (*Contiguous)(int, const void*, void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, double, int, bint) except -1
+# The kernels' entry points, in kernels/softmax/softmax.pxi and mask.pxi. Their arguments:
+# op, x, y, outer, n, inner, temperature, threads, non-temporal stores
+ctypedef int (*ContiguousRows)(int, const void*, void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, double, int, bint) except -1
+# x, y, matrices, queries, keys, offset, temperature, threads, non-temporal stores
+ctypedef int (*CausalRows)(const void*, void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, double, int,
+                           bint) except -1
+# scores, matrices, queries, keys, offset, value, threads, non-temporal stores
+ctypedef int (*CausalMask)(void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, double, int, bint) except -1
 
-cdef Contiguous f16_rows = NULL
-cdef Contiguous bf16_rows = NULL
-cdef Contiguous f32_rows = NULL
-cdef Contiguous f64_rows = NULL
+cdef struct Kernels:
+    ContiguousRows rows
+    CausalRows causal_rows
+    CausalMask causal_mask
+
+cdef Kernels f16_kernels, bf16_kernels, f32_kernels, f64_kernels
 cdef Py_ssize_t nontemporal_bytes = 0
 cdef object threads_for = None
 cdef int bfloat16_number = -1       # NumPy's number of the dtype, once it has been seen
 
 
-def use(size_t f16, size_t bf16, size_t f32, size_t f64):
-    """The kernels' addresses, for the instruction set in use."""
-    global f16_rows, bf16_rows, f32_rows, f64_rows
-    f16_rows, bf16_rows, f32_rows, f64_rows = <Contiguous>f16, <Contiguous>bf16, <Contiguous>f32, <Contiguous>f64
+def use(f16, bf16, f32, f64):
+    """The addresses of each dtype's kernels, in the order of Kernels, for the instruction set in use."""
+    global f16_kernels, bf16_kernels, f32_kernels, f64_kernels
+    f16_kernels, bf16_kernels = kernels_at(f16), kernels_at(bf16)
+    f32_kernels, f64_kernels = kernels_at(f32), kernels_at(f64)
+
+
+cdef Kernels kernels_at(tuple addresses) except *:
+    cdef Kernels kernels
+    cdef size_t rows, causal_rows, causal_mask
+    rows, causal_rows, causal_mask = addresses
+    kernels.rows, kernels.causal_rows, kernels.causal_mask = (
+        <ContiguousRows>rows, <CausalRows>causal_rows, <CausalMask>causal_mask)
+    return kernels
 
 
 def configure(how_many_threads, Py_ssize_t nontemporal_from):
@@ -79,16 +99,16 @@ cpdef str tag(cnp.dtype dtype):
     return "bf16" if is_bfloat16(dtype) else None
 
 
-cdef Contiguous kernel_of(cnp.ndarray array) except? NULL:
-    """The kernel for the array's dtype, or NULL if there is none."""
+cdef inline const Kernels* kernels_of(cnp.ndarray array) except? NULL:
+    """The kernels for the array's dtype, or NULL if there are none."""
     cdef int number = cnp.PyArray_TYPE(array)
     if number == cnp.NPY_FLOAT32:
-        return f32_rows
+        return &f32_kernels
     if number == cnp.NPY_FLOAT64:
-        return f64_rows
+        return &f64_kernels
     if number == cnp.NPY_FLOAT16:
-        return f16_rows
-    return bf16_rows if is_bfloat16(<cnp.dtype>cnp.PyArray_DESCR(array)) else NULL
+        return &f16_kernels
+    return &bf16_kernels if is_bfloat16(<cnp.dtype>cnp.PyArray_DESCR(array)) else NULL
 
 
 # ---- views
@@ -242,7 +262,7 @@ def attention_inputs(query, key, value, bint enable_gqa):
     cdef const cnp.npy_intp *of_q
     cdef const cnp.npy_intp *of_k
     cdef const cnp.npy_intp *of_v
-    if q is None or k is None or v is None or kernel_of(q) == NULL:
+    if q is None or k is None or v is None or kernels_of(q) == NULL:
         return None
     of_q, of_k, of_v = cnp.PyArray_DIMS(q), cnp.PyArray_DIMS(k), cnp.PyArray_DIMS(v)
     if (cnp.PyArray_NDIM(query) != cnp.PyArray_NDIM(key) or cnp.PyArray_NDIM(key) != cnp.PyArray_NDIM(value)
@@ -281,13 +301,13 @@ def attention_out(AttentionInputs inputs not None, out):
 
 # ---- the softmax family
 
-cdef inline Contiguous kernel_taking(x) except? NULL:
-    """The kernel that takes x as it is, a C-contiguous array with elements; NULL for any other x."""
+cdef inline const Kernels* kernels_taking(x) except? NULL:
+    """The kernels that take x as it is, a C-contiguous array with elements; NULL for any other x."""
     if not PyArray_CheckExact(x) or not PyArray_ISCARRAY_RO(<cnp.ndarray>x):
         return NULL
     if cnp.PyArray_NDIM(<cnp.ndarray>x) == 0 or cnp.PyArray_SIZE(<cnp.ndarray>x) == 0:
         return NULL
-    return kernel_of(<cnp.ndarray>x)
+    return kernels_of(<cnp.ndarray>x)
 
 
 cdef inline double temperature_of(temperature) except -1:
@@ -326,7 +346,7 @@ cdef inline bint is_nontemporal(cnp.ndarray x, cnp.ndarray y) noexcept:
 def rows(int op, x, axis, temperature, where=None, dtype=None, out=None, dim=None, bint keepdims=False):
     """The result for a C-contiguous array along one axis or all of it; None for any other call."""
     cdef cnp.ndarray array, y
-    cdef Contiguous kernel
+    cdef const Kernels* kernels
     cdef int ndim, reduced_axis = -1, i, overflow = 0, threads = 1
     cdef long given_axis
     cdef Py_ssize_t outer = 1, n = 1, inner = 1, size
@@ -336,8 +356,8 @@ def rows(int op, x, axis, temperature, where=None, dtype=None, out=None, dim=Non
 
     if where is not None or dtype is not None or dim is not None:
         return None
-    kernel = kernel_taking(x)
-    if kernel == NULL:
+    kernels = kernels_taking(x)
+    if kernels == NULL:
         return None
     array = <cnp.ndarray>x
     ndim, size, shape = cnp.PyArray_NDIM(array), cnp.PyArray_SIZE(array), cnp.PyArray_DIMS(array)
@@ -377,8 +397,75 @@ def rows(int op, x, axis, temperature, where=None, dtype=None, out=None, dim=Non
             return None
     if size > SERIAL_ELEMENTS:
         threads = threads_for(size)
-    kernel(op, cnp.PyArray_DATA(array), cnp.PyArray_DATA(y), outer, n, inner, t, threads, is_nontemporal(array, y))
+    kernels.rows(op, cnp.PyArray_DATA(array), cnp.PyArray_DATA(y), outer, n, inner, t, threads,
+                 is_nontemporal(array, y))
     return y if ndim > 0 or out is not None else y[()]
+
+
+cdef struct CausalShape:
+    Py_ssize_t matrices, queries, keys, offset
+
+
+cdef bint find_causal_shape(cnp.ndarray scores, offset, CausalShape* shape) except -1:
+    """Sets `shape`; returns False if the scores are no matrices, or the offset is not an int of the usual size."""
+    cdef int ndim = cnp.PyArray_NDIM(scores), overflow = 0
+    cdef long given_offset
+    if ndim < 2 or not PyLong_CheckExact(offset):
+        return False
+    given_offset = PyLong_AsLongAndOverflow(offset, &overflow)
+    if overflow or not -MAX_OFFSET <= given_offset <= MAX_OFFSET:
+        return False
+    shape.queries, shape.keys = cnp.PyArray_DIM(scores, ndim - 2), cnp.PyArray_DIM(scores, ndim - 1)
+    shape.matrices, shape.offset = cnp.PyArray_SIZE(scores) // (shape.queries * shape.keys), given_offset
+    return True
+
+
+def causal_rows(scores, offset, temperature, dtype, out):
+    """causal_softmax of a C-contiguous array; None for any other call."""
+    cdef cnp.ndarray x, y
+    cdef const Kernels* kernels
+    cdef int threads = 1
+    cdef CausalShape shape
+    cdef Py_ssize_t size
+    cdef double t
+    if dtype is not None:
+        return None
+    kernels = kernels_taking(scores)
+    if kernels == NULL:
+        return None
+    x, t = <cnp.ndarray>scores, temperature_of(temperature)
+    if t == 0 or not find_causal_shape(x, offset, &shape):
+        return None
+    if out is None:
+        y = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x), 0)
+    else:
+        y = fitting_out(x, cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), out, True)
+        if y is None:
+            return None
+    size = cnp.PyArray_SIZE(x)
+    if size > SERIAL_ELEMENTS:
+        threads = threads_for(size)
+    kernels.causal_rows(cnp.PyArray_DATA(x), cnp.PyArray_DATA(y), shape.matrices, shape.queries, shape.keys,
+                        shape.offset, t, threads, is_nontemporal(x, y))
+    return y
+
+
+def causal_mask(scores, offset, fill_value):
+    """Does causal_mask_ for a C-contiguous array, and returns whether it did: not for any other call."""
+    cdef cnp.ndarray x
+    cdef const Kernels* kernels = kernels_taking(scores)
+    cdef int threads = 1
+    cdef CausalShape shape
+    if kernels == NULL or type(fill_value) is not float:
+        return False
+    x = <cnp.ndarray>scores
+    if not cnp.PyArray_ISWRITEABLE(x) or not find_causal_shape(x, offset, &shape):
+        return False
+    if cnp.PyArray_SIZE(x) > SERIAL_ELEMENTS:
+        threads = threads_for(cnp.PyArray_SIZE(x) // 2)
+    kernels.causal_mask(cnp.PyArray_DATA(x), shape.matrices, shape.queries, shape.keys, shape.offset, fill_value,
+                        threads, cnp.PyArray_NBYTES(x) >= nontemporal_bytes)
+    return True
 
 
 def gradient_operands(grad, y, axis, temperature, out):
@@ -398,7 +485,7 @@ def gradient_operands(grad, y, axis, temperature, out):
     x, g = <cnp.ndarray>y, <cnp.ndarray>grad
     number, ndim, shape = cnp.PyArray_TYPE(x), cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x)
     if (temperature != 1 or ndim == 0 or cnp.PyArray_SIZE(x) == 0 or not PyArray_ISCARRAY_RO(x)
-            or not PyArray_ISCARRAY_RO(g) or kernel_of(x) == NULL or not same_kind(x, g)):
+            or not PyArray_ISCARRAY_RO(g) or kernels_of(x) == NULL or not same_kind(x, g)):
         return None
     if axis is not None:
         if not PyLong_CheckExact(axis):

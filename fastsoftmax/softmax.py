@@ -467,7 +467,8 @@ def causal_softmax(scores: ArrayLike, *, offset: SupportsIndex = 0, temperature:
     array([[1. , 0. ],
            [0.5, 0.5]])
     """
-    return _softmax.causal_softmax(scores, offset, temperature, dtype, out)
+    y = _fastpath.causal_rows(scores, offset, temperature, dtype, out)
+    return _softmax.causal_softmax(scores, offset, temperature, dtype, out) if y is None else y
 
 
 def causal_mask_(scores: Scores, *, offset: SupportsIndex = 0, fill_value: float = -math.inf) -> Scores:
@@ -502,5 +503,6 @@ def causal_mask_(scores: Scores, *, offset: SupportsIndex = 0, fill_value: float
     array([[  0.,   0., -inf],
            [  0.,   0.,   0.]])
     """
-    _softmax.causal_mask(scores, offset, fill_value)
+    if not _fastpath.causal_mask(scores, offset, fill_value):
+        _softmax.causal_mask(scores, offset, fill_value)
     return scores

@@ -106,7 +106,7 @@ CALLS = {
     "in pieces": lambda: [f(LENGTHY) for f in (logsumexp, softmax_entropy)],
     "factors": lambda: [logsumexp(X["f4"], 1, X["f8"]), *logsumexp(X["f8"], 0, X["f8"], return_sign=True)],
     "reference": lambda: [f(X[t], -1) for t in ("g", "c8", "c16") for f in (softmax, log_softmax, logsumexp)],
-    "causal": lambda: [causal_softmax(X[t], dtype=d) for t in ("f4", "f8") for d in ("f4", "f8")],
+    "causal": lambda: [causal_softmax(X[t], dtype=d) for t in ("f4", "f8") for d in (None, "f4", "f8")],
     "mask": lambda: [causal_mask_(x, fill_value=0.1) for x in MASKED.values()],
     "attention": lambda: [scaled_dot_product_attention(x, x, x, is_causal=c) for x in (
         HEADS["f2"], HEADS["f4"], HEADS["f8"], SMALL["f4"], SMALL["f8"]) for c in (False, True)],

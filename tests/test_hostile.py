@@ -25,6 +25,7 @@ from fastsoftmax import (
     _attention,
     _fastpath,
     _layout,
+    _softmax,
     _validate,
     causal_mask_,
     causal_softmax,
@@ -540,6 +541,7 @@ def test_calls_survive_a_small_stack():
     def call():
         for dtype in (np.float16, np.float32, np.float64):
             results.extend(softmax(np.zeros((63, 63), dtype), axis) for axis in (None, 0, 1))
+            results.append(causal_softmax(np.zeros((63, 63), dtype)))
 
     before = threading.stack_size(128 << 10)
     try:
@@ -548,7 +550,7 @@ def test_calls_survive_a_small_stack():
     finally:
         threading.stack_size(before)
     thread.join()
-    assert len(results) == 9
+    assert len(results) == 12
 
 
 @pytest.mark.parametrize("dtype", ["f2", ">f4", "f8", "bool", ml_dtypes.bfloat16])
@@ -605,6 +607,77 @@ def test_the_fast_path_returns_none_for_calls_that_it_does_not_cover():
     out = np.zeros((4, 2, 5))[::-1, :, 1:4].swapaxes(0, 1)
     seen = _fastpath.attention_out(inputs, out)
     assert seen.shape == (1, 2, 4, 3) and seen[0].__array_interface__ == out.__array_interface__
+
+
+def test_the_fast_path_of_causal_functions_covers_no_unusual_calls():
+    fixed, x = np.zeros((3, 4)), np.zeros((3, 4))
+    fixed.flags.writeable = False
+    for scores in (None, 1.0, x.tolist(), x.astype(int), x.T, x[:, ::2], x[0], np.zeros(()), np.zeros((3, 0)),
+                   np.zeros((0, 4)), np.ma.array(x), x.astype(">f8"), x.astype(np.longdouble), x.astype(complex),
+                   x.view(type("Named", (np.ndarray,), {}))):
+        assert _fastpath.causal_rows(scores, 0, 1.0, None, None) is None
+        assert not _fastpath.causal_mask(scores, 0, -math.inf)
+    for offset in (None, True, np.True_, np.int64(1), 1.0, "1", 2**31, -(2**31), 2**70, -(2**70)):
+        assert _fastpath.causal_rows(x, offset, 1.0, None, None) is None
+        assert not _fastpath.causal_mask(x, offset, -math.inf)
+    for temperature in (None, True, 0, -1, math.nan, math.inf, 1e31, 10**400, "1", np.ones(1), np.float64(2)):
+        assert _fastpath.causal_rows(x, 0, temperature, None, None) is None
+    for dtype in (np.float32, x.dtype):
+        assert _fastpath.causal_rows(x, 0, 1.0, dtype, None) is None
+    buffer = np.zeros(20)
+    scores = buffer[:12].reshape(3, 4)
+    for out in (1.0, np.zeros(12), np.zeros((1, 3, 4)), np.zeros((4, 3)), x.astype("f4"), x.astype(">f8"), fixed,
+                x[::-1], x.T.copy().T, np.ma.array(x), buffer[1:13].reshape(3, 4), x.tolist()):
+        assert _fastpath.causal_rows(scores, 0, 1.0, None, out) is None
+    for value in (None, 0, True, 1j, "0", np.float64(0), np.float32(0), np.zeros(())):
+        assert not _fastpath.causal_mask(x, 0, value)
+    assert not _fastpath.causal_mask(fixed, 0, -math.inf)
+    assert not buffer.any() and not x.any()
+
+
+def test_the_fast_path_takes_the_usual_calls_of_causal_functions(monkeypatch):
+    monkeypatch.setattr(_softmax, "causal_softmax", None)
+    monkeypatch.setattr(_softmax, "causal_mask", None)
+    for tag in NUMPY:
+        for shape in ((1, 1), (4, 10), (2, 1, 64), (2, 3, 90, 100)):
+            x = np.zeros(shape, NUMPY[tag])
+            keep, out = np.tri(*shape[-2:], dtype=bool), np.zeros_like(x)
+            fixed = x.copy()
+            fixed.flags.writeable = False
+            for y in (causal_softmax(x), causal_softmax(x, temperature=2), causal_softmax(fixed, temperature=0.5),
+                      causal_softmax(x, out=out)):
+                assert y.dtype == x.dtype and y.shape == shape and type(y) is np.ndarray
+                np.testing.assert_array_equal(y != 0, np.broadcast_to(keep, shape))
+            assert causal_softmax(out, out=out) is out
+            assert (causal_softmax(x, offset=shape[-1]) != 0).all() and not causal_softmax(x, offset=-shape[-2]).any()
+            assert causal_mask_(x) is x and causal_mask_(x, offset=-1, fill_value=2.0) is x
+            np.testing.assert_array_equal(x == 2, np.broadcast_to(~np.tri(*shape[-2:], -1, dtype=bool), shape))
+
+
+@pytest.mark.parametrize("tag", NUMPY)
+def test_the_fast_path_of_causal_functions_has_the_bits_of_the_slow_path(tag):
+    """With any offset, in place, small and large; of NaN, whose sign depends on where it is written, not the bits."""
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (3, 1), (1, 9), (4, 10), (2, 12, 1, 64), (3, 33, 31), (40, 17, 5), (2, 70, 70), (3, 5, 900),
+                  (1, 5000), (5000, 2), (2, 300, 300)):
+        x = rng.normal(0, 5, shape).astype(NUMPY[tag])
+        special = x.copy()
+        special.reshape(-1)[rng.integers(x.size, size=1 + x.size // 500)] = rng.choice([np.nan, np.inf, -np.inf])
+        far, many = shape[-1] - shape[-2], shape[-1]
+        for offset in (0, 1, -1, -9, far, far - 1, many - 2, many - 1, many, 2**30, -(2**30)):
+            slow, given = np.int64(offset), x.copy()
+            y = _fastpath.causal_rows(x, offset, 1.0, None, None)
+            assert_same_bits(y, causal_softmax(x, offset=slow))
+            assert _fastpath.causal_rows(given, offset, 1.0, None, given) is given
+            assert_same_bits(given, y)
+            assert_same_bits(_fastpath.causal_rows(x, offset, 0.7, None, None),
+                             causal_softmax(x, offset=slow, temperature=0.7))
+            np.testing.assert_array_equal(_fastpath.causal_rows(special, offset, 1.0, None, None).astype(float),
+                                          causal_softmax(special, offset=slow).astype(float))
+            for value in (-math.inf, math.nan, 0.1, 1e-310, 1e300):
+                fast, expected = x.copy(), causal_mask_(x.copy(), offset=slow, fill_value=value)
+                assert _fastpath.causal_mask(fast, offset, value)
+                assert_same_bits(fast, expected)
 
 
 @pytest.mark.parametrize("tag", NUMPY)

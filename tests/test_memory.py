@@ -106,6 +106,26 @@ def by_address(kernel, op, x, y, temperature=1.0, threads=1, nontemporal=False):
     np.testing.assert_array_equal(y, expected)
 
 
+def causal_by_address(kernel, x, y, offset, temperature=1.0, threads=1, nontemporal=False):
+    """causal_softmax by its address, x and y (outer, L, S) and contiguous; compared with the kernel on other arrays."""
+    modules = _dispatch.kernels(kernel.tag)
+    function = ctypes.PYFUNCTYPE(
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_ssize_t] * 4, ctypes.c_double, ctypes.c_int,
+        ctypes.c_int)(modules.causal_address)
+    function(x.ctypes.data, y.ctypes.data, *x.shape, offset, temperature, threads, nontemporal)
+    expected = np.empty(y.shape, y.dtype)
+    t = None if temperature == 1 else np.full(x.shape[:2], temperature)
+    modules.softmax_rows(0, x.copy().swapaxes(1, 2), expected.swapaxes(1, 2), t, None, offset, 1, False)
+    np.testing.assert_array_equal(y, expected)
+
+
+def mask_by_address(kernel, y, offset, nontemporal):
+    function = ctypes.PYFUNCTYPE(
+        ctypes.c_int, ctypes.c_void_p, *[ctypes.c_ssize_t] * 4, ctypes.c_double, ctypes.c_int,
+        ctypes.c_int)(_dispatch.kernels(kernel.tag).causal_mask_address)
+    function(y.ctypes.data, *y.shape, offset, -math.inf, 1, nontemporal)
+
+
 def columns(n):
     """How many columns to try with rows of n: all numbers up to MOST_COLUMNS in turn."""
     return 1 + n * 7 % MOST_COLUMNS
@@ -181,6 +201,22 @@ def test_causal_rows(kernel, arena, at_end):
             y[...] = before
             _dispatch.kernels(kernel.tag).causal_mask(y, keys - queries, -np.inf, 1, nontemporal)
             np.testing.assert_array_equal(y[0].T, masked)
+
+
+@needs_mprotect
+@ENDS
+def test_contiguous_causal_rows(kernel, arena, at_end):
+    """(2, L, S) by the addresses that the fast path calls, in all numbers of queries up to MOST_COLUMNS."""
+    for keys in lengths(at_end):
+        shape = 2, columns(keys), keys
+        x = arena.x_whole.contiguous(arena.dtype, shape, at_end)
+        y = arena.y_whole.contiguous(arena.dtype, shape, at_end)
+        for offset in (keys - shape[1], 0, -2):
+            causal_by_address(kernel, x, y, offset, 1.0 if keys % 2 else 0.7, nontemporal=keys % 3 == 0)
+        masked = y.copy()
+        masked[:, ~np.tri(*shape[1:], 1, dtype=bool)] = _layout.elements(np.full(1, -np.inf, NUMPY[kernel.tag]))[0]
+        mask_by_address(kernel, y, 1, nontemporal=keys % 3 == 0)
+        np.testing.assert_array_equal(y, masked)
 
 
 @needs_mprotect

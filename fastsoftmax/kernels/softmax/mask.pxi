@@ -28,6 +28,14 @@ cdef Py_ssize_t mask_task(const void* context, Py_ssize_t task, int thread) noex
         stream_end()
     return 1
 
+cdef int run_mask_tasks(MaskTasks* a, double value, int threads) except -1:
+    cdef fp_state modes = fp_enter()
+    a.value = elem_of(NAN if isnan(value) else <real>value)     # see store_elem of bfloat16
+    fp_leave(modes)
+    a.size = max(1, TASK // a.keys)
+    return run_tasks(mask_task, a, ceil_div(a.outer * a.queries, a.size), max(1, SLICE // (a.size * a.keys)), threads,
+                     IN_SHARES)
+
 def causal_mask(elem[:, :, :] scores, Py_ssize_t offset, double value, int threads, bint nontemporal):
     """Overwrites scores (outer, S, L) with value where key j is after query i: j > i + offset."""
     cdef MaskTasks a
@@ -36,7 +44,15 @@ def causal_mask(elem[:, :, :] scores, Py_ssize_t offset, double value, int threa
     a.outer_stride = scores.strides[0] // <Py_ssize_t>sizeof(elem)
     a.key_stride = scores.strides[1] // <Py_ssize_t>sizeof(elem)
     a.query_stride = scores.strides[2] // <Py_ssize_t>sizeof(elem)
-    a.offset, a.nontemporal, a.size = offset, nontemporal, max(1, TASK // a.keys)
-    a.value = elem_of(NAN if isnan(value) else <real>value)     # see store_elem of bfloat16
-    run_tasks(mask_task, &a, ceil_div(a.outer * a.queries, a.size), max(1, SLICE // (a.size * a.keys)), threads,
-              IN_SHARES)
+    a.offset, a.nontemporal = offset, nontemporal
+    run_mask_tasks(&a, value, threads)
+
+cdef int contiguous_causal_mask(void* scores, Py_ssize_t outer, Py_ssize_t queries, Py_ssize_t keys, Py_ssize_t offset,
+                                double value, int threads, bint nontemporal) except -1:
+    """causal_mask for scores (outer, L, S), C-contiguous; called by its address."""
+    cdef MaskTasks a
+    a.scores = <elem*>scores
+    a.outer, a.keys, a.queries = outer, keys, queries
+    a.outer_stride, a.key_stride, a.query_stride = queries * keys, 1, keys
+    a.offset, a.nontemporal = offset, nontemporal
+    return run_mask_tasks(&a, value, threads)

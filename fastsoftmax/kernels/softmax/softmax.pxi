@@ -1,4 +1,4 @@
-# softmax, log_softmax, logsumexp, softmax_entropy and causal_softmax: the two entry points, and the division of rows
+# softmax, log_softmax, logsumexp, softmax_entropy and causal_softmax: the entry points, and the division of rows
 # into tasks.
 
 # The tasks of a call, of `size` rows or tiles each.
@@ -85,13 +85,13 @@ def softmax_rows(int op, const elem[:, :, :] x, elem[:, :, :] y, const double[:,
         outer_to_inner(&rows)
     compute(&rows, threads)
 
-# The entry point for contiguous arrays, which is called by its address, without a memoryview. Small arrays are
+# The entry points for contiguous arrays, which are called by their addresses, without a memoryview. Small arrays are
 # computed at once, with buffers on the stack.
 
 cdef enum:
     STACK_ELEMENTS = CHUNK      # elements: larger arrays are not small
 
-cdef void compute_small(const Rows* rows) noexcept nogil:
+cdef void compute_small(Rows* rows) noexcept nogil:
     """Computes all rows as one task on the calling thread."""
     cdef RowTasks tasks
     cdef RowWorkspace workspace
@@ -104,30 +104,53 @@ cdef void compute_small(const Rows* rows) noexcept nogil:
     workspace.elements = elements
     tasks.rows, tasks.in_tiles, tasks.size = rows, uses_tiles(rows), rows.outer * rows.inner
     tasks.workspaces = &workspace
+    if rows.causal and tasks.in_tiles:
+        rows.peel = causal_peel(rows)
     row_task(&tasks, 0, 0)
     fp_leave(modes)
+
+cdef inline int compute_contiguous(Rows* rows, int threads) except -1:
+    cdef Py_ssize_t n = rows.n
+    if (rows.outer * n * rows.inner <= STACK_ELEMENTS
+            and (n <= BLOCK or n * PARTIALS <= STACK_ELEMENTS or not uses_tiles(rows))):
+        compute_small(rows)
+        return 0
+    return compute(rows, threads)
+
+cdef inline void describe_contiguous(Rows* rows, Op op, const void* x, void* y, const double* temperature,
+                                     bint nontemporal) noexcept nogil:
+    """All but sizes and strides."""
+    memset(rows, 0, sizeof(Rows))
+    rows.op, rows.x, rows.y = op, <const elem*>x, <elem*>y
+    rows.scaled, rows.temperature = temperature[0] != 1, temperature
+    rows.nontemporal = nontemporal and sizeof(elem) == sizeof(real)
 
 cdef int contiguous_rows(int op, const void* x, void* y, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
                          double temperature, int threads, bint nontemporal) except -1:
     """x: (outer, n, inner), C-contiguous; y: the same, or (outer, inner) for reductions."""
     cdef Rows rows
-    memset(&rows, 0, sizeof(Rows))
-    rows.op = <Op>op
-    rows.scaled = temperature != 1
-    rows.temperature = &temperature
-    rows.nontemporal = nontemporal and sizeof(elem) == sizeof(real)
+    describe_contiguous(&rows, <Op>op, x, y, &temperature, nontemporal)
     rows.outer, rows.n, rows.inner = outer, n, inner
-    rows.x, rows.x_outer, rows.x_n, rows.x_inner = <const elem*>x, n * inner, inner, 1
-    rows.y, rows.y_outer, rows.y_n, rows.y_inner = <elem*>y, n * inner, inner, 1
+    rows.x_outer, rows.x_n, rows.x_inner = n * inner, inner, 1
+    rows.y_outer, rows.y_n, rows.y_inner = n * inner, inner, 1
     if is_reduction(rows.op):
         rows.y_outer = inner
     if inner == 1:
         outer_to_inner(&rows)
-    if outer * n * inner <= STACK_ELEMENTS and (n <= BLOCK or n * PARTIALS <= STACK_ELEMENTS or not uses_tiles(&rows)):
-        compute_small(&rows)
-    else:
-        compute(&rows, threads)
-    return 0
+    return compute_contiguous(&rows, threads)
+
+cdef int contiguous_causal_rows(const void* x, void* y, Py_ssize_t outer, Py_ssize_t queries, Py_ssize_t keys,
+                                Py_ssize_t offset, double temperature, int threads, bint nontemporal) except -1:
+    """causal_softmax. x, y: (outer, L, S), C-contiguous."""
+    cdef Rows rows
+    describe_contiguous(&rows, SOFTMAX, x, y, &temperature, nontemporal)
+    rows.causal, rows.offset = True, offset
+    rows.outer, rows.n, rows.inner = outer, keys, queries
+    rows.x_outer, rows.x_n, rows.x_inner = queries * keys, 1, keys
+    rows.y_outer, rows.y_n, rows.y_inner = queries * keys, 1, keys
+    return compute_contiguous(&rows, threads)
 
 contiguous_address = <size_t>&contiguous_rows
+causal_address = <size_t>&contiguous_causal_rows
+causal_mask_address = <size_t>&contiguous_causal_mask
 lanes = LANES
