@@ -1,7 +1,8 @@
 # The two products of prefill: scores = query @ key.T, and out += weights @ value.
 #
 # gemm_tile is the microkernel: `rows` numbers of the left matrix, each broadcast, times `columns` registers of the
-# right one, as many sums as registers hold (TILE_n in simd/vec.h). Look here first when a compiler is new.
+# right one, as many sums as registers hold (TILE_n in simd/vec.h). Look here first when a compiler is new. What is left
+# over, if it is not more than half a tile, is a tile of half as many rows, which may overlap the one before.
 #
 # paired: both matrices hold pairs of bfloat16, so that a step adds two products: see pairs.pxi.
 
@@ -60,16 +61,24 @@ cdef inline void score_tile(int rows, int columns, bint paired, const real* key,
 cdef inline void score_block(int rows, int columns, bint paired, const real* key, Py_ssize_t stride,
                              Py_ssize_t count, Py_ssize_t dim, const real* query_t, const vreal* scale,
                              real* scores) noexcept nogil:
-    """scores[j][lane] = scale * key j times the lane's query; the last tile overlaps the one before."""
+    """scores[j][lane] = scale * key j times the lane's query."""
     cdef Py_ssize_t j = 0
-    if count < rows:
+    cdef int half = rows // 2
+    if count < half:
         for j in range(count):
             score_tile(1, columns, paired, key + j * stride, stride, dim, query_t, scale, scores + j * columns * LANES)
         return
     while j < count:
-        j = min(j, count - rows)
-        score_tile(rows, columns, paired, key + j * stride, stride, dim, query_t, scale, scores + j * columns * LANES)
-        j += rows
+        if count >= rows and count - j > half:
+            j = min(j, count - rows)
+            score_tile(rows, columns, paired, key + j * stride, stride, dim, query_t, scale,
+                       scores + j * columns * LANES)
+            j += rows
+        else:
+            j = min(j, count - half)
+            score_tile(half, columns, paired, key + j * stride, stride, dim, query_t, scale,
+                       scores + j * columns * LANES)
+            j += half
 
 cdef inline void weighted_value_tile(int rows, int columns, bint paired, int first, const real* value,
                                      Py_ssize_t stride, Py_ssize_t skipped, Py_ssize_t count, const real* weights,
@@ -101,17 +110,25 @@ cdef inline void add_weighted_values(int rows, int columns, bint paired, const r
                                      const vreal* rescale, real* out_t) noexcept nogil:
     """out_t[e][lane] = out_t[e][lane] * rescale[lane] + sum over j of value[j][e] * weights[j][lane]."""
     cdef Py_ssize_t e = 0, done
-    if dim < rows:
+    cdef int half = rows // 2
+    if dim < half:
         for e in range(dim):
             weighted_value_tile(1, columns, paired, 0, value + e, stride, skipped, count, weights, rescale,
                                 out_t + e * columns * LANES)
         return
     while e < dim:
-        done = max(e + rows - dim, 0)
-        e -= done
-        weighted_value_tile(rows, columns, paired, <int>done, value + e, stride, skipped, count, weights, rescale,
-                            out_t + e * columns * LANES)
-        e += rows
+        if dim >= rows and dim - e > half:
+            done = max(e + rows - dim, 0)
+            e -= done
+            weighted_value_tile(rows, columns, paired, <int>done, value + e, stride, skipped, count, weights, rescale,
+                                out_t + e * columns * LANES)
+            e += rows
+        else:
+            done = max(e + half - dim, 0)
+            e -= done
+            weighted_value_tile(half, columns, paired, <int>done, value + e, stride, skipped, count, weights, rescale,
+                                out_t + e * columns * LANES)
+            e += half
 
 # sums += left @ right, for gradients: the right matrix and the sums have rows of whole registers.
 

@@ -23,20 +23,25 @@ cdef struct QueryTile:
 cdef void place_query_tile(const AttentionParams* params, Py_ssize_t b, Py_ssize_t key_head, Py_ssize_t first_row,
                            Py_ssize_t rows, QueryTile* tile) noexcept nogil:
     """The rows of a tile, and the keys that they see."""
-    cdef Py_ssize_t row, lane
+    cdef Py_ssize_t lane, query = query_of_row(params, first_row), head = head_of_row(params, key_head, first_row)
+    cdef Py_ssize_t last_head = key_head * params.queries_per_kv + params.queries_per_kv - 1
     tile.rows = rows
     tile.columns = <int>ceil_div(rows, LANES)
     tile.any_begin, tile.any_end, tile.all_begin, tile.all_end = keys_of(params, b), 0, 0, keys_of(params, b)
     for lane in range(tile.columns * LANES):
-        row = first_row + min(lane, rows - 1)
-        tile.query[lane] = query_of_row(params, row)
-        tile.head[lane] = head_of_row(params, key_head, row)
-        visible_keys(params, b, tile.query[lane], &tile.begin[lane], &tile.end[lane])
+        tile.query[lane], tile.head[lane] = query, head
+        visible_keys(params, b, query, &tile.begin[lane], &tile.end[lane])
         if tile.end[lane] > tile.begin[lane]:
             tile.any_begin = min(tile.any_begin, tile.begin[lane])
         tile.any_end = max(tile.any_end, tile.end[lane])
         tile.all_begin = max(tile.all_begin, tile.begin[lane])
         tile.all_end = min(tile.all_end, tile.end[lane])
+        if lane + 1 < rows:                 # the next row, without a division
+            if head < last_head:
+                head += 1
+            else:
+                head -= params.queries_per_kv - 1
+                query += 1
 
 cdef void init_query_tile(const AttentionParams* params, Py_ssize_t b, QueryTile* tile) noexcept nogil:
     """The state before any key, and the constants of each row."""

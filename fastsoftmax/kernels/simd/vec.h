@@ -83,10 +83,10 @@ enum { STEPS_AT_ONCE = 1 };
 #endif
 
 /* gemm_tile of attention multiplies TILE_n rows by n <= COLUMNS registers: n * TILE_n sums, n registers of the right
- * matrix and one of the left, as many as there are registers. */
+ * matrix and one of the left, as many as there are registers; TILE_1 = 16 leaves some, and no rest of 16 or 64 rows. */
 enum { COLUMNS = 3 };
 #if REGISTERS == 32
-enum { TILE_1 = 12, TILE_2 = 12, TILE_3 = 8 };
+enum { TILE_1 = 16, TILE_2 = 12, TILE_3 = 8 };
 #else
 enum { TILE_1 = 12, TILE_2 = 6, TILE_3 = 4 };
 #endif
