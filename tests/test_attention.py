@@ -151,6 +151,7 @@ SHAPES = {  # heads, key heads, queries, keys, width, width of values
     "width of values": [(2, 2, 3, 7, 4, n) for n in (*ONE_TO_FORTY, 63, 65, 127, 129, 257, 511)],
     "all": [(1, 1, n, n, n, n) for n in (*ONE_TO_FORTY, 65, 100)],
     "groups": [(g * h, h, n, 33, 17, 9) for g in (1, 2, 3, 4, 5, 7, 8, 16) for h in (1, 3) for n in (1, 2, 9)],
+    "few queries": [(1, 1, n, s, 33, 40) for n in (4, 5, 8, 9, 12, 13, 16, 17) for s in (3, 9, 16, 32, 33, 128, 129)],
     "decoding": [(g * h, h, n, s, 64, 64) for g, h, n, s in (
         (1, 2, 1, 5000), (2, 1, 2, 1023), (4, 1, 1, 4096), (7, 1, 3, 777), (8, 1, 8, 2049), (8, 2, 1, 513))],
     "decoding odd widths": [(g, 1, n, s, e, v) for g, n, s, e, v in (

@@ -481,11 +481,25 @@ cdef class DecodeWorkspaces:
     def __dealloc__(self):
         free(self.block)
 
+cdef inline Py_ssize_t keys_for_decode(Py_ssize_t rows) noexcept nogil:
+    """The number of keys from which decode takes so many rows, as measured.
+
+    The time of prefill is that of full lanes. Decode takes rows in fours, and has more work before the first key; but
+    it reads long caches faster, and threads share more than SPLIT_KEYS of them.
+    """
+    if rows <= min(LANES, rows_at_once(rows)):
+        return 0
+    if rows > LANES:
+        return LONG_CACHE
+    if rows > 12:
+        return SPLIT_KEYS + 1
+    return KV_BLOCK + 1 if 2 * rows > LANES else KV_BLOCK // 4 + 1
+
 cdef inline bint uses_decode(const AttentionParams* params, Py_ssize_t b) noexcept nogil:
-    """Whether rows are too few to fill the lanes, or so few that threads should share long caches instead of rows."""
+    """Whether rows are few for the number of keys."""
     cdef Py_ssize_t rows = rows_of_head(params, b)
-    return (params.head_dim >= LANES and params.value_dim >= LANES
-            and (rows <= min(LANES, DECODE_ROWS) or rows <= DECODE_ROWS and keys_of(params, b) >= LONG_CACHE))
+    return (params.head_dim >= LANES and params.value_dim >= LANES and rows <= DECODE_ROWS
+            and keys_of(params, b) >= keys_for_decode(rows))
 
 cdef int decode(const AttentionParams* params, const Sequence* sequences, Py_ssize_t count, int threads) except -1:
     cdef Py_ssize_t pairs = count * params.key_heads, first = 0
