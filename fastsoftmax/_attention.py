@@ -55,9 +55,10 @@ def without_options(inputs, is_causal, causal_offset, out):
     y = _fastpath.attention_out(inputs, out)
     if y is None:
         return None
+    threads = _threads.threads_for(inputs.products // _products_of_rows(inputs.rows))
     call_kernel(inputs.tag, inputs.q, inputs.k, inputs.v, y, (), _default_scale(inputs.head_dim, inputs.heads),
                 cached_full(causal_offset, inputs.batch, np.int64), -1, 0 if is_causal else -1, None, 0.0, None, None,
-                None, None)
+                None, None, threads=threads)
     return out if out is not None else y[(0,) * inputs.added] if inputs.added else y
 
 
@@ -232,17 +233,22 @@ def products_per_element(q, k, sequences):
 
     The queries of packed sequences are counted as if the sequences were of one length.
     """
-    rows = q.shape[1] // k.shape[1] * max(q.shape[0] * q.shape[2] // sequences, 1)
-    return min(PRODUCTS_PER_ELEMENT, READS_PER_ELEMENT * rows)
+    return _products_of_rows(q.shape[1] // k.shape[1] * max(q.shape[0] * q.shape[2] // sequences, 1))
+
+
+def _products_of_rows(rows):
+    """products_per_element, from the number of rows of queries that share a key head."""
+    return PRODUCTS_PER_ELEMENT if rows >= PRODUCTS_PER_ELEMENT // READS_PER_ELEMENT else READS_PER_ELEMENT * rows
 
 
 def call_kernel(tag, q, k, v, y, biases, scale, offset, left, right, lengths, softcap, slopes, sinks, lse, entropy,
-                first_query=None, first_key=None, pages=None, products=None):
+                first_query=None, first_key=None, pages=None, products=None, threads=None):
     """Write y, lse and entropy with one call of a kernel; products: multiplications of numbers, if fewer than L x S a
-    head."""
-    if products is None:
-        products = (q.size + y.size) * k.shape[2]
-    threads = _threads.threads_for(products // products_per_element(q, k, len(offset)))
+    head; threads: how many, if that is known."""
+    if threads is None:
+        if products is None:
+            products = (q.size + y.size) * k.shape[2]
+        threads = _threads.threads_for(products // products_per_element(q, k, len(offset)))
     if k.itemsize == 2:
         q, k, v, y = _halves(q), elements(k), elements(v), _halves(y)
     if biases:

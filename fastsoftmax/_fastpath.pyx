@@ -212,21 +212,32 @@ cdef class AttentionInputs:
     batch, out_shape : tuple of int
         The dimensions before the heads, one at least; the shape of the result.
     heads, keys, head_dim : int
+    rows : int
+        The rows of queries that share a key head.
+    products : int
+        Multiplications of numbers, if every query sees every key; 2**62 for more than that.
     added : int
         How many leading dimensions of length 1 the caller's arrays do not have, and the results lose again.
     """
     cdef readonly cnp.ndarray q, k, v
     cdef readonly str tag
     cdef readonly tuple batch, out_shape
-    cdef readonly Py_ssize_t heads, keys, head_dim
+    cdef readonly Py_ssize_t heads, keys, head_dim, rows, products
     cdef readonly int added
 
     def __cinit__(self, cnp.ndarray q not None, cnp.ndarray k not None, cnp.ndarray v not None, int added):
         cdef int ndim = cnp.PyArray_NDIM(q)
         cdef const cnp.npy_intp* shape = cnp.PyArray_DIMS(q)
+        cdef double products
+        cdef int i
         self.q, self.k, self.v, self.added = q, k, v, added
         self.tag = tag(<cnp.dtype>cnp.PyArray_DESCR(k))
         self.heads, self.keys, self.head_dim = shape[ndim - 3], cnp.PyArray_DIM(k, ndim - 2), shape[ndim - 1]
+        self.rows = self.heads // max(cnp.PyArray_DIM(k, ndim - 3), 1) * shape[ndim - 2]
+        products = <double>self.keys * (shape[ndim - 1] + cnp.PyArray_DIM(v, ndim - 1))
+        for i in range(ndim - 1):
+            products *= shape[i]
+        self.products = <Py_ssize_t>min(products, <double>(<Py_ssize_t>1 << 62))
         if ndim == 4:
             self.batch = (shape[0],)
             self.out_shape = (shape[0], shape[1], shape[2], cnp.PyArray_DIM(v, 3))
