@@ -1,17 +1,19 @@
 """All threads against one: in quiet, after a matmul of NumPy in the same process, and after another program.
 
-    python bench/beside_matmul.py [quiet] [matmul] [disturbance] [--seconds 2]
+    python bench/beside_matmul.py [quiet] [matmul] [disturbance] [--seconds 2] [--json FILE]
 
 quiet: calls one after the other. matmul: each call follows a product of NumPy, whose library (OpenBLAS) keeps its own
 threads on their cores for a while. disturbance: another program has one core for some milliseconds; how long after it
-callers still compute alone, and what a call costs then. Times are medians in microseconds.
+calls still take nearly the time of one thread, and what they lose. Times are medians in microseconds.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 from busy import call_of
@@ -65,12 +67,15 @@ def in_turns(work, all_threads, seconds, rounds=6):
 def quiet(all_threads, seconds):
     print(f"| in quiet | 1 thread | {all_threads} threads | faster by | 90th percentile | by one thread |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    rows = []
     for shape in QUIET:
         call = call_of(shape)
         found, alone = in_turns(lambda call=call: timed(call), all_threads, seconds)
         one, all_ = (np.median(found[n]) for n in (1, all_threads))
         print(f"| {shape} | {one:.1f} | {all_:.1f} | {one / all_:.2f} | {np.percentile(found[all_threads], 90):.1f} | "
               f"{alone:.1%} |", flush=True)
+        rows.append({"shape": str(shape), "times": [one, all_], "alone": alone})
+    return rows
 
 
 def after_matmul(all_threads, seconds):
@@ -80,6 +85,7 @@ def after_matmul(all_threads, seconds):
     print(f"| after a matmul | 1 thread | {all_threads} threads | faster by | 90th percentile / 1 thread "
           f"| by one thread | matmul beside 1 | beside {all_threads} |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    rows = []
     for shape in AFTER_MATMUL:
         call = call_of(shape)
 
@@ -91,6 +97,9 @@ def after_matmul(all_threads, seconds):
         tail = np.percentile([t for _, t in found[all_threads]], 90)
         print(f"| {shape} | {one:.0f} | {all_:.0f} | {one / all_:.2f} | {tail / one:.2f} | {alone:.1%} | "
               f"{matmul_1:.0f} | {matmul_n:.0f} |", flush=True)
+        rows.append({"shape": str(shape), "times": [one, all_], "tail": tail, "matmul": [matmul_1, matmul_n],
+                     "alone": alone})
+    return rows
 
 
 def disturbed(call, program, length, usual, alone, settle=0.5):
@@ -130,16 +139,19 @@ def disturbance(all_threads, seconds):
     core = max(os.sched_getaffinity(0))
     program = subprocess.Popen([sys.executable, "-c", PROGRAM % core], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                text=True)
-    print("| another program has a core for | callers alone afterwards: median, largest | lost by all calls |")
+    print("| another program has a core for | slow afterwards: median, largest | lost by all calls |")
     print("| ---: | ---: | ---: |")
+    rows = []
     try:
         with fastsoftmax.num_threads(all_threads):
             for length in DISTURBANCES:
                 back, lost = np.array([disturbed(call, program, length, usual, alone) for _ in range(5)]).T
                 print(f"| {length} | {np.median(back):.1f}, {back.max():.1f} | {np.median(lost):.1f} |", flush=True)
+                rows.append({"length": length, "back": [np.median(back), back.max()], "lost": np.median(lost)})
     finally:
         program.kill()
         program.wait()
+    return rows
 
 
 PARTS = {"quiet": quiet, "matmul": after_matmul, "disturbance": disturbance}
@@ -150,6 +162,7 @@ def main():
     parser.add_argument("parts", nargs="*", metavar="part", help="quiet, matmul, disturbance; all by default")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each shape")
     parser.add_argument("--no-back-off", action="store_true", help="all threads in each call, whatever it costs")
+    parser.add_argument("--json", type=Path, help="write the rows to this file, too")
     options = parser.parse_args()
     if not PARTS.keys() >= set(options.parts):
         parser.error(f"the parts are {', '.join(PARTS)}")
@@ -158,9 +171,12 @@ def main():
     all_threads = len(os.sched_getaffinity(0))
     if all_threads < 2:
         sys.exit("this needs two cores")
+    found = {}
     for name in options.parts or PARTS:
-        PARTS[name](all_threads, options.seconds)
+        found[name] = PARTS[name](all_threads, options.seconds)
         print()
+    if options.json:
+        options.json.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

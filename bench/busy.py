@@ -1,17 +1,18 @@
 """Calls while other programs have the cores: two threads against one.
 
-    python bench/busy.py [--busy 1] [--seconds 4]
+    python bench/busy.py [--busy 1] [--seconds 4] [--json FILE]
 
 Each of `--busy` cores runs an endless loop, as another program might. Calls by one thread and by all threads take
-turns; the ratio of their times must not be above 1.3. Median, mean, 99th percentile and maximum, since what another
-program costs shows in the tail.
+turns. Median, mean, 99th percentile and maximum, since what another program costs shows in the tail.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +20,7 @@ import fastsoftmax
 
 SOFTMAX = ((66, 1000), (256, 1000), (1024, 1000), (1, 128256), (4096, 1000), (1, 2_000_000))
 ATTENTION = ((1, 12, 12, 512, 512, 64), (1, 32, 8, 1, 4096, 128))       # B, Hq, Hk, L, S, E: a prefill, and a decoding
+STATISTICS = {"median": np.median, "mean": np.mean, "p99": lambda t: np.percentile(t, 99), "max": np.max}
 
 
 def durations(call, seconds):
@@ -59,6 +61,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--busy", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=4.0, help="for each shape")
+    parser.add_argument("--json", type=Path, help="write the rows to this file, too")
     options = parser.parse_args()
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
@@ -69,15 +72,17 @@ def main():
     ]
     try:
         time.sleep(0.5)
+        rows = []
         print(f"{options.busy} of {len(cpus)} cores busy; microseconds by 1 thread and by {len(cpus)}, and their ratio")
-        print("| shape | " + " | ".join(("median", "mean", "p99", "max")) + " |\n| --- | --- | --- | --- | --- |")
+        print("| shape | " + " | ".join(STATISTICS) + " |\n| --- | --- | --- | --- | --- |")
         for shape in SOFTMAX + ATTENTION:
             one, all_ = measure(shape, len(cpus), options.seconds)
-            cells = [
-                f"{f(one):.0f}, {f(all_):.0f}: {f(all_) / f(one):.2f}"
-                for f in (np.median, np.mean, lambda t: np.percentile(t, 99), np.max)
-            ]
+            row = {"shape": str(shape)} | {name: [float(f(one)), float(f(all_))] for name, f in STATISTICS.items()}
+            cells = [f"{a:.0f}, {b:.0f}: {b / a:.2f}" for a, b in (row[name] for name in STATISTICS)]
             print(f"| {shape} | {' | '.join(cells)} |", flush=True)
+            rows.append(row)
+        if options.json:
+            options.json.write_text(json.dumps(rows))
     finally:
         for other in others:
             other.kill()

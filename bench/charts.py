@@ -70,3 +70,9 @@ def lines(title, subtitle, xs, panels):
                               for x, value in zip(xs, series[name], strict=True) if value is not None)
             out.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[name]}" stroke-width="1.6"/>')
     return "\n".join([*out, "</svg>", ""])
+
+
+def markdown(head, rows, left=1):
+    """A table of which the first `left` columns are words."""
+    lines = [head, [*["---"] * left, *["---:"] * (len(head) - left)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -5,8 +5,8 @@ SVG files in docs/images. Both are replaced. Each processor with results has a p
 README.md and the plots show the newest that has the row. With `--check` nothing is written, and the exit status is 1
 if anything would change: a figure that was edited by hand, or results that are newer than the text.
 
-The files in bench/results are written by `compare.py --json` (speed) and `accuracy.py --json`; threads.json and
-minilm.txt hold the output of busy.py and minilm.py.
+The files in bench/results are written by `--json` of `compare.py` (speed), `accuracy.py`, `threads.py` and `scaling.py`;
+minilm.txt holds the output of minilm.py.
 """
 
 import argparse
@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from charts import COLOURS, chart, lines
+import report_threads
+from charts import COLOURS, chart, lines, markdown
 from record import RESULTS, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,12 +35,6 @@ KINDS = {
     "attention": "attention", "attention_causal": "causal attention", "attention_window": "window of 128",
     "attention_decode": "decoding",
 }
-
-
-def markdown(head, rows, left=1):
-    """A table of which the first `left` columns are words."""
-    lines = [head, [*["---"] * left, *["---:"] * (len(head) - left)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def figure(row, library):
@@ -296,19 +291,6 @@ def accuracy_other():
                     [[item["what"], item["bound"], item["found"]] for item in data["other"]], 1)
 
 
-def second_thread():
-    rows = [[f"{n}", *(f"{one:g} us, {two:g} us" for one, two in pairs)] for n, *pairs in
-            load("threads.json")["second_thread"]]
-    return markdown(["elements", "float32: one thread, two", "float64: one thread, two"], rows, 0)
-
-
-def busy():
-    data = load("threads.json")
-    rows = [[row["shape"], *(f"{row[key][0]}, {row[key][1]}: {ratio:.2f}" for key, ratio in zip(
-        ("before", "median", "mean", "p99", "max"), row["ratios"], strict=True))] for row in data["busy"]]
-    return markdown(["shape", "mean, no back-off", "median", "mean", "99th percentile", "maximum"], rows)
-
-
 SCALING = "scaling.json"
 
 
@@ -378,7 +360,7 @@ def slow(first, speeds):
 TABLES = {
     function.__name__.replace("_", "-"): function for function in (
         speed, machines, standing, cpus, attention_summary, accuracy, accuracy_random, accuracy_sweep, accuracy_other,
-        second_thread, busy, widths, scaling, scaling_check, scaling_parameters)
+        widths, scaling, scaling_check, scaling_parameters, *report_threads.TABLES)
 }
 
 
@@ -462,7 +444,7 @@ def plot_scaling():
 
 
 PLOTS = {"speed.svg": plot_speed, "softmax.svg": plot_softmax, "attention.svg": plot_attention,
-         "scaling.svg": plot_scaling}
+         "scaling.svg": plot_scaling, "disturbance.svg": report_threads.plot_disturbance}
 
 
 # --- a page for each processor

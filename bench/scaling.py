@@ -30,7 +30,7 @@ from fastsoftmax import _attention, _threads
 
 CORES = (1, 2, 4, 8, 16, 32, 64)
 LANES, TASK, LONG_ROW, PARTIALS = 16, 1 << 14, 1 << 15, 16             # float32, AVX-512
-PASSES_COST, TILE_REGISTERS, SPLIT_KEYS, MAX_SPLITS = 3 * TASK, 12, 512, 64
+PASSES_COST, TILE_REGISTERS, SPLIT_KEYS, MAX_SPLITS = TASK, 12, 512, 64
 
 
 class Case(NamedTuple):

@@ -99,19 +99,19 @@ def threading_layer(name):
 
 cdef extern from *:
     """
+    #if defined(__linux__)          /* as the pool itself */
+    #include <sched.h>
     #include <time.h>
     static void sleep_for(double seconds) {
         struct timespec t = {(time_t)seconds, (long)(1e9 * (seconds - (time_t)seconds))};
         if (seconds > 0)
             nanosleep(&t, NULL);
     }
-    static int cpu_number(void) {
-    #if defined(__linux__)
-        return sched_getcpu();
+    static int cpu_number(void) { return sched_getcpu(); }
     #else
-        return -1;
+    static void sleep_for(double seconds) { (void)seconds; }
+    static int cpu_number(void) { return -1; }
     #endif
-    }
     """
     void sleep_for(double) nogil
     int cpu_number() nogil

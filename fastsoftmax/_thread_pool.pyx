@@ -20,9 +20,5 @@ def enable(bint enabled):
     pool.enabled = enabled and available
 
 
-def is_enabled():
-    return bool(pool.enabled)
-
-
 if prepare_pool(&pool) != 0:
     raise MemoryError("fastsoftmax: no memory to prepare for forks")

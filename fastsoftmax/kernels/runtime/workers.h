@@ -17,7 +17,7 @@
 #pragma once
 #include "thread_pool.h"
 
-#if defined(__linux__) && defined(__GNUC__)
+#if defined(__linux__) && defined(__GNUC__) && __SIZEOF_POINTER__ == 8
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
