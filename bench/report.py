@@ -5,7 +5,7 @@ SVG files in docs/images. Both are replaced. Each processor with results has a p
 README.md and the plots show the newest that has the row. With `--check` nothing is written, and the exit status is 1
 if anything would change: a figure that was edited by hand, or results that are newer than the text.
 
-The files in bench/results are written by `--json` of `compare.py` (speed), `accuracy.py`, `threads.py` and `scaling.py`;
+The files in bench/results are written by `--json` of `compare.py` (speed), `accuracy.py`, `threads.py`, `scaling.py`;
 minilm.txt holds the output of minilm.py.
 """
 
