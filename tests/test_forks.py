@@ -37,7 +37,10 @@ def _restore():
     set_num_threads(before)
 
 
-@pytest.fixture(autouse=True, params=["pool", "openmp"])
+both_layers = pytest.mark.parametrize("layer", ["pool", "openmp"], indirect=True)
+
+
+@pytest.fixture(autouse=True, params=["pool", pytest.param("openmp", marks=pytest.mark.slow)])
 def layer(request):
     if request.param == "pool" and not _thread_pool.available:
         pytest.skip("no thread pool on this platform")
@@ -87,8 +90,9 @@ def in_child(work, seconds=300):
 
 
 @can_fork
-@pytest.mark.parametrize("forks", [50, pytest.param(1000, marks=pytest.mark.slow)])
-def test_forked_children_compute(expected, forks):
+@both_layers
+@pytest.mark.parametrize("forks", [25, pytest.param(1000, marks=pytest.mark.slow)])
+def test_forked_children_compute(expected, forks, layer):
     for _ in range(forks):
         assert right(expected)
         assert in_child(lambda: right(expected))
@@ -137,6 +141,7 @@ def runtime_in_use(name):
 
 
 @linux
+@both_layers
 @pytest.mark.parametrize("imported", ["in the child", "in the parent"])
 @pytest.mark.parametrize("runtime", ["ours", "LLVM's"])
 def test_another_library_of_the_same_runtime(runtime, imported, layer):
