@@ -386,7 +386,7 @@ def test_loss_after_loss_takes_longer_until_a_region_gains():
 
 
 def test_a_small_part_of_the_time_may_be_lost():
-    """What wakes the threads costs a small call more than it gains; the next calls gain."""
+    """A small call that wakes the threads loses by it; the next calls gain."""
     woke = region(10_000 + 1000, 5000, 1, 2)                    # 1000
     assert _testing.backoffs_of([woke] * 3, apart=64_000) == [0, 0, 0]
     assert _testing.backoffs_of([woke] * 3, apart=32_000) == [5000, 10000, 20000]

@@ -1,4 +1,4 @@
-/* What kernels see of the thread pool: workers.h has the threads. A process has one ThreadPool, in _thread_pool.pyx. */
+/* The interface of the thread pool, for kernels; workers.h has the threads. A process has one, in _thread_pool.pyx. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
