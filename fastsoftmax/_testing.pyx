@@ -8,8 +8,8 @@ from fastsoftmax import _openmp, _thread_pool, _threads
 cdef extern from *:
     """
     #include <stdint.h>
-    static int64_t test_stolen, test_cores;
-    static int64_t stolen_in_test(int64_t *cores) { *cores = test_cores; return test_stolen; }
+    static int64_t test_stolen, test_cores, test_readings;
+    static int64_t stolen_in_test(int64_t *cores) { *cores = test_cores; test_readings++; return test_stolen; }
     """
 
 cdef extern from "kernels/runtime/contention.h" nogil:
@@ -26,7 +26,7 @@ cdef extern from "kernels/runtime/contention.h" nogil:
 
 cdef extern from *:
     int64_t stolen_in_test(int64_t*)
-    int64_t test_stolen, test_cores
+    int64_t test_stolen, test_cores, test_readings
 
 cdef Contention* contention = <Contention*><size_t>_openmp.contention_address
 
@@ -71,6 +71,15 @@ def backoff_extended(elapsed, backoff_ns, threads, cores, stolen_before, stolen_
         return new.serial_ns
     assert new.since == 0
     return 0
+
+
+def account_is_read(int64_t loss):
+    """Whether the first loss of so many ns has the system's account read."""
+    cdef Contention new = Contention(0, FIRST_BACKOFF, 0, 1, 0, 0, 0, 0, 0, stolen_in_test)
+    global test_readings
+    test_readings = 0
+    record_loss(&new, loss, 1, LONGEST_BACKOFF)
+    return test_readings > 0
 
 
 def stolen():

@@ -394,6 +394,11 @@ def test_a_small_part_of_the_time_may_be_lost():
     assert _testing.backoffs_of([region(60_001, 5000, 1, 2)], apart=10**12) == [10]
 
 
+def test_the_system_is_asked_only_where_its_answer_may_be_used():
+    """An account of less than 50 ms tells nothing, and reading it takes as long as a small call."""
+    assert [_testing.account_is_read(loss) for loss in (10_000, 2_400_000, 2_600_000)] == [False, False, True]
+
+
 def test_what_was_gained_is_set_against_a_loss():
     gained = region(60, 50, 1, 2)                                       # 40
     assert _testing.backoffs_of([gained, LOST]) == [0, 100]
@@ -446,7 +451,8 @@ def test_what_other_programs_use_is_known():
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be kept to one CPU here")
 def test_losses_are_noticed():
-    """Two threads on one CPU must lose before long: the runtime counted CPUs when it was loaded, and spins."""
+    """Two threads of OpenMP's on one CPU must lose before long: the runtime counted CPUs when it was loaded, and spins.
+    Callers of the pool do not wait there for a thread that has no core, and may never lose more than is allowed."""
     code = """
 import os, numpy as np, fastsoftmax
 from fastsoftmax import _testing
@@ -460,7 +466,7 @@ with fastsoftmax.num_threads(2):
     fastsoftmax.softmax(x, -1)
     print(before[1] == _testing.contention_state()[1])
 """
-    assert printed(code) == "True"
+    assert printed(code, FASTSOFTMAX_THREADING_LAYER="openmp") == "True"
 
 
 LONG = {  # each a single call of many seconds, but for softmax, which cannot do without memory

@@ -140,6 +140,9 @@ static inline void record_loss(Contention *contention, int64_t loss, int64_t now
     /* of callers that lose at the same time, one doubles the factor */
     if (ATOMIC_READ(contention->serial_ns) <= 0 && factor < LARGEST_BACKOFF)
         ATOMIC_WRITE(contention->factor, 2 * factor);
-    if (serial_ns > ATOMIC_READ(contention->serial_ns))
-        begin_backoff(contention, serial_ns, now, contention->stolen_now ? contention->stolen_now(&cores) : -1);
+    if (serial_ns <= ATOMIC_READ(contention->serial_ns))
+        return;
+    /* what extend_backoff would not use is not read: it takes as long as a small call */
+    begin_backoff(contention, serial_ns, now,
+                  contention->stolen_now && 2 * serial_ns >= SHORTEST_ACCOUNT ? contention->stolen_now(&cores) : -1);
 }
