@@ -116,13 +116,23 @@ cdef extern from *:
         if (seconds > 0)
             nanosleep(&t, NULL);
     }
+    static int only_cpu(void) {
+        cpu_set_t cpus;
+        if (sched_getaffinity(0, sizeof cpus, &cpus) == 0 && CPU_COUNT(&cpus) == 1)
+            for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+                if (CPU_ISSET(cpu, &cpus))
+                    return cpu;
+        return -1;
+    }
     static int cpu_number(void) { return sched_getcpu(); }
     #else
     static void sleep_for(double seconds) { (void)seconds; }
+    static int only_cpu(void) { return -1; }
     static int cpu_number(void) { return -1; }
     #endif
     """
     void sleep_for(double) nogil
+    int only_cpu() nogil            # that this thread may use, -1 if it may use more
     int cpu_number() nogil
 
 cdef extern from "kernels/runtime/thread_pool.h" nogil:
@@ -131,33 +141,39 @@ cdef extern from "kernels/runtime/thread_pool.h" nogil:
         bint (*run)(int threads, LoopBody body, void* loop, Py_ssize_t start, Py_ssize_t stop,
                     bint in_shares) noexcept nogil
 
+cdef struct TestTask:
+    int runs, thread, bound_before, bound_after, cpu
+
 cdef struct TestLoop:
     double callers, workers         # how long each sleeps in a task
-    int* runs                       # (tasks) how often each task ran, by which thread, and on which CPU at its end
-    int* threads
-    int* cpus
+    TestTask* tasks
 
-cdef void test_task(void* loop_, Py_ssize_t task, int thread) noexcept nogil:
+cdef void test_task(void* loop_, Py_ssize_t number, int thread) noexcept nogil:
     cdef TestLoop* loop = <TestLoop*>loop_
+    cdef TestTask* task = &loop.tasks[number]
+    task.bound_before = only_cpu()
     sleep_for(loop.workers if thread > 0 else loop.callers)
-    loop.runs[task] += 1
-    loop.threads[task], loop.cpus[task] = thread, cpu_number()
+    task.runs += 1
+    task.thread, task.bound_after, task.cpu = thread, only_cpu(), cpu_number()
 
 
 def run_in_pool(int threads, Py_ssize_t tasks, bint in_shares=False, double callers=0, double workers=0):
-    """A list of (runs, thread, CPU at its end) of the tasks of a loop, in which the caller sleeps so many seconds for
-    each of its tasks and the workers for each of theirs; None if no other thread was to be had."""
+    """Runs a loop, where the caller sleeps so many seconds in each of its tasks and the workers in each of theirs.
+
+    Returns a dict for each task, or None if no other thread was to be had: "runs"; "thread"; "bound_before" and
+    "bound_after", the only CPU that the thread may use at the task's beginning and at its end, -1 if it may use more;
+    and "cpu", on which it ended.
+    """
     cdef const ThreadPool* pool = <const ThreadPool*><size_t>_thread_pool.address
-    cdef int* memory = <int*>calloc(3 * tasks, sizeof(int))
     cdef TestLoop loop
     cdef bint done
-    if memory == NULL:
-        raise MemoryError
     loop.callers, loop.workers = callers, workers
-    loop.runs, loop.threads, loop.cpus = memory, memory + tasks, memory + 2 * tasks
+    loop.tasks = <TestTask*>calloc(tasks, sizeof(TestTask))
+    if loop.tasks == NULL:
+        raise MemoryError
     try:
         with nogil:
             done = pool.run(threads, test_task, &loop, 0, tasks, in_shares)
-        return [(loop.runs[i], loop.threads[i], loop.cpus[i]) for i in range(tasks)] if done else None
+        return [loop.tasks[i] for i in range(tasks)] if done else None
     finally:
-        free(memory)
+        free(loop.tasks)
