@@ -17,6 +17,15 @@ def pytest_configure(config):
 KERNELS = _dispatch.modules(_dispatch.supported())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def caches(request):
+    """Exact results that a file's tests share are let go with it: gigabytes, which would make forks slow."""
+    yield
+    for made in vars(request.module).values():
+        if hasattr(made, "cache_clear") and made.__module__ == request.module.__name__:
+            made.cache_clear()
+
+
 @pytest.fixture(params=KERNELS, ids=["-".join(k) for k in KERNELS])
 def kernel(request):
     """The kernels under test, in use while the test runs: tag, isa, dtype, wide (the oracle's type), lanes, eps."""

@@ -20,8 +20,9 @@ cdef inline void gemm_tile(int rows, int columns, bint paired, const real* left,
     cdef vreal l_
     cdef Py_ssize_t t
     cdef int r, c
-    for r in range(rows * columns):
-        product[r] = broadcast(0)
+    for r in range(rows):
+        for c in range(columns):
+            product[r * columns + c] = broadcast(0)
     for t in range(count):
         for c in range(columns):
             r_[c] = load(right + c * LANES)
@@ -45,9 +46,10 @@ cdef inline void score_tile(int rows, int columns, bint paired, const real* key,
     while e + DOT_RUN < dim:
         gemm_tile(rows, columns, paired, key + e, stride, 1, DOT_RUN, query_t + e * columns * LANES, columns * LANES,
                   product)
-        for r in range(rows * columns):
-            score = scores + r * LANES
-            store(score, load(score) + product[r] if e > 0 else product[r])
+        for r in range(rows):
+            for c in range(columns):
+                score = scores + (r * columns + c) * LANES
+                store(score, load(score) + product[r * columns + c] if e > 0 else product[r * columns + c])
         e += DOT_RUN
     gemm_tile(rows, columns, paired, key + e, stride, 1, dim - e, query_t + e * columns * LANES, columns * LANES,
               product)
