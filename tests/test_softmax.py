@@ -286,6 +286,66 @@ def test_the_element_that_takes_all_weighs_one(kernel, shape, gap):
     np.testing.assert_array_equal(call("softmax", x, out=x), is_top)
 
 
+CHUNK, BASES_MIN = 4096, 7 * 4096               # see params.pxi
+LATER = {                                       # what comes after the first chunk of a row, by the largest there
+    "no larger": lambda largest: largest - 1,
+    "a little larger": lambda largest: largest + 2,
+    "as large as may be": lambda largest: largest + 4.5,
+    "larger": lambda largest: largest + 7,
+    "takes all": lambda largest: largest + 59,
+    "too far": lambda largest: largest + 61,
+    "infinite": lambda largest: np.full_like(largest, INF),
+    "NaN": lambda largest: np.full_like(largest, np.nan),
+}
+
+
+@pytest.mark.parametrize("offset", [0, 39, 240])
+@pytest.mark.parametrize("later", LATER)
+def test_rows_with_bases(kernel, later, offset):
+    """Their weights are computed before the maximum is known, until an element is far above those of the first chunk: a
+    row has the same bits by each way, in every layout, in place, and with any number of threads."""
+    x = (sample(kernel.dtype, (9, BASES_MIN + 333), 6).astype(kernel.wide) + offset).astype(kernel.dtype)
+    first = x[:, :CHUNK].max(1).astype(kernel.wide)
+    x[::3, CHUNK + 5::9000] = LATER[later](first[::3, None])
+    x[1::3, -1] = LATER[later](first[1::3])
+    x[4:6, 3 * CHUNK] = first[4:6] + 5          # twice, or once in the middle
+    expected = call("softmax", x)
+    finite = np.isfinite(x).all(1)
+    check("softmax", expected[finite], x[finite])
+    assert np.isnan(expected[~finite]).all()
+    for threads in (1, 5):
+        with fastsoftmax.num_threads(threads):
+            place = x.copy()
+            for got in (call("softmax", x.T.copy(), 0).T, call("softmax", np.stack([x.T] * 2), 1)[1].T,
+                        call("softmax", x, where=np.ones(x.shape, bool)), call("softmax", place, out=place),
+                        call("softmax", x, out=np.zeros(x.shape[::-1], x.dtype).T)):
+                assert_same_bits(got[finite], expected[finite])
+                assert np.isnan(got[~finite]).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_shared_row_has_the_bits_of_one_that_is_not(kernel, threads):
+    x = sample(kernel.dtype, (3, 300_000), 6)
+    x[1, 200_000], x[2, 200_000] = x[1, :CHUNK].max() + 3, x[2, :CHUNK].max() + 20
+    columns = call("softmax", np.stack([x.T] * 6, 2).reshape(300_000, 18), 0)[:, ::6].T
+    with fastsoftmax.num_threads(threads):
+        for row, expected in zip(x, columns, strict=True):
+            assert_same_bits(call("softmax", row), expected)
+            place = row.copy()
+            assert_same_bits(call("softmax", place, out=place), expected)
+
+
+@pytest.mark.parametrize("hidden", [CHUNK, CHUNK - 1, 7])
+def test_rows_whose_first_chunk_is_hidden(kernel, hidden):
+    x = sample(kernel.dtype, (9, BASES_MIN + 5), 6)
+    seen = np.arange(x.shape[1]) >= hidden
+    shown = np.where(seen, x, -INF).astype(x.dtype)
+    expected = call("softmax", shown)
+    check("softmax", expected, shown)
+    assert_same_bits(call("softmax", x, where=seen), expected)
+    assert_same_bits(call("softmax", x.T, 0, where=seen[:, None]).T, expected)
+
+
 @pytest.mark.parametrize("threads", [1, 5])
 def test_the_element_of_a_long_row_that_takes_all_weighs_one(kernel, threads):
     with fastsoftmax.num_threads(threads):

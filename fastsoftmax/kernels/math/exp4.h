@@ -37,7 +37,7 @@
 #define SHRINK 0x1p-14f                         /* keeps the largest differences small enough for two_prod_err */
 #define RUN (8 * UNROLL)                        /* |p| < 0.045 */
 #if defined NATIVE_SCALE
-#define PLAIN 40.0f                             /* |row_max| below this: SCALE * exp(-row_max) is a normal float */
+#define PLAIN 40.0f                             /* |base| below this: SCALE * exp(-base) is a normal float */
 #else
 #define PLAIN LARGE                             /* no center, see Shift */
 #endif
@@ -58,6 +58,8 @@
 #define SHRINK 0x1p-53
 #define RUN UNROLL                              /* |p| < 0.19, or 0.091 */
 #endif
+#define REACH 4.5                               /* a score may be so far above the base: see softmax/shift.pxi */
+#define FAR 60                                  /* weights from two bases are at most so far apart */
 enum { MAX_EXP = 4 * STEPS_AT_ONCE };
 
 /* The number that rounds d / ln 2 to 1 / STEPS when it is added. Its low bits hold the exponent bias, which divides the
@@ -90,7 +92,7 @@ SIMD_INLINE vreal power_of(vint t)
 #endif
 }
 
-/* The same where `rounder` is that of one row whose largest element is below PLAIN in size; n = t - rounder. The scaled
+/* The same where `rounder` is that of one row whose base is below PLAIN in size; n = t - rounder. The scaled
  * table stays in its register. */
 #if defined NATIVE_SCALE
 SIMD_INLINE vreal power_of_plain(vreal t, vreal n, vreal rounder)
@@ -107,7 +109,7 @@ SIMD_INLINE vreal power_of_plain(vreal t, vreal n, vreal rounder) { return (void
 #endif
 
 /* d: `count` <= MAX_EXP arguments. d_lo: what to add to them, or NULL. rounder: see rounder_of. plain: whether all are of
- * one row whose largest element is below PLAIN in size. p, f: the results, exp = f + p * f. */
+ * one row whose base is below PLAIN in size. p, f: the results, exp = f + p * f. */
 SIMD_INLINE void exp_regs(const int count, const vreal *d, const vreal *d_lo, const vreal *rounder, const int plain,
                           vreal *p, vreal *f)
 {

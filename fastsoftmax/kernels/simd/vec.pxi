@@ -133,7 +133,7 @@ cdef extern from "simd/vec.h" nogil:
 cdef extern from "math/exp4.h" nogil:
     void exp_regs(int, const vreal*, const vreal*, const vreal*, int, vreal*, vreal*) noexcept
     vreal rounder_of(vreal) noexcept
-    const real LOG2E, ROUNDER, SCALE, VANISHES, LARGE, PLAIN, HUGE_SCORE, SHRINK
+    const real LOG2E, ROUNDER, SCALE, VANISHES, LARGE, PLAIN, REACH, FAR, HUGE_SCORE, SHRINK
     enum:
         RUN, MAX_EXP
 

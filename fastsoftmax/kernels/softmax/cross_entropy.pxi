@@ -402,6 +402,7 @@ cdef int long_entropy_row(const CrossEntropy* a, Py_ssize_t r, int threads) exce
         state.maxima = <real*>(state.sums + chunks)
         now.row = state.row = row_at(&a.log_rows, r)
         state.rows, state.pass_ = &a.log_rows, PASS_MAX
+        state.has_maxima, state.summed, state.bases.rebased = True, 0, 0        # row_max is the base
         run_pass(long_row_chunk, &state, n, memory.workspaces, &region)
         modes = fp_enter()
         start_entropy_row(a, &now.row, max_of_chunks(&state), &now.e)
@@ -449,11 +450,11 @@ cdef void cross_entropy_tile(const CrossEntropy* a, const TilePosition* position
     cdef int v
     for v in range(PARTIAL_REGS):
         row_max[v] = broadcast(-INFINITY)
-    load_blocks(rows, position, workspace, row_max)
+    load_blocks(rows, position, workspace, NULL, row_max)
     for v in range(PARTIAL_REGS):
         s[v] = tile_shift(rows, position, v, rows.scaled, row_max[v])
         store(maxima + v * LANES, row_max[v])
-    normalizers_of_tile(rows, position, s, workspace, normalizer)
+    normalizers_of_tile(rows, position, NULL, s, workspace, normalizer)
     for v in range(PARTIAL_REGS):
         store(hi + v * LANES, normalizer[v].hi)
         store(lo + v * LANES, normalizer[v].lo)
@@ -492,7 +493,7 @@ cdef void cross_entropy_tile(const CrossEntropy* a, const TilePosition* position
         store_loss(a, &row, &t[c], class_log_p, terms[c] if has_terms(a) and not t[c].ignored else 0, lse)
     if not a.has_grad:
         return
-    normalizers_of_tile(&a.weight_rows, position, s, workspace, normalizer)
+    normalizers_of_tile(&a.weight_rows, position, NULL, s, workspace, normalizer)
     for v in range(PARTIAL_REGS):
         normalizer[v] = times(&normalizer[v], load(weight_factor + v * LANES), load(weight_factor_lo + v * LANES))
     tile_grads(a, position, normalizer, t, of_class, factor, x)

@@ -14,7 +14,7 @@ cdef inline Normalizer dense_normalizer(SumKind sum, Py_ssize_t n, bint scaled, 
         return normalizer_of(sum, s, scaled, True, n, dd_total(sums.weights), moments, ties, needs_refinement)
     normalizer = normalizer_of_short_row(sum, s, scaled, n, sums.short_row, moments, ties, needs_refinement)
     if sum == SUM_WEIGHTS:
-        needs_refinement[0] = may_be_nearly_one(&normalizer)
+        needs_refinement[0] = may_be_nearly_one(&normalizer, n)
     return normalizer
 
 cdef bint finalize(SumKind sum, bint scaled, Py_ssize_t n, const Shift* s, const Sums* sums,

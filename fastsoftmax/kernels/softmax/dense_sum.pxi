@@ -18,7 +18,7 @@ cdef inline void prefetch_step(const elem* at) noexcept nogil:
 
 # The running sums of a chunk.
 cdef struct Running:
-    vreal[PARTIAL_REGS] total, lost, rest
+    vreal[PARTIAL_REGS] total, lost, rest, largest
     vcount[PARTIAL_REGS] ties
 
 # The weights f + p * f of a row of at most PARTIALS elements.
@@ -26,8 +26,8 @@ cdef struct ShortRowWeights:
     real[PARTIALS] p, f
 
 cdef inline void exp_and_sum_registers(int steps, int v, SumKind sum, const Shift* s, bint scaled, bint plain,
-                                       const elem* step, Py_ssize_t count, Py_ssize_t before, Py_ssize_t n,
-                                       real* weights_buf, Running* running, ShortRowWeights* short_row,
+                                       bint finds_max, const elem* step, Py_ssize_t count, Py_ssize_t before,
+                                       Py_ssize_t n, real* weights_buf, Running* running, ShortRowWeights* short_row,
                                        Sums* sums) noexcept nogil:
     """Registers v, v + PARTIAL_REGS, ... of the `count` elements at `step`, which are `steps` steps, or the beginning
     of one; `before` elements of the row precede."""
@@ -36,6 +36,9 @@ cdef inline void exp_and_sum_registers(int steps, int v, SumKind sum, const Shif
     cdef int a
     for a in range(4 * steps):
         e[a] = load_upto(step, (a * PARTIAL_REGS + v) * LANES, count, before)
+    if finds_max:
+        for a in range(4 * steps):
+            running.largest[v] = vmax(e[a], running.largest[v])
     exp_scores(4 * steps, e, s, False, scaled, not plain, plain, p, f)
     if sum != SUM_WEIGHTS:
         for a in range(4 * steps):
@@ -57,34 +60,36 @@ cdef inline void exp_and_sum_registers(int steps, int v, SumKind sum, const Shif
         for a in range(4 * steps):
             store(weights_buf + (a * PARTIAL_REGS + v) * LANES, fma_(p[a], f[a], f[a]))
 
-cdef inline void exp_and_sum_step(int steps, SumKind sum, const Shift* s, bint scaled, bint plain, const elem* step,
-                                  Py_ssize_t count, Py_ssize_t before, Py_ssize_t n, real* weights_buf,
-                                  Running* running, ShortRowWeights* short_row, Sums* sums) noexcept nogil:
+cdef inline void exp_and_sum_step(int steps, SumKind sum, const Shift* s, bint scaled, bint plain, bint finds_max,
+                                  const elem* step, Py_ssize_t count, Py_ssize_t before, Py_ssize_t n,
+                                  real* weights_buf, Running* running, ShortRowWeights* short_row,
+                                  Sums* sums) noexcept nogil:
     cdef int v
     # written out, so that the running sums stay in registers
     if PARTIAL_REGS == 1 and is_fast_sum(sum) or PARTIAL_REGS == 2 and sum == SUM_WEIGHTS:
-        exp_and_sum_registers(steps, 0, sum, s, scaled, plain, step, count, before, n, weights_buf, running, short_row,
-                              sums)
+        exp_and_sum_registers(steps, 0, sum, s, scaled, plain, finds_max, step, count, before, n, weights_buf, running,
+                              short_row, sums)
         if PARTIAL_REGS == 2:
-            exp_and_sum_registers(steps, PARTIAL_REGS - 1, sum, s, scaled, plain, step, count, before, n, weights_buf,
-                                  running, short_row, sums)
+            exp_and_sum_registers(steps, PARTIAL_REGS - 1, sum, s, scaled, plain, finds_max, step, count, before, n,
+                                  weights_buf, running, short_row, sums)
     else:
         for v in range(opaque(PARTIAL_REGS)):
-            exp_and_sum_registers(steps, v, sum, s, scaled, plain, step, count, before, n, weights_buf, running,
-                                  short_row, sums)
+            exp_and_sum_registers(steps, v, sum, s, scaled, plain, finds_max, step, count, before, n, weights_buf,
+                                  running, short_row, sums)
 
-cdef inline void exp_and_sum(SumKind sum, const Shift* shift, bint scaled, bint plain, const elem* x,
+cdef inline void exp_and_sum(SumKind sum, const Shift* shift, bint scaled, bint plain, bint finds_max, const elem* x,
                              Py_ssize_t count, Py_ssize_t n, real* weights_buf, const Prefetch* ahead,
                              Sums* sums) noexcept nogil:
     """x (count): a chunk of a row of n elements. Adds to `sums`; SUM_WEIGHTS writes weights_buf (count). `ahead` may be
-    NULL."""
+    NULL. finds_max: sums.largest takes part."""
     cdef Running running
     cdef ShortRowWeights short_row
     cdef Shift s = shift[0]
     cdef Py_ssize_t k = 0, whole = count // UNROLL * UNROLL if n > UNROLL else 0
     cdef int v
     for v in range(PARTIAL_REGS):
-        running.total[v] = start_of(sum)
+        running.total[v] = start_of(sum, n)
+        running.largest[v] = sums.largest
         running.lost[v] = broadcast(0)
         running.rest[v] = broadcast(0)
         running.ties[v] = no_count()
@@ -95,8 +100,8 @@ cdef inline void exp_and_sum(SumKind sum, const Shift* shift, bint scaled, bint 
                 prefetch_step(ahead.x + k + UNROLL)
                 prefetch_step(ahead.y + k)
                 prefetch_step(ahead.y + k + UNROLL)
-            exp_and_sum_step(2, sum, &s, scaled, plain, x + k, 2 * UNROLL, k, UNROLL + 1, weights_buf + k, &running,
-                             &short_row, sums)
+            exp_and_sum_step(2, sum, &s, scaled, plain, finds_max, x + k, 2 * UNROLL, k, UNROLL + 1, weights_buf + k,
+                             &running, &short_row, sums)
             k += 2 * UNROLL
             if RUN > UNROLL and k % RUN == 0:
                 for v in range(PARTIAL_REGS):
@@ -106,42 +111,46 @@ cdef inline void exp_and_sum(SumKind sum, const Shift* shift, bint scaled, bint 
             prefetch_step(ahead.x + k)
             prefetch_step(ahead.y + k)
         # UNROLL + 1 stands for any n above UNROLL
-        exp_and_sum_step(1, sum, &s, scaled, plain, x + k, UNROLL, k, UNROLL + 1, weights_buf + k, &running,
+        exp_and_sum_step(1, sum, &s, scaled, plain, finds_max, x + k, UNROLL, k, UNROLL + 1, weights_buf + k, &running,
                          &short_row, sums)
         k += UNROLL
         if RUN > UNROLL and k % RUN == 0:
             for v in range(PARTIAL_REGS):
                 add_rest(sum, &running.total[v], &running.lost[v], &running.rest[v])
     if k < count:
-        exp_and_sum_step(1, sum, &s, scaled, plain, x + k, count - k, k, n, weights_buf + k, &running, &short_row,
-                         sums)
+        exp_and_sum_step(1, sum, &s, scaled, plain, finds_max, x + k, count - k, k, n, weights_buf + k, &running,
+                         &short_row, sums)
     if n <= PARTIALS:
         sums.short_row = sum_of_short_row(sum, short_row.p, short_row.f, count)
     for v in range(PARTIAL_REGS):
+        if finds_max:
+            sums.largest = vmax(running.largest[v], sums.largest)
         sums.ties[v] = sums.ties[v] + real_count(running.ties[v])
         if n > UNROLL:
             add_rest(sum, &running.total[v], &running.lost[v], &running.rest[v])
-            sums.weights[v] = dd_add(sums.weights[v], dd_of_sum(running.total[v] - start_of(sum), running.lost[v]))
+            sums.weights[v] = dd_add(sums.weights[v], dd_of_sum(running.total[v] - start_of(sum, n), running.lost[v]))
 
 cdef inline void exp_and_sum_chunk(SumKind sum, bint scaled, const Shift* s, const elem* x, Py_ssize_t count,
                                    Py_ssize_t n, real* weights_buf, const Prefetch* ahead, Sums* sums) noexcept nogil:
     # one call for each case, so that the compiler makes each its own loop
     cdef bint plain = is_plain(s)
     if sum == SUM_MOMENTS:
-        exp_and_sum(SUM_MOMENTS, s, True, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_MOMENTS, s, True, False, False, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_WEIGHTS and scaled:
-        exp_and_sum(SUM_WEIGHTS, s, True, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_WEIGHTS, s, True, False, False, x, count, n, weights_buf, ahead, sums)
+    elif sum == SUM_WEIGHTS and plain and sums.finds_max:
+        exp_and_sum(SUM_WEIGHTS, s, False, True, True, x, count, CHUNK + 1, weights_buf, ahead, sums)
     elif sum == SUM_WEIGHTS and plain:
-        exp_and_sum(SUM_WEIGHTS, s, False, True, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_WEIGHTS, s, False, True, False, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_WEIGHTS:
-        exp_and_sum(SUM_WEIGHTS, s, False, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_WEIGHTS, s, False, False, False, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_EXCLUDING_MAX and scaled:
-        exp_and_sum(SUM_EXCLUDING_MAX, s, True, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_EXCLUDING_MAX, s, True, False, False, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_EXCLUDING_MAX and plain:
-        exp_and_sum(SUM_EXCLUDING_MAX, s, False, True, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_EXCLUDING_MAX, s, False, True, False, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_EXCLUDING_MAX:
-        exp_and_sum(SUM_EXCLUDING_MAX, s, False, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_EXCLUDING_MAX, s, False, False, False, x, count, n, weights_buf, ahead, sums)
     elif scaled:
-        exp_and_sum(SUM_EXACT, s, True, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_EXACT, s, True, False, False, x, count, n, weights_buf, ahead, sums)
     else:
-        exp_and_sum(SUM_EXACT, s, False, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_EXACT, s, False, False, False, x, count, n, weights_buf, ahead, sums)

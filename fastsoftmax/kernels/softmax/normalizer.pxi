@@ -25,11 +25,11 @@ cdef inline vmask is_nearly_one(vreal weight, const Normalizer* normalizer) noex
     """weight: the largest, rounded as in the buffer."""
     return eq(mul_dd(weight, normalizer.hi, normalizer.lo), broadcast(NEARLY_ONE))
 
-cdef inline vmask may_be_nearly_one(const Normalizer* normalizer) noexcept nogil:
+cdef inline vmask may_be_nearly_one(const Normalizer* normalizer, Py_ssize_t n) noexcept nogil:
     """Where the sum is small enough for the largest weight to be nearly all of it. In most long rows it is not."""
     if sizeof(elem) != sizeof(real):            # rounded to 16 bits, NEARLY_ONE is 1
         return nowhere()
-    return lt(broadcast(1 / (2 * SCALE)), normalizer.hi)
+    return lt(broadcast(1 / ((2 if n <= BASES_MIN else LONG_START) * SCALE)), normalizer.hi)
 
 cdef bint find_one(const Shift* s, bint scaled, Normalizer* normalizer) noexcept nogil:
     """Computes `one`: 1 where all other weights together are less than a quarter of EPSILON of the largest, so that no
@@ -84,7 +84,7 @@ cdef inline Normalizer normalizer_of(SumKind sum, const Shift* s, bint scaled, b
     needs_refinement[0] = nowhere()
     if sum == SUM_WEIGHTS:
         dd_split(dd_div(dd_of_sum(broadcast(1), zero), weights), &normalizer.hi, &normalizer.lo)
-        needs_refinement[0] = may_be_nearly_one(&normalizer)
+        needs_refinement[0] = may_be_nearly_one(&normalizer, n)
         return normalizer
     largest_weight(s, scaled, &p, &f)
     of_max = dd_of_sum(f, p * f)

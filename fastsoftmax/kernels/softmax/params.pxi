@@ -24,9 +24,11 @@ cdef enum:
     SLICE = PARTIALS << 18          # elements computed between two checks for an interrupt
     LONG_ROW = 1 << 15              # elements: longer rows may be shared by threads
     CHUNK = 4096                    # elements: they fit in the L1 cache; their sum then joins a double-word sum
+    BASES_MIN = 7 * CHUNK           # elements: softmax rows longer than this have bases, see shift.pxi
     BLOCK = UNROLL                  # elements of each row of a tile that are computed together
     # elements: contiguous rows up to this use tiles, if there are enough rows; fewer where a tile has several registers
     NARROW_MAX = (7 + 5 * (PARTIAL_REGS == 1)) * PARTIALS
+    FEW_NARROW_MAX = 3 * PARTIALS // 2          # the same for fewer rows than lanes
     CAUSAL_TILE_MAX = 2 * PARTIALS  # the same for causal rows: all of a tile take as long as the longest
     DELAYED_MAX = 48 * PARTIALS     # elements: contiguous rows up to this are stored after the next row is summed
     FAR_ELEMENTS = 1 << 20          # elements: larger arrays are not in the L2 cache

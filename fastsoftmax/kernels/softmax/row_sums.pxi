@@ -6,15 +6,20 @@
 # 2**-25.9 relative for float, if all errors were largest and of one sign.
 #
 # A fast sum (is_fast_sum) starts at START, above every term, so that FastTwoSum, three operations, finds the error;
-# `lost` then holds the digits far below START, rounded to a real. log_softmax needs log1p of the sum without the
-# largest weight. SUM_EXCLUDING_MAX is the fast version of this sum. It is accurate if it exceeds n * 2**-LEAST; below
-# that the row is summed again by SUM_EXACT, which starts at 0 and uses TwoSum, six operations.
+# `lost` then holds the digits far below START, rounded to a real. In rows longer than BASES_MIN a weight may exceed 1,
+# and the sum starts at LONG_START. log_softmax needs log1p of the sum without the largest weight.
+# SUM_EXCLUDING_MAX is the fast version of this sum. It is accurate if it exceeds n * 2**-LEAST; below that the row is
+# summed again by SUM_EXACT, which starts at 0 and uses TwoSum, six operations.
 
 cdef enum:
     START = 8               # times SCALE: above every f and every rest
+    LONG_START = 256        # the same for scores up to REACH above the base
     LEAST = 18              # 2**-LEAST: in units of the largest weight
 
-cdef inline vreal start_of(SumKind sum) noexcept nogil:
+cdef inline vreal start_of(SumKind sum, Py_ssize_t n) noexcept nogil:
+    """n: the length of the row."""
+    if sum == SUM_WEIGHTS:
+        return broadcast(<real>(START if n <= BASES_MIN else LONG_START) * SCALE)
     return broadcast(START * SCALE) if is_fast_sum(sum) else broadcast(0)
 
 cdef inline void add_exactly(SumKind sum, vreal* total, vreal* lost, vreal term) noexcept nogil:
@@ -70,14 +75,14 @@ cdef inline ShortRow sum_of_short_row(SumKind sum, const real* p, const real* f,
     cdef vreal rest = broadcast(0)
     cdef Py_ssize_t step
     cdef int k
-    short_row.total, short_row.lost = start_of(sum), broadcast(0)
+    short_row.total, short_row.lost = start_of(sum, n), broadcast(0)
     for step in range(ceil_div(n, 4)):
         for k in range(4):
             p_[k] = broadcast(p[4 * step + k])
             f_[k] = broadcast(f[4 * step + k])
         add_weights(sum, &short_row.total, &short_row.lost, &rest, p_, f_)
         add_rest(sum, &short_row.total, &short_row.lost, &rest)
-    short_row.total = short_row.total - start_of(sum)
+    short_row.total = short_row.total - start_of(sum, n)
     return short_row
 
 # The sums of a row, or of a chunk of it, in PARTIALS parts.
@@ -85,10 +90,13 @@ cdef struct Sums:
     vdd[PARTIAL_REGS] weights
     vdd[PARTIAL_REGS] moments                   # of weights * (scores - largest score), for SUM_MOMENTS
     vreal[PARTIAL_REGS] ties                    # the number of elements that equal the largest: see exclude_max
+    bint finds_max                              # whether `largest` is wanted, the largest elements: for SUM_WEIGHTS of
+    vreal largest                               # plain rows of several chunks
     ShortRow short_row                          # replaces weights in a row of at most PARTIALS elements
 
 cdef inline void clear(Sums* sums) noexcept nogil:
     cdef int v
+    sums.finds_max, sums.largest = False, broadcast(-INFINITY)
     for v in range(PARTIAL_REGS):
         sums.weights[v] = dd_zero()
         sums.moments[v] = dd_zero()

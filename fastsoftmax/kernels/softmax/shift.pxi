@@ -8,9 +8,15 @@
 # So a small maximum is not subtracted from x: the weight is exp(x), and the power of two nearest to exp(row_max) is
 # subtracted from its exponent. A large maximum, |row_max| >= LARGE, is subtracted: wherever the weight is not zero, x
 # and row_max are within a factor of two of each other, and such a difference is exact (Sterbenz).
+#
+# Weights may be measured from another element than the largest, the base. That of a softmax row longer than BASES_MIN
+# is the largest of the first chunk, first_max, as long as no element is more than REACH above it; and row_max from the
+# chunk on, `rebased`, in which one is. So the maximum need not be known before the weights are computed, and a pass
+# over the row is saved (dense.pxi). Weights from first_max are brought to row_max by a power of two. The sums of a row
+# depend on its bases in their last digits, so the bases are the same in whichever way a row is computed.
 cdef struct Shift:
     vreal row_max           # the largest x
-    vreal center            # subtracted from x: 0 or row_max
+    vreal center            # subtracted from x: 0 or the base
     vreal limit             # x - center below which a weight is zero
     vreal rounder           # rounds to steps, and sets the exponent: see exp4.h
     vreal temperature
@@ -18,6 +24,9 @@ cdef struct Shift:
     vreal factor_lo
     vreal shrink            # see normal_result_of: 1, if logarithms are measured from 0; SHRINK, if from row_max
     vreal origin            # 0 or row_max, times shrink
+
+cdef extern from "math.h" nogil:
+    double ldexp(double, int)
 
 cdef inline void set_temperature(Shift* s, vreal temperature, vreal temperature_lo) noexcept nogil:
     """factor + factor_lo = 1 / temperature to twice a real's digits."""
@@ -35,7 +44,16 @@ cdef inline void no_temperature(Shift* s) noexcept nogil:
 cdef inline vmask from_zero(const Shift* s) noexcept nogil:
     return eq(s.shrink, broadcast(1))
 
+cdef inline vmask is_within_reach(vreal first_max, vreal row_max) noexcept nogil:
+    return lt(row_max - first_max, broadcast(REACH))
+
+cdef inline vmask may_be_base(vreal first_max, vreal row_max) noexcept nogil:
+    """Whether the weights of the first chunks may be measured from first_max. Otherwise `rebased` is 0."""
+    return both(both(lt(vabs(first_max), broadcast(PLAIN)), lt(vabs(row_max), broadcast(LARGE))),
+                lt(row_max - first_max, broadcast(FAR)))
+
 cdef inline void set_row_max(Shift* s, vreal row_max) noexcept nogil:
+    """Also makes it the base."""
     cdef vreal highest, exponent
     cdef vmask exact, moderate
     s.row_max = row_max

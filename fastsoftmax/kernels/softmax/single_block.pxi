@@ -38,7 +38,7 @@ cdef inline void short_sums(SumKind sum, bint scaled, bint centered, const Shift
     cdef Py_ssize_t step, k, c
     for c in range(PARTIAL_REGS):
         sums.moments[c] = dd_sum_start()
-        sums.total[c] = start_of(sum)
+        sums.total[c] = start_of(sum, n)
         sums.lost[c] = broadcast(0)
         sums.max_weight[c] = broadcast(0)
         sums.ties[c] = no_count()
@@ -57,7 +57,7 @@ cdef inline void short_normalizers(SumKind sum, bint scaled, const Shift* s, Py_
     cdef ShortRow short_row
     cdef int c
     for c in range(PARTIAL_REGS):
-        short_row.total, short_row.lost = sums.total[c] - start_of(sum), sums.lost[c]
+        short_row.total, short_row.lost = sums.total[c] - start_of(sum, n), sums.lost[c]
         normalizer[c] = normalizer_of_short_row(sum, &s[c], scaled, n, short_row, dd_sum_end(sums.moments[c]),
                                                 real_count(sums.ties[c]), &needs_refinement[c])
         if sum == SUM_WEIGHTS:

@@ -23,7 +23,8 @@ cdef Py_ssize_t row_task(const void* context, Py_ssize_t task, int thread) noexc
 cdef inline bint uses_tiles(const Rows* rows) noexcept nogil:
     if rows.causal:
         return rows.where == NULL and rows.x_n == 1 and rows.y_n == 1 and rows.inner >= PARTIALS and rows.n < LONG_ROW
-    return 2 * rows.inner >= PARTIALS and (rows.n <= NARROW_MAX or (rows.x_inner == 1 and rows.x_n != 1))
+    return 2 * rows.inner >= PARTIALS and (rows.n <= (NARROW_MAX if rows.inner >= PARTIALS else FEW_NARROW_MAX)
+                                           or (rows.x_inner == 1 and rows.x_n != 1))
 
 cdef inline Py_ssize_t task_size(Py_ssize_t size, int threads) noexcept nogil:
     """Elements of a task. The first row of a task is a cache miss, so tasks are as large as an even load allows."""

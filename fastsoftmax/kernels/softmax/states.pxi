@@ -83,16 +83,16 @@ cdef void state_tile(const StateRows* a, const TilePosition* position, const Row
     cdef Py_ssize_t c
     for c in range(PARTIAL_REGS):
         row_max[c] = broadcast(-INFINITY)
-    load_blocks(&a.rows, position, workspace, row_max)
+    load_blocks(&a.rows, position, workspace, NULL, row_max)
     for c in range(PARTIAL_REGS):
         s[c] = tile_shift(&a.rows, position, <int>c, a.rows.scaled, row_max[c])
         measure_from_max(&s[c])
-    sum_tile(SUM_EXCLUDING_MAX, &a.scaled_rows, position, s, workspace, logarithm, needs_refinement)
+    sum_tile(SUM_EXCLUDING_MAX, &a.scaled_rows, position, NULL, s, workspace, logarithm, needs_refinement)
     if any_column(needs_refinement):
-        sum_tile(SUM_EXACT, &a.scaled_rows, position, s, workspace, exact, unused)
+        sum_tile(SUM_EXACT, &a.scaled_rows, position, NULL, s, workspace, exact, unused)
         select_refined(needs_refinement, exact, logarithm)
     if a.surprise:
-        sum_tile(SUM_MOMENTS, &a.scaled_rows, position, s, workspace, entropy, unused)
+        sum_tile(SUM_MOMENTS, &a.scaled_rows, position, NULL, s, workspace, entropy, unused)
     for c in range(PARTIAL_REGS):
         store(maxima + c * LANES, row_max[c])
         store(log_hi + c * LANES, logarithm[c].hi)
@@ -144,7 +144,8 @@ cdef void dense_from_state(const StateRows* a, const Row* row, const RowWorkspac
     s = shift_of(rows, row, <real>state[0])
     normalizer = normalizer_from_state(rows.op, &s, rows.scaled, broadcast(others),
                                        broadcast(<real>(state[1] - <double>others)))
-    if rows.op == SOFTMAX and any_lane(may_be_nearly_one(&normalizer)) and find_one(&s, rows.scaled, &normalizer):
+    if (rows.op == SOFTMAX and any_lane(may_be_nearly_one(&normalizer, row.n))
+            and find_one(&s, rows.scaled, &normalizer)):
         stored = STORE_WEIGHTS_OR_ONE
     while start < row.n:
         count = min(row.n - start, <Py_ssize_t>CHUNK)
@@ -192,14 +193,14 @@ cdef void tile_from_states(const StateRows* a, const TilePosition* position,
     for c in range(PARTIAL_REGS):               # a loop of its own, whose loads do not wait for tile_shift's stores
         normalizer[c] = normalizer_from_state(rows.op, &s[c], rows.scaled, load(others + c * LANES),
                                               load(others_lo + c * LANES))
-        nearly_one[c] = may_be_nearly_one(&normalizer[c])
+        nearly_one[c] = may_be_nearly_one(&normalizer[c], rows.n)
     if rows.op == SOFTMAX and find_ones(s, rows.scaled, nearly_one, normalizer):
         stored = STORE_WEIGHTS_OR_ONE
     while j < rows.n:
         count = min(rows.n - j, <Py_ssize_t>BLOCK)
         load_tile(rows, position, j, count, x, row_max)
         if rows.op == SOFTMAX:                  # the weights; the sums are not used
-            start_chunk(SUM_WEIGHTS, workspace.tile)
+            start_chunk(SUM_WEIGHTS, rows.n, workspace.tile)
             exp_and_sum_block(SUM_WEIGHTS, rows.scaled, s, count, x, workspace.tile, ties)
         normalize_store_tile(stored, rows, position, j, count, s, normalizer, x)
         j += BLOCK

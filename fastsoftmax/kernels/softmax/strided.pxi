@@ -48,9 +48,82 @@ cdef inline real* block_at(const Rows* rows, Py_ssize_t j, const RowWorkspace* w
     """The block that starts at element j."""
     return workspace.weights_buf + j * PARTIALS if keeps_tile(rows) else workspace.weights_buf
 
+# The bases of the rows of a tile, as RowBases: `rebased` is INFINITY where no chunk is.
+cdef struct TileBases:
+    vreal[PARTIAL_REGS] first_max, rebased
+
+cdef inline void join_max_of_tile(const Rows* rows, Py_ssize_t end, const vreal* row_max,
+                                  TileBases* bases) noexcept nogil:
+    """Takes the maxima of the first `end` elements, one chunk after another."""
+    cdef int c
+    if end % CHUNK != 0 and end < rows.n:
+        return
+    for c in range(PARTIAL_REGS):
+        if end <= CHUNK:
+            bases.first_max[c], bases.rebased[c] = row_max[c], broadcast(INFINITY)
+        bases.rebased[c] = vselect(is_within_reach(bases.first_max[c], row_max[c]), bases.rebased[c],
+                                   vmin(bases.rebased[c], broadcast(<real>((end - 1) // CHUNK))))
+
+cdef inline void shifts_of_tile(const Rows* rows, const TilePosition* position, const vreal* row_max, TileBases* bases,
+                                Shift* s) noexcept nogil:
+    """From the last bases of the rows. Finishes `bases`."""
+    cdef vreal base
+    cdef int c
+    for c in range(PARTIAL_REGS):
+        base = row_max[c]
+        if has_bases(rows, rows.n):
+            bases.rebased[c] = select_or_zero(may_be_base(bases.first_max[c], row_max[c]), bases.rebased[c])
+            base = vselect(eq(bases.rebased[c], broadcast(INFINITY)), bases.first_max[c], row_max[c])
+        s[c] = tile_shift(rows, position, c, rows.scaled, base)
+        s[c].row_max = row_max[c]
+
+cdef inline vreal powers_between(const TileBases* bases, const Shift* s, int c, int sign) noexcept nogil:
+    """The factors, or for sign = -1 their inverses, by which weights from first_max become those from row_max; 1 in
+    rows that are not rebased."""
+    cdef real[LANES] exponent
+    cdef vmask rebased = both(lt(broadcast(0), bases.rebased[c]), lt(bases.rebased[c], broadcast(INFINITY)))
+    cdef Shift first
+    cdef Py_ssize_t k
+    no_temperature(&first)
+    set_row_max(&first, bases.first_max[c])
+    store(exponent, select_or_zero(rebased, s[c].rounder - first.rounder))
+    for k in range(LANES):
+        exponent[k] = <real>ldexp(1, sign * <int>exponent[k])
+    return load(exponent)
+
+cdef void start_chunk_from_bases(Py_ssize_t chunk, const TileBases* bases, const Shift* s, Shift* now,
+                                 TileWorkspace* tile) noexcept nogil:
+    """now: the shifts of this chunk. The sums of rows that are rebased in it are brought to row_max."""
+    cdef vreal at = broadcast(<real>chunk), unit
+    cdef vmask rebased
+    cdef int part, c
+    for c in range(PARTIAL_REGS):
+        set_row_max(&now[c], vselect(lt(at, bases.rebased[c]), bases.first_max[c], s[c].row_max))
+        rebased = eq(at, bases.rebased[c])
+        if chunk > 0 and any_lane(rebased):
+            unit = vselect(rebased, powers_between(bases, s, c, -1), broadcast(1))
+            for part in range(PARTIALS):
+                tile.weights[part * PARTIAL_REGS + c] = dd_div(tile.weights[part * PARTIAL_REGS + c],
+                                                               dd_of_sum(unit, broadcast(0)))
+
+cdef void rescale_tile(const TileBases* bases, const Shift* s, Py_ssize_t chunks, real* x) noexcept nogil:
+    """Brings the weights of the chunks before `rebased` to row_max."""
+    cdef vreal factor, by
+    cdef vmask before
+    cdef Py_ssize_t chunk, j
+    cdef int c
+    for c in range(PARTIAL_REGS):
+        factor = powers_between(bases, s, c, 1)
+        for chunk in range(chunks):
+            before = lt(broadcast(<real>chunk), bases.rebased[c])
+            by = vselect(before, factor, broadcast(1))
+            if any_lane(lt(by, broadcast(1))):
+                for j in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+                    store(x + j * PARTIALS + c * LANES, load(x + j * PARTIALS + c * LANES) * by)
+
 cdef inline void load_blocks(const Rows* rows, const TilePosition* position, const RowWorkspace* workspace,
-                             vreal* row_max) noexcept nogil:
-    """Pass 1."""
+                             TileBases* bases, vreal* row_max) noexcept nogil:
+    """Pass 1. bases may be NULL."""
     cdef Py_ssize_t j = 0, count
     while j < rows.n:
         count = min(rows.n - j, <Py_ssize_t>BLOCK)
@@ -59,18 +132,23 @@ cdef inline void load_blocks(const Rows* rows, const TilePosition* position, con
         else:
             load_tile(rows, position, j, count, block_at(rows, j, workspace), row_max)
         j += BLOCK
+        if bases != NULL and has_bases(rows, rows.n):
+            join_max_of_tile(rows, min(j, rows.n), row_max, bases)
 
-cdef void sum_blocks(SumKind sum, const Rows* rows, const TilePosition* position, const Shift* s,
-                     const RowWorkspace* workspace, Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
-    """Pass 2, for rows longer than a block."""
+cdef void sum_blocks(SumKind sum, const Rows* rows, const TilePosition* position, const TileBases* bases,
+                     const Shift* s, const RowWorkspace* workspace, Normalizer* normalizer,
+                     vmask* needs_refinement) noexcept nogil:
+    """Pass 2, for rows longer than a block. bases: NULL, or those of rows which have some."""
     cdef vcount[PARTIAL_REGS] ties
     cdef vreal[PARTIAL_REGS] unused
+    cdef Shift[PARTIAL_REGS] now
     cdef Py_ssize_t j = 0, count
     cdef real* x
     cdef int c
     for c in range(PARTIAL_REGS):
         ties[c] = no_count()
         unused[c] = s[c].row_max
+        now[c] = s[c]
     clear_tile_sums(sum, workspace.tile)
     while j < rows.n:
         count = min(rows.n - j, <Py_ssize_t>BLOCK)
@@ -81,33 +159,38 @@ cdef void sum_blocks(SumKind sum, const Rows* rows, const TilePosition* position
         else:
             load_tile(rows, position, j, count, x, unused)
         if j % CHUNK == 0:
-            start_chunk(sum, workspace.tile)
-        exp_and_sum_block(sum, rows.scaled, s, count, x, workspace.tile, ties)
+            if bases != NULL:
+                start_chunk_from_bases(j // CHUNK, bases, s, now, workspace.tile)
+            start_chunk(sum, rows.n, workspace.tile)
+        exp_and_sum_block(sum, rows.scaled, now, count, x, workspace.tile, ties)
         j += BLOCK
         if j % CHUNK == 0 or j >= rows.n:
-            end_chunk(sum, workspace.tile)
+            end_chunk(sum, rows.n, workspace.tile)
         elif RUN > BLOCK and j % RUN == 0:
             end_run(sum, workspace.tile)
+    if bases != NULL and keeps_tile(rows):
+        rescale_tile(bases, s, rows.n // CHUNK, workspace.weights_buf)
     for c in range(PARTIAL_REGS):
         normalizer[c] = finalize_column(sum, rows.scaled, &s[c], rows.n, c, workspace.tile, ties[c],
                                         &needs_refinement[c])
 
-cdef void sum_tile(SumKind sum, const Rows* rows, const TilePosition* position, const Shift* s,
+cdef void sum_tile(SumKind sum, const Rows* rows, const TilePosition* position, const TileBases* bases, const Shift* s,
                    const RowWorkspace* workspace, Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
     if rows.n <= BLOCK:
         finalize_single_block(sum, rows.scaled, s, rows.n, workspace.weights_buf, normalizer, needs_refinement)
     else:
-        sum_blocks(sum, rows, position, s, workspace, normalizer, needs_refinement)
+        sum_blocks(sum, rows, position, bases, s, workspace, normalizer, needs_refinement)
 
-cdef inline StoreKind normalizers_of_tile(const Rows* rows, const TilePosition* position, const Shift* s,
-                                          const RowWorkspace* workspace, Normalizer* normalizer) noexcept nogil:
+cdef inline StoreKind normalizers_of_tile(const Rows* rows, const TilePosition* position, const TileBases* bases,
+                                          const Shift* s, const RowWorkspace* workspace,
+                                          Normalizer* normalizer) noexcept nogil:
     """Returns how to store the results."""
     cdef SumKind sum = first_sum(rows.op)
     cdef Normalizer[PARTIAL_REGS] exact
     cdef vmask[PARTIAL_REGS] needs_refinement, unused
-    sum_tile(sum, rows, position, s, workspace, normalizer, needs_refinement)
+    sum_tile(sum, rows, position, bases, s, workspace, normalizer, needs_refinement)
     if sum == SUM_EXCLUDING_MAX and any_column(needs_refinement):
-        sum_tile(SUM_EXACT, rows, position, s, workspace, exact, unused)
+        sum_tile(SUM_EXACT, rows, position, NULL, s, workspace, exact, unused)
         select_refined(needs_refinement, exact, normalizer)
     elif sum == SUM_WEIGHTS and find_ones(s, rows.scaled, needs_refinement, normalizer):
         return STORE_WEIGHTS_OR_ONE
@@ -162,20 +245,20 @@ cdef void rows_of_tile(const Rows* rows, const TilePosition* position, const Row
     cdef Py_ssize_t c
     for c in range(position.tile_rows):
         row = row_of(rows, position.first.o, position.first.i + c)
-        single_row(rows, row, max_of_row(rows, &row, workspace), workspace)
+        single_row(rows, row, first_max_of_row(rows, &row, workspace), workspace)
 
 cdef void strided_tile(const Rows* rows, const TilePosition* position, const RowWorkspace* workspace) noexcept nogil:
     cdef vreal[PARTIAL_REGS] row_max
+    cdef TileBases bases
     cdef Shift[PARTIAL_REGS] s
     cdef Normalizer[PARTIAL_REGS] normalizer
     cdef StoreKind stored
     cdef int c
     for c in range(PARTIAL_REGS):
         row_max[c] = broadcast(-INFINITY)
-    load_blocks(rows, position, workspace, row_max)
-    for c in range(PARTIAL_REGS):
-        s[c] = tile_shift(rows, position, c, rows.scaled, row_max[c])
-    stored = normalizers_of_tile(rows, position, s, workspace, normalizer)
+    load_blocks(rows, position, workspace, &bases, row_max)
+    shifts_of_tile(rows, position, row_max, &bases, s)
+    stored = normalizers_of_tile(rows, position, &bases if has_bases(rows, rows.n) else NULL, s, workspace, normalizer)
     if any_special(rows, position.tile_rows, row_max, normalizer):
         rows_of_tile(rows, position, workspace)
     elif stored == STORE_SCALAR:
@@ -198,6 +281,7 @@ cdef struct StripTile:
     TilePosition position
     RowWorkspace workspace          # with a part of weights_buf
     vreal[PARTIAL_REGS] row_max
+    TileBases bases
     Shift[PARTIAL_REGS] s
     Normalizer[PARTIAL_REGS] normalizer
     StoreKind stored
@@ -224,19 +308,20 @@ cdef inline Py_ssize_t tiles_of_strip(const Rows* rows) noexcept nogil:
 
 cdef inline void load_strip(const Rows* rows, Py_ssize_t count, StripTile* tiles) noexcept nogil:
     """Pass 1."""
-    cdef Py_ssize_t lines = lines_at_once(rows.x_n) if rows.x_inner == 1 else rows.n, j = 0, t
+    cdef Py_ssize_t lines = lines_at_once(rows.x_n) if rows.x_inner == 1 else CHUNK, j = 0, t
     while j < rows.n:
         for t in range(count):
             load_tile_ahead(rows, &tiles[t].position, j, min(rows.n - j, lines),
                             tiles[t].workspace.weights_buf + j * PARTIALS, lines * rows.x_n, tiles[t].row_max)
+            if has_bases(rows, rows.n):
+                join_max_of_tile(rows, min(j + lines, rows.n), tiles[t].row_max, &tiles[t].bases)
         j += lines
 
 cdef inline void sum_strip_tile(const Rows* rows, StripTile* tile) noexcept nogil:
     """Pass 2."""
-    cdef int c
-    for c in range(PARTIAL_REGS):
-        tile.s[c] = tile_shift(rows, &tile.position, c, rows.scaled, tile.row_max[c])
-    tile.stored = normalizers_of_tile(rows, &tile.position, tile.s, &tile.workspace, tile.normalizer)
+    shifts_of_tile(rows, &tile.position, tile.row_max, &tile.bases, tile.s)
+    tile.stored = normalizers_of_tile(rows, &tile.position, &tile.bases if has_bases(rows, rows.n) else NULL, tile.s,
+                                      &tile.workspace, tile.normalizer)
     tile.special = any_special(rows, tile.position.tile_rows, tile.row_max, tile.normalizer)
 
 cdef inline void store_strip_lines(const Rows* rows, Py_ssize_t count, StripTile* tiles) noexcept nogil:

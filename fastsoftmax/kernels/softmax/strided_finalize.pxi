@@ -8,10 +8,10 @@ cdef inline void clear_tile_sums(SumKind sum, TileWorkspace* tile) noexcept nogi
         if sum == SUM_MOMENTS:
             tile.moments[k] = dd_zero()
 
-cdef inline void start_chunk(SumKind sum, TileWorkspace* tile) noexcept nogil:
+cdef inline void start_chunk(SumKind sum, Py_ssize_t n, TileWorkspace* tile) noexcept nogil:
     cdef Py_ssize_t k
     for k in range(PARTIALS * PARTIAL_REGS):
-        store(tile.total + k * LANES, start_of(sum))
+        store(tile.total + k * LANES, start_of(sum, n))
         store(tile.lost + k * LANES, broadcast(0))
         store(tile.rest + k * LANES, broadcast(0))
 
@@ -31,12 +31,12 @@ cdef void end_run(SumKind sum, TileWorkspace* tile) noexcept nogil:
         store(tile.lost + k * LANES, lost)
         store(tile.rest + k * LANES, broadcast(0))
 
-cdef void end_chunk(SumKind sum, TileWorkspace* tile) noexcept nogil:
+cdef void end_chunk(SumKind sum, Py_ssize_t n, TileWorkspace* tile) noexcept nogil:
     cdef vreal total, lost
     cdef Py_ssize_t k
     for k in range(PARTIALS * PARTIAL_REGS):
         load_sums(sum, tile, k, &total, &lost)
-        tile.weights[k] = dd_add(tile.weights[k], dd_of_sum(total - start_of(sum), lost))
+        tile.weights[k] = dd_add(tile.weights[k], dd_of_sum(total - start_of(sum, n), lost))
 
 cdef Normalizer finalize_column(SumKind sum, bint scaled, const Shift* s, Py_ssize_t n, int c,
                                 const TileWorkspace* tile, vcount ties, vmask* needs_refinement) noexcept nogil:
