@@ -354,6 +354,16 @@ def test_the_element_of_a_long_row_that_takes_all_weighs_one(kernel, threads):
             np.testing.assert_array_equal(call("softmax", x), is_top)
 
 
+@pytest.mark.parametrize("n", [5000, 110_000, 1_000_000])
+def test_many_alike_far_below_the_largest(kernel, n):
+    """Their weights are below the digits of the largest, but not their sum."""
+    for gap in (11, 12, 14.5):
+        x = sample(kernel.dtype, n, 0.02)
+        x[n * 3 // 4] = gap
+        for function in FAMILY:
+            check(function, call(function, x), x)
+
+
 @pytest.mark.parametrize("n", [2, 5, 16, 30, 70, 300])
 def test_others_than_the_largest_that_weigh_little(kernel, n):
     """About where the largest weight becomes 1, and beyond: the others are as accurate as ever."""

@@ -131,6 +131,7 @@ SIMD_INLINE void dd_split_sum(vreal base, vreal base_lo, vdd a, vreal *hi, vreal
 typedef struct { vreal hi, lo; } vdd;
 
 SIMD_INLINE vdd dd_zero(void) { return (vdd){broadcast(0), broadcast(0)}; }
+SIMD_INLINE vdd dd_from(vreal a) { return (vdd){a, broadcast(0)}; }
 SIMD_INLINE vdd dd_of_sum(vreal a, vreal b)
 {
     vreal hi = a + b, bb = hi - a;

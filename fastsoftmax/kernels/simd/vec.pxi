@@ -91,6 +91,7 @@ cdef extern from "simd/vec.h" nogil:
     vreal before_truncation(vreal) noexcept
 
     vdd dd_zero() noexcept
+    vdd dd_from(vreal) noexcept
     vdd dd_of_sum(vreal, vreal) noexcept
     vdd dd_lane0(vdd) noexcept                  # lane 0 in every lane
     vdd dd_add(vdd, vdd) noexcept

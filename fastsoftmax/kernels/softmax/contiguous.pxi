@@ -31,7 +31,7 @@ cdef inline real contiguous_unmasked_row(Op op, const Rows* rows, const Row* row
     no_temperature(&s)
     set_row_max(&s, broadcast(row_max))
     clear(&sums)
-    exp_and_sum_chunk(sum, False, &s, row.x, row.n, row.n, weights_buf, &ahead, &sums)
+    exp_and_sum_row(sum, &s, row.x, row.n, weights_buf, &ahead, &sums)
     normalizer = dense_normalizer(sum, row.n, False, &s, &sums, &needs_refinement)
     next_max = reduce_max(following.x, following.n)
     if sum == SUM_EXCLUDING_MAX and any_lane(needs_refinement):
@@ -89,7 +89,7 @@ cdef inline void sum_contiguous_row(const Rows* rows, const Row* row, real row_m
     no_temperature(&s)
     set_row_max(&s, broadcast(row_max))
     clear(&summed.sums)
-    exp_and_sum_chunk(SUM_WEIGHTS, False, &s, row.x, row.n, row.n, summed.weights_buf, &ahead, &summed.sums)
+    exp_and_sum_row(SUM_WEIGHTS, &s, row.x, row.n, summed.weights_buf, &ahead, &summed.sums)
     summed.s = s
 
 cdef inline void store_contiguous_row(const Rows* rows, SummedRow* summed) noexcept nogil:
@@ -200,8 +200,7 @@ cdef inline void sum_group(Op op, const Rows* rows, const RowWorkspace* workspac
         clear(&sums)
         ahead.x = group.row[k].x + group.count * rows.x_inner
         ahead.y = group.row[k].x if op == LOGSUMEXP or rows.nontemporal else group.row[k].y
-        exp_and_sum_chunk(SUM_EXCLUDING_MAX, False, &s, group.row[k].x, rows.n, rows.n, workspace.weights_buf, &ahead,
-                          &sums)
+        exp_and_sum_row(SUM_EXCLUDING_MAX, &s, group.row[k].x, rows.n, workspace.weights_buf, &ahead, &sums)
         dd_put(&group.weights, k, dd_total(sums.weights))
         ties = sums.ties[0]
         for c in range(1, PARTIAL_REGS):

@@ -18,8 +18,9 @@ cdef inline void prefetch_step(const elem* at) noexcept nogil:
 
 # The running sums of a chunk.
 cdef struct Running:
-    vreal[PARTIAL_REGS] total, lost, rest, largest
+    vreal[PARTIAL_REGS] total, lost, rest, half, largest
     vcount[PARTIAL_REGS] ties
+    vdd[PARTIAL_REGS] runs
 
 # The weights f + p * f of a row of at most PARTIALS elements.
 cdef struct ShortRowWeights:
@@ -77,11 +78,22 @@ cdef inline void exp_and_sum_step(int steps, SumKind sum, const Shift* s, bint s
             exp_and_sum_registers(steps, v, sum, s, scaled, plain, finds_max, step, count, before, n, weights_buf,
                                   running, short_row, sums)
 
-cdef inline void exp_and_sum(SumKind sum, const Shift* shift, bint scaled, bint plain, bint finds_max, const elem* x,
-                             Py_ssize_t count, Py_ssize_t n, real* weights_buf, const Prefetch* ahead,
+cdef inline void end_runs(SumKind sum, Py_ssize_t k, bint halves, Running* running) noexcept nogil:
+    """After the first k elements of a chunk."""
+    cdef int v
+    if RUN > UNROLL and k % RUN == 0:
+        for v in range(PARTIAL_REGS):
+            end_run(sum, halves, &running.total[v], &running.lost[v], &running.rest[v], &running.half[v],
+                    &running.runs[v])
+    elif halves and k % (RUN // 2) == 0:
+        for v in range(PARTIAL_REGS):
+            end_half_run(&running.lost[v], &running.half[v])
+
+cdef inline void exp_and_sum(SumKind sum, const Shift* shift, bint scaled, bint plain, bint finds_max, bint halves,
+                             const elem* x, Py_ssize_t count, Py_ssize_t n, real* weights_buf, const Prefetch* ahead,
                              Sums* sums) noexcept nogil:
     """x (count): a chunk of a row of n elements. Adds to `sums`; SUM_WEIGHTS writes weights_buf (count). `ahead` may be
-    NULL. finds_max: sums.largest takes part."""
+    NULL. finds_max: sums.largest takes part. halves: has_half_runs(n)."""
     cdef Running running
     cdef ShortRowWeights short_row
     cdef Shift s = shift[0]
@@ -92,7 +104,9 @@ cdef inline void exp_and_sum(SumKind sum, const Shift* shift, bint scaled, bint 
         running.largest[v] = sums.largest
         running.lost[v] = broadcast(0)
         running.rest[v] = broadcast(0)
+        running.half[v] = broadcast(0)
         running.ties[v] = no_count()
+        running.runs[v] = dd_zero()
     if STEPS_AT_ONCE == 2 and is_fast_sum(sum):
         while k + 2 * UNROLL <= whole:
             if ahead != NULL:
@@ -103,9 +117,7 @@ cdef inline void exp_and_sum(SumKind sum, const Shift* shift, bint scaled, bint 
             exp_and_sum_step(2, sum, &s, scaled, plain, finds_max, x + k, 2 * UNROLL, k, UNROLL + 1, weights_buf + k,
                              &running, &short_row, sums)
             k += 2 * UNROLL
-            if RUN > UNROLL and k % RUN == 0:
-                for v in range(PARTIAL_REGS):
-                    add_rest(sum, &running.total[v], &running.lost[v], &running.rest[v])
+            end_runs(sum, k, halves, &running)
     while k < whole:
         if ahead != NULL:
             prefetch_step(ahead.x + k)
@@ -114,9 +126,7 @@ cdef inline void exp_and_sum(SumKind sum, const Shift* shift, bint scaled, bint 
         exp_and_sum_step(1, sum, &s, scaled, plain, finds_max, x + k, UNROLL, k, UNROLL + 1, weights_buf + k, &running,
                          &short_row, sums)
         k += UNROLL
-        if RUN > UNROLL and k % RUN == 0:
-            for v in range(PARTIAL_REGS):
-                add_rest(sum, &running.total[v], &running.lost[v], &running.rest[v])
+        end_runs(sum, k, halves, &running)
     if k < count:
         exp_and_sum_step(1, sum, &s, scaled, plain, finds_max, x + k, count - k, k, n, weights_buf + k, &running,
                          &short_row, sums)
@@ -128,29 +138,40 @@ cdef inline void exp_and_sum(SumKind sum, const Shift* shift, bint scaled, bint 
         sums.ties[v] = sums.ties[v] + real_count(running.ties[v])
         if n > UNROLL:
             add_rest(sum, &running.total[v], &running.lost[v], &running.rest[v])
-            sums.weights[v] = dd_add(sums.weights[v], dd_of_sum(running.total[v] - start_of(sum, n), running.lost[v]))
+            sums.weights[v] = dd_add(sums.weights[v], sum_of_chunk(sum, n, halves, running.total[v], running.lost[v],
+                                                                   running.half[v], running.runs[v]))
 
 cdef inline void exp_and_sum_chunk(SumKind sum, bint scaled, const Shift* s, const elem* x, Py_ssize_t count,
                                    Py_ssize_t n, real* weights_buf, const Prefetch* ahead, Sums* sums) noexcept nogil:
     # one call for each case, so that the compiler makes each its own loop
-    cdef bint plain = is_plain(s)
+    cdef bint plain = is_plain(s), halves = has_half_runs(n)
     if sum == SUM_MOMENTS:
-        exp_and_sum(SUM_MOMENTS, s, True, False, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_MOMENTS, s, True, False, False, halves, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_WEIGHTS and scaled:
-        exp_and_sum(SUM_WEIGHTS, s, True, False, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_WEIGHTS, s, True, False, False, halves, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_WEIGHTS and plain and sums.finds_max:
-        exp_and_sum(SUM_WEIGHTS, s, False, True, True, x, count, CHUNK + 1, weights_buf, ahead, sums)
+        exp_and_sum(SUM_WEIGHTS, s, False, True, True, RUN > UNROLL, x, count, n, weights_buf, ahead, sums)
+    elif sum == SUM_WEIGHTS and plain and not halves:
+        exp_and_sum(SUM_WEIGHTS, s, False, True, False, False, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_WEIGHTS and plain:
-        exp_and_sum(SUM_WEIGHTS, s, False, True, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_WEIGHTS, s, False, True, False, True, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_WEIGHTS:
-        exp_and_sum(SUM_WEIGHTS, s, False, False, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_WEIGHTS, s, False, False, False, halves, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_EXCLUDING_MAX and scaled:
-        exp_and_sum(SUM_EXCLUDING_MAX, s, True, False, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_EXCLUDING_MAX, s, True, False, False, halves, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_EXCLUDING_MAX and plain:
-        exp_and_sum(SUM_EXCLUDING_MAX, s, False, True, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_EXCLUDING_MAX, s, False, True, False, halves, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_EXCLUDING_MAX:
-        exp_and_sum(SUM_EXCLUDING_MAX, s, False, False, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_EXCLUDING_MAX, s, False, False, False, halves, x, count, n, weights_buf, ahead, sums)
     elif scaled:
-        exp_and_sum(SUM_EXACT, s, True, False, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_EXACT, s, True, False, False, halves, x, count, n, weights_buf, ahead, sums)
     else:
-        exp_and_sum(SUM_EXACT, s, False, False, False, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_EXACT, s, False, False, False, halves, x, count, n, weights_buf, ahead, sums)
+
+cdef inline void exp_and_sum_row(SumKind sum, const Shift* s, const elem* x, Py_ssize_t n, real* weights_buf,
+                                 const Prefetch* ahead, Sums* sums) noexcept nogil:
+    """A contiguous row of at most a chunk, without a temperature: fewer cases, so that its loop has more registers."""
+    if is_plain(s):
+        exp_and_sum(sum, s, False, True, False, False, x, n, n, weights_buf, ahead, sums)
+    else:
+        exp_and_sum(sum, s, False, False, False, False, x, n, n, weights_buf, ahead, sums)

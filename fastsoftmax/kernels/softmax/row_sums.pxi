@@ -5,6 +5,10 @@
 # that they may be rounded: `rest` sums them, and joins the total once a RUN. exp4.h has the bound of this error:
 # 2**-25.9 relative for float, if all errors were largest and of one sign.
 #
+# Where the largest weight is nearly all of a row, what the others add is in `lost` alone. They may be alike, and their
+# errors too. So four terms are added to each other first; and in long rows, whose many small weights may be a part of
+# the sum that matters, both halves of a RUN are summed apart, and then join a double-word sum.
+#
 # A fast sum (is_fast_sum) starts at START, above every term, so that FastTwoSum, three operations, finds the error;
 # `lost` then holds the digits far below START, rounded to a real. In rows longer than BASES_MIN a weight may exceed 1,
 # and the sum starts at LONG_START. log_softmax needs log1p of the sum without the largest weight.
@@ -22,28 +26,50 @@ cdef inline vreal start_of(SumKind sum, Py_ssize_t n) noexcept nogil:
         return broadcast(<real>(START if n <= BASES_MIN else LONG_START) * SCALE)
     return broadcast(START * SCALE) if is_fast_sum(sum) else broadcast(0)
 
-cdef inline void add_exactly(SumKind sum, vreal* total, vreal* lost, vreal term) noexcept nogil:
+cdef inline vreal add_exactly(SumKind sum, vreal* total, vreal term) noexcept nogil:
+    """Returns the rounding error."""
     cdef vreal before = total[0]
     total[0] = before + term
-    if is_fast_sum(sum):
-        lost[0] = lost[0] + fast_two_sum_err(before, term, total[0])
-    else:
-        lost[0] = lost[0] + two_sum_err(before, term, total[0])
+    return fast_two_sum_err(before, term, total[0]) if is_fast_sum(sum) else two_sum_err(before, term, total[0])
 
 cdef inline void add_rest(SumKind sum, vreal* total, vreal* lost, vreal* rest) noexcept nogil:
     if RUN > UNROLL:
-        add_exactly(sum, total, lost, rest[0])
+        lost[0] = lost[0] + add_exactly(sum, total, rest[0])
         rest[0] = broadcast(0)
+
+cdef inline bint has_half_runs(Py_ssize_t n) noexcept nogil:
+    """n: the length of the row, here and below."""
+    return n > BASES_MIN and RUN > UNROLL
+
+cdef inline void end_half_run(vreal* lost, vreal* half) noexcept nogil:
+    half[0], lost[0] = lost[0], broadcast(0)
+
+cdef inline void end_run(SumKind sum, bint halves, vreal* total, vreal* lost, vreal* rest, vreal* half,
+                         vdd* runs) noexcept nogil:
+    """halves: has_half_runs(n). runs: what was lost in the runs of a chunk so far."""
+    add_rest(sum, total, lost, rest)
+    if halves:
+        runs[0] = dd_add(runs[0], dd_from(half[0] + lost[0]))
+        half[0] = lost[0] = broadcast(0)
+
+cdef inline vdd sum_of_chunk(SumKind sum, Py_ssize_t n, bint halves, vreal total, vreal lost, vreal half,
+                             vdd runs) noexcept nogil:
+    total = total - start_of(sum, n)
+    if halves:
+        return dd_add(runs, dd_of_sum(total, half + lost))
+    return dd_of_sum(total, lost)
 
 cdef inline void add_weights(SumKind sum, vreal* total, vreal* lost, vreal* rest, const vreal* p,
                              const vreal* f) noexcept nogil:
     """Adds the four f to the total, and the sum of their p * f to the rest."""
     cdef vreal pf = fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0])))
+    cdef vreal error = add_exactly(sum, total, f[0])
     cdef int a
-    for a in range(4):
-        add_exactly(sum, total, lost, f[a])
+    for a in range(1, 4):
+        error = error + add_exactly(sum, total, f[a])
+    lost[0] = lost[0] + error
     if RUN == UNROLL:
-        add_exactly(sum, total, lost, pf)
+        lost[0] = lost[0] + add_exactly(sum, total, pf)
     else:
         rest[0] = rest[0] + pf
 

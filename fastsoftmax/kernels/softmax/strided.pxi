@@ -164,10 +164,10 @@ cdef void sum_blocks(SumKind sum, const Rows* rows, const TilePosition* position
             start_chunk(sum, rows.n, workspace.tile)
         exp_and_sum_block(sum, rows.scaled, now, count, x, workspace.tile, ties)
         j += BLOCK
+        if j <= rows.n and ends_run(j, rows.n):
+            end_runs_of_tile(sum, j, rows.n, workspace.tile)
         if j % CHUNK == 0 or j >= rows.n:
             end_chunk(sum, rows.n, workspace.tile)
-        elif RUN > BLOCK and j % RUN == 0:
-            end_run(sum, workspace.tile)
     if bases != NULL and keeps_tile(rows):
         rescale_tile(bases, s, rows.n // CHUNK, workspace.weights_buf)
     for c in range(PARTIAL_REGS):

@@ -14,29 +14,42 @@ cdef inline void start_chunk(SumKind sum, Py_ssize_t n, TileWorkspace* tile) noe
         store(tile.total + k * LANES, start_of(sum, n))
         store(tile.lost + k * LANES, broadcast(0))
         store(tile.rest + k * LANES, broadcast(0))
+        if has_half_runs(n):
+            store(tile.half + k * LANES, broadcast(0))
+            tile.runs[k] = dd_zero()
 
-cdef inline void load_sums(SumKind sum, const TileWorkspace* tile, Py_ssize_t k, vreal* total,
-                           vreal* lost) noexcept nogil:
-    """The running sums, with the rest added."""
-    cdef vreal rest = load(tile.rest + k * LANES)
-    total[0], lost[0] = load(tile.total + k * LANES), load(tile.lost + k * LANES)
-    add_rest(sum, total, lost, &rest)
+cdef inline bint ends_run(Py_ssize_t j, Py_ssize_t n) noexcept nogil:
+    """Whether a run, or the half of one, ends after j elements of a row."""
+    return RUN > UNROLL and (j % RUN == 0 or has_half_runs(n) and j % (RUN // 2) == 0)
 
-cdef void end_run(SumKind sum, TileWorkspace* tile) noexcept nogil:
-    cdef vreal total, lost
+cdef void end_runs_of_tile(SumKind sum, Py_ssize_t j, Py_ssize_t n, TileWorkspace* tile) noexcept nogil:
+    """After the first j elements of the rows."""
+    cdef vreal total, lost, rest, half
     cdef Py_ssize_t k
     for k in range(PARTIALS * PARTIAL_REGS):
-        load_sums(sum, tile, k, &total, &lost)
+        total, lost, rest = load(tile.total + k * LANES), load(tile.lost + k * LANES), load(tile.rest + k * LANES)
+        if has_half_runs(n):
+            half = load(tile.half + k * LANES)
+        if j % RUN == 0:
+            end_run(sum, has_half_runs(n), &total, &lost, &rest, &half, &tile.runs[k])
+        else:
+            end_half_run(&lost, &half)
         store(tile.total + k * LANES, total)
         store(tile.lost + k * LANES, lost)
-        store(tile.rest + k * LANES, broadcast(0))
+        store(tile.rest + k * LANES, rest)
+        if has_half_runs(n):
+            store(tile.half + k * LANES, half)
 
 cdef void end_chunk(SumKind sum, Py_ssize_t n, TileWorkspace* tile) noexcept nogil:
-    cdef vreal total, lost
+    cdef vreal total, lost, rest, half = broadcast(0)
+    cdef vdd runs = dd_zero()
     cdef Py_ssize_t k
     for k in range(PARTIALS * PARTIAL_REGS):
-        load_sums(sum, tile, k, &total, &lost)
-        tile.weights[k] = dd_add(tile.weights[k], dd_of_sum(total - start_of(sum, n), lost))
+        total, lost, rest = load(tile.total + k * LANES), load(tile.lost + k * LANES), load(tile.rest + k * LANES)
+        add_rest(sum, &total, &lost, &rest)
+        if has_half_runs(n):
+            half, runs = load(tile.half + k * LANES), tile.runs[k]
+        tile.weights[k] = dd_add(tile.weights[k], sum_of_chunk(sum, n, has_half_runs(n), total, lost, half, runs))
 
 cdef Normalizer finalize_column(SumKind sum, bint scaled, const Shift* s, Py_ssize_t n, int c,
                                 const TileWorkspace* tile, vcount ties, vmask* needs_refinement) noexcept nogil:

@@ -6,6 +6,8 @@ cdef struct TileWorkspace:
     real[PARTIALS * PARTIALS] total             # (PARTIALS, PARTIALS): running sums, a line for each partial sum
     real[PARTIALS * PARTIALS] lost
     real[PARTIALS * PARTIALS] rest
+    real[PARTIALS * PARTIALS] half
+    vdd[PARTIALS * PARTIAL_REGS] runs           # see row_sums.pxi
     vdd[PARTIALS * PARTIAL_REGS] weights        # sums of the chunks before
     vdd[PARTIALS * PARTIAL_REGS] moments
 
