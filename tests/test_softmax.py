@@ -290,7 +290,8 @@ CHUNK, BASES_MIN = 4096, 7 * 4096               # see params.pxi
 LATER = {                                       # what comes after the first chunk of a row, by the largest there
     "no larger": lambda largest: largest - 1,
     "a little larger": lambda largest: largest + 2,
-    "as large as may be": lambda largest: largest + 4.5,
+    "as large as may be": lambda largest: largest + 4.47,
+    "just too large": lambda largest: largest + 4.5,
     "larger": lambda largest: largest + 7,
     "takes all": lambda largest: largest + 59,
     "too far": lambda largest: largest + 61,

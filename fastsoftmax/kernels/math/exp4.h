@@ -58,8 +58,8 @@
 #define SHRINK 0x1p-53
 #define RUN UNROLL                              /* |p| < 0.19, or 0.091 */
 #endif
-#define REACH 4.5                               /* a score may be so far above the base: see softmax/shift.pxi */
-#define FAR 60                                  /* weights from two bases are at most so far apart */
+#define REACH 4.5                               /* scores are less than this above the base: see softmax/shift.pxi */
+#define FAR 60                                  /* two bases of a row are less than this apart, and their weights 2**88 */
 enum { MAX_EXP = 4 * STEPS_AT_ONCE };
 
 /* The number that rounds d / ln 2 to 1 / STEPS when it is added. Its low bits hold the exponent bias, which divides the

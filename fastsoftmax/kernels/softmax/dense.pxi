@@ -1,7 +1,8 @@
 # One row at a time, its elements in the lanes.
 #
 # A row is computed in chunks of CHUNK elements, in three passes: maximum, sum and store (see params.pxi). A pass reads
-# the elements of a chunk one after another, where they are, or through a buffer if the row has gaps or a mask.
+# the elements of a chunk one after another, where they are, or through a buffer if the row has gaps or a mask. The
+# first two passes may be one: see max_and_sum_of_row.
 
 cdef inline Shift shift_of(const Rows* rows, const Row* row, real row_max) noexcept nogil:
     cdef Shift s
@@ -21,7 +22,7 @@ cdef inline bint has_bases(const Rows* rows, Py_ssize_t n) noexcept nogil:
 # The bases of a row: see shift.pxi.
 cdef struct RowBases:
     real first_max, row_max
-    Py_ssize_t rebased                          # the number of chunks if it is none of them
+    Py_ssize_t rebased                          # the first chunk from row_max; the number of chunks if none is
 
 cdef inline int binary_exponent_between(const Rows* rows, const Row* row, const RowBases* bases) noexcept nogil:
     """The logarithm to base 2 of weights measured from row_max, in units of those from first_max."""
@@ -79,7 +80,7 @@ cdef real max_of_row(const Rows* rows, const Row* row, const RowWorkspace* works
     return row_max
 
 cdef inline void join_max_of_chunk(Py_ssize_t chunk, Py_ssize_t chunks, real largest, RowBases* bases) noexcept nogil:
-    """Takes the maxima of the chunks one after another."""
+    """Takes the maxima of the chunks in their order; those within reach may be left out."""
     if chunk == 0:
         bases.first_max, bases.row_max, bases.rebased = largest, largest, chunks
     bases.row_max = max(bases.row_max, largest)
@@ -126,14 +127,14 @@ cdef void rescale_weights(real* weights, Py_ssize_t count, real factor) noexcept
         weights[k] *= factor
 
 cdef inline void rescale_sums(int exponent, Sums* sums) noexcept nogil:
-    cdef vdd unit = dd_of_sum(broadcast(<real>ldexp(1, -exponent)), broadcast(0))
+    cdef vdd unit = dd_from(broadcast(<real>ldexp(1, -exponent)))
     cdef int v
     for v in range(PARTIAL_REGS):
         sums.weights[v] = dd_div(sums.weights[v], unit)
 
 cdef void rescale_chunk(const Rows* rows, const Row* row, const RowBases* bases, Py_ssize_t chunk,
                         const RowWorkspace* workspace) noexcept nogil:
-    """Brings weights that were measured from first_max to row_max."""
+    """Multiplies the weights of a chunk before `rebased` by a power of two, which brings them to row_max."""
     if chunk < bases.rebased < ceil_div(row.n, CHUNK) and keeps_weights(rows, row.n):
         rescale_weights(chunk_weights_buf(rows, row, chunk * CHUNK, workspace), CHUNK,
                         <real>ldexp(1, binary_exponent_between(rows, row, bases)))
@@ -178,7 +179,8 @@ cdef void max_and_sum_of_row(const Rows* rows, const Row* row, real first_max, c
         before = sums[0]
         start = chunk * CHUNK
         sum_chunk(SUM_WEIGHTS, rows, row, start, min(row.n - start, CHUNK), s, workspace, sums)
-        join_max_of_chunk(max(chunk, <Py_ssize_t>1), chunks, hmax(sums.largest), bases)
+        if chunk > 0:
+            join_max_of_chunk(chunk, chunks, hmax(sums.largest), bases)
         chunk += 1
     if bases.rebased < chunks:
         sums[0] = before

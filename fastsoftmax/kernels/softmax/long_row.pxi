@@ -57,12 +57,12 @@ cdef int run_pass(ChunkFunction function, const void* context, Py_ssize_t n, con
 cdef enum:                                      # the passes of a long row, in this order
     PASS_NONE = 0
     PASS_MAX = 1                                # left out where PASS_SUM finds the maxima: see start_row
-    PASS_SUM = 2                                # twice, if SUM_EXCLUDING_MAX needs SUM_EXACT
+    PASS_SUM = 2                                # twice, if SUM_EXCLUDING_MAX needs SUM_EXACT, or chunks another base
     PASS_STORE = 3
 
 cdef struct LongRow:
     int pass_
-    RowBases bases                              # rebased: 0 if the row has none
+    RowBases bases                              # rebased is 0 if row_max is the only base
     bint has_maxima                             # whether `maxima` are known
     Py_ssize_t summed                           # the chunks before have sums already
     const Rows* rows

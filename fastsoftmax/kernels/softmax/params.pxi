@@ -28,7 +28,7 @@ cdef enum:
     BLOCK = UNROLL                  # elements of each row of a tile that are computed together
     # elements: contiguous rows up to this use tiles, if there are enough rows; fewer where a tile has several registers
     NARROW_MAX = (7 + 5 * (PARTIAL_REGS == 1)) * PARTIALS
-    FEW_NARROW_MAX = 3 * PARTIALS // 2          # the same for fewer rows than lanes
+    FEW_NARROW_MAX = 3 * PARTIALS // 2          # the same for fewer than PARTIALS rows
     CAUSAL_TILE_MAX = 2 * PARTIALS  # the same for causal rows: all of a tile take as long as the longest
     DELAYED_MAX = 48 * PARTIALS     # elements: contiguous rows up to this are stored after the next row is summed
     FAR_ELEMENTS = 1 << 20          # elements: larger arrays are not in the L2 cache

@@ -5,9 +5,10 @@
 # that they may be rounded: `rest` sums them, and joins the total once a RUN. exp4.h has the bound of this error:
 # 2**-25.9 relative for float, if all errors were largest and of one sign.
 #
-# Where the largest weight is nearly all of a row, what the others add is in `lost` alone. They may be alike, and their
-# errors too. So four terms are added to each other first; and in long rows, whose many small weights may be a part of
-# the sum that matters, both halves of a RUN are summed apart, and then join a double-word sum.
+# Where the largest weight is nearly all of a row, what the others add is in `lost` alone. If they are alike, so are the
+# rounding errors of `lost`, which then do not cancel. So the errors of four terms are added to each other first. In
+# long rows the small weights may be a large part of the sum: there `lost` begins anew after each half of a RUN, and
+# both halves join a double-word sum.
 #
 # A fast sum (is_fast_sum) starts at START, above every term, so that FastTwoSum, three operations, finds the error;
 # `lost` then holds the digits far below START, rounded to a real. In rows longer than BASES_MIN a weight may exceed 1,
@@ -17,7 +18,7 @@
 
 cdef enum:
     START = 8               # times SCALE: above every f and every rest
-    LONG_START = 256        # the same for scores up to REACH above the base
+    LONG_START = 256        # the same in rows longer than BASES_MIN
     LEAST = 18              # 2**-LEAST: in units of the largest weight
 
 cdef inline vreal start_of(SumKind sum, Py_ssize_t n) noexcept nogil:
@@ -38,7 +39,7 @@ cdef inline void add_rest(SumKind sum, vreal* total, vreal* lost, vreal* rest) n
         rest[0] = broadcast(0)
 
 cdef inline bint has_half_runs(Py_ssize_t n) noexcept nogil:
-    """n: the length of the row, here and below."""
+    """n: the length of the row."""
     return n > BASES_MIN and RUN > UNROLL
 
 cdef inline void end_half_run(vreal* lost, vreal* half) noexcept nogil:
@@ -116,8 +117,8 @@ cdef struct Sums:
     vdd[PARTIAL_REGS] weights
     vdd[PARTIAL_REGS] moments                   # of weights * (scores - largest score), for SUM_MOMENTS
     vreal[PARTIAL_REGS] ties                    # the number of elements that equal the largest: see exclude_max
-    bint finds_max                              # whether `largest` is wanted, the largest elements: for SUM_WEIGHTS of
-    vreal largest                               # plain rows of several chunks
+    bint finds_max                              # whether to find `largest`: only for SUM_WEIGHTS of plain rows
+    vreal largest                               # the largest elements so far
     ShortRow short_row                          # replaces weights in a row of at most PARTIALS elements
 
 cdef inline void clear(Sums* sums) noexcept nogil:

@@ -2,18 +2,20 @@
 #
 # scores = x / temperature, and weights = exp(scores - largest score), times a factor that cancels in every result: a
 # number between 2**-1/2 and 2**1/2, BASE and SCALE. exp4.h has the method of exp, its valid range and its error: at
-# most 2**-27 relative for float, 2**-55 for double.
+# most 2**-27 relative for float, 2**-55 for double. The largest score is the base of the weights, or another: see
+# below.
 #
 # The plain x - row_max would be rounded. Its error, half an ULP of a number up to 104, would be 64 ULP of the weight.
 # So a small maximum is not subtracted from x: the weight is exp(x), and the power of two nearest to exp(row_max) is
 # subtracted from its exponent. A large maximum, |row_max| >= LARGE, is subtracted: wherever the weight is not zero, x
 # and row_max are within a factor of two of each other, and such a difference is exact (Sterbenz).
 #
-# Weights may be measured from another element than the largest, the base. That of a softmax row longer than BASES_MIN
-# is the largest of the first chunk, first_max, as long as no element is more than REACH above it; and row_max from the
-# chunk on, `rebased`, in which one is. So the maximum need not be known before the weights are computed, and a pass
-# over the row is saved (dense.pxi). Weights from first_max are brought to row_max by a power of two. The sums of a row
-# depend on its bases in their last digits, so the bases are the same in whichever way a row is computed.
+# The base of a softmax row longer than BASES_MIN is first_max, the largest element of its first chunk, while all
+# elements are less than REACH above it. The first chunk with a larger element is `rebased`: from there on row_max is
+# the base. If one of the two is too large, or if they are FAR apart, `rebased` is 0. So the maximum need not be known
+# before the weights are computed, and a pass over the row is saved (dense.pxi). A power of two brings weights from
+# first_max to row_max. The last digits of a row's sum depend on its bases, which are therefore the same however it is
+# computed.
 cdef struct Shift:
     vreal row_max           # the largest x
     vreal center            # subtracted from x: 0 or the base

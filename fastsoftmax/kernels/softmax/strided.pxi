@@ -48,7 +48,7 @@ cdef inline real* block_at(const Rows* rows, Py_ssize_t j, const RowWorkspace* w
     """The block that starts at element j."""
     return workspace.weights_buf + j * PARTIALS if keeps_tile(rows) else workspace.weights_buf
 
-# The bases of the rows of a tile, as RowBases: `rebased` is INFINITY where no chunk is.
+# The bases of the rows of a tile, as RowBases. rebased: INFINITY where no chunk is.
 cdef struct TileBases:
     vreal[PARTIAL_REGS] first_max, rebased
 
@@ -66,7 +66,7 @@ cdef inline void join_max_of_tile(const Rows* rows, Py_ssize_t end, const vreal*
 
 cdef inline void shifts_of_tile(const Rows* rows, const TilePosition* position, const vreal* row_max, TileBases* bases,
                                 Shift* s) noexcept nogil:
-    """From the last bases of the rows. Finishes `bases`."""
+    """The shifts of pass 3: from first_max in rows that are not rebased, otherwise from row_max. Finishes `bases`."""
     cdef vreal base
     cdef int c
     for c in range(PARTIAL_REGS):
@@ -104,7 +104,7 @@ cdef void start_chunk_from_bases(Py_ssize_t chunk, const TileBases* bases, const
             unit = vselect(rebased, powers_between(bases, s, c, -1), broadcast(1))
             for part in range(PARTIALS):
                 tile.weights[part * PARTIAL_REGS + c] = dd_div(tile.weights[part * PARTIAL_REGS + c],
-                                                               dd_of_sum(unit, broadcast(0)))
+                                                               dd_from(unit))
 
 cdef void rescale_tile(const TileBases* bases, const Shift* s, Py_ssize_t chunks, real* x) noexcept nogil:
     """Brings the weights of the chunks before `rebased` to row_max."""
@@ -308,7 +308,7 @@ cdef inline Py_ssize_t tiles_of_strip(const Rows* rows) noexcept nogil:
 
 cdef inline void load_strip(const Rows* rows, Py_ssize_t count, StripTile* tiles) noexcept nogil:
     """Pass 1."""
-    cdef Py_ssize_t lines = lines_at_once(rows.x_n) if rows.x_inner == 1 else CHUNK, j = 0, t
+    cdef Py_ssize_t lines = lines_at_once(rows.x_n) if rows.x_inner == 1 else rows.n, j = 0, t
     while j < rows.n:
         for t in range(count):
             load_tile_ahead(rows, &tiles[t].position, j, min(rows.n - j, lines),
