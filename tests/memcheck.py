@@ -45,13 +45,16 @@ def check_attention():
 
 
 def check_rows():
-    """The gradients of rows, and the losses, of lengths whose last register is partly empty."""
+    """softmax of long rows; the gradients of rows, and the losses, of lengths whose last register is partly empty."""
     import numpy as np
 
     import fastsoftmax as fs
 
     rng = np.random.default_rng(0)
     for dtype in (np.float32, np.float64, np.float16):
+        x = rng.normal(size=(9, 30_001)).astype(dtype)          # long rows, some with a large element late
+        x[::2, 20_000] = 12
+        decide(fs.softmax(x, -1), fs.softmax(x.T.copy(), 0), fs.softmax(x[1], -1, out=x[1]))
         for n in (1, 2, 3, 10, 17, 31, 100, 1000, 4099):
             x, grad = rng.normal(size=(2, 19, n)).astype(dtype)
             for axis in (-1, 0):
