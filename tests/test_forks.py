@@ -136,7 +136,7 @@ def runtime_in_use(name):
     if name == "LLVM's":
         path = ctypes.util.find_library("omp") or ctypes.util.find_library("iomp5")
     if not path or not hasattr(ctypes.CDLL(path), "GOMP_parallel"):     # LLVM's has it, too
-        pytest.skip(f"no runtime with the entries of libgomp: {path!r}")
+        pytest.skip(f"{name} OpenMP runtime is not on this machine, or lacks the entries of libgomp: {path}")
     return path, {"LD_PRELOAD": path} if name == "LLVM's" else {}
 
 
