@@ -11,9 +11,12 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
+from pathlib import Path
 
 import pytest
 
+import fastsoftmax
 from fastsoftmax import _dispatch
 
 pytestmark = [
@@ -104,3 +107,13 @@ def test_a_module_needs_the_c_library_and_openmp_alone(module):
     assert all(re.match(r"(libc|libm|libpthread|libgomp|libomp|ld-linux[\w-]*)\.so", name) for name in needed), needed
     assert re.search(r"STACK .*\n.* flags rw-\n", dynamic)
     assert "TEXTREL" not in dynamic
+
+
+@x86
+def test_all_modules_are_less_than_8_megabytes_in_a_wheel():
+    """Beside 0.4 MB of Python. The kernels are compiled 17 times: what one grows by, the wheel does 17 times."""
+    compiler = fastsoftmax.show_config("dicts")["compiler"]
+    sections = subprocess.run(["objdump", "-h", path(MODULES[-1])], capture_output=True, text=True, check=True).stdout
+    if not compiler.startswith("GCC") or ".debug_info" in sections:
+        pytest.skip(f"the figure is that of release builds by GCC, not of {compiler}")
+    assert sum(len(zlib.compress(Path(path(module)).read_bytes())) for module in MODULES) < 7.6e6

@@ -562,7 +562,7 @@ cdef class BackwardWorkspaces:
     cdef BackwardTask* tasks
     cdef Py_ssize_t thread_bytes
 
-    def __cinit__(self, int threads, Py_ssize_t head_dim, Py_ssize_t value_dim, BackwardSlice most):
+    cdef int reserve(self, int threads, Py_ssize_t head_dim, Py_ssize_t value_dim, const BackwardSlice* most) except -1:
         cdef Py_ssize_t dim = padded(head_dim) * sizeof(real), value_bytes = padded(value_dim) * sizeof(real)
         cdef Py_ssize_t sums_bytes = round_up_to_line(most.sums * sizeof(real))
         cdef Py_ssize_t pairs_bytes = round_up_to_line(most.pairs * sizeof(BackwardPair))
@@ -598,7 +598,7 @@ cdef int backward(const BackwardParams* p, bint in_order, int threads) except -1
     cdef Py_ssize_t pairs = params.batch * params.key_heads, first = 0, start, work, step
     cdef BackwardSlice slice_, most
     cdef BackwardTasks tasks
-    cdef BackwardWorkspaces workspaces
+    cdef BackwardWorkspaces workspaces = BackwardWorkspaces()
     cdef Sequences order = order_sequences(params)
     cdef ParallelRegion region
     most.pairs = most.tasks = most.sums = 0
@@ -607,7 +607,7 @@ cdef int backward(const BackwardParams* p, bint in_order, int threads) except -1
         most.pairs, most.tasks = max(most.pairs, slice_.pairs), max(most.tasks, slice_.tasks)
         most.sums = max(most.sums, slice_.sums)
         first += slice_.pairs if is_ragged(params) else pairs   # the first slice is the largest, if all are alike
-    workspaces = BackwardWorkspaces(threads, params.head_dim, params.value_dim, most)
+    workspaces.reserve(threads, params.head_dim, params.value_dim, &most)
     tasks.p, tasks.pairs, tasks.tasks = p, workspaces.pairs, workspaces.tasks
     tasks.workspaces, tasks.workspace_bytes = workspaces.block, workspaces.thread_bytes
     run_tasks(delta_task, &tasks, params.batch * params.heads,

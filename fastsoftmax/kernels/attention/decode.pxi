@@ -454,7 +454,7 @@ cdef class DecodeWorkspaces:
     cdef DecodeTask* tasks
     cdef Py_ssize_t thread_bytes
 
-    def __cinit__(self, int threads, Py_ssize_t head_dim, Py_ssize_t value_dim, DecodeSlice most):
+    cdef int reserve(self, int threads, Py_ssize_t head_dim, Py_ssize_t value_dim, const DecodeSlice* most) except -1:
         cdef Py_ssize_t query_bytes = round_up_to_line((most.rows + 1) * padded(head_dim) * sizeof(real))
         cdef Py_ssize_t sums_bytes = round_up_to_line(4 * padded(value_dim) * sizeof(real))
         cdef Py_ssize_t states_bytes = round_up_to_line(most.states * sizeof(real))
@@ -506,14 +506,14 @@ cdef int decode(const AttentionParams* params, const Sequence* sequences, Py_ssi
     cdef DecodeSlice slice_, most
     cdef ParallelRegion region
     cdef DecodeTasks tasks
-    cdef DecodeWorkspaces workspaces
+    cdef DecodeWorkspaces workspaces = DecodeWorkspaces()
     most.pairs = most.tasks = most.rows = most.states = 0
     while first < pairs:
         slice_ = decode_slice(params, sequences, first, pairs, threads)
         most.pairs, most.tasks = max(most.pairs, slice_.pairs), max(most.tasks, slice_.tasks)
         most.rows, most.states = max(most.rows, slice_.rows), max(most.states, slice_.states)
         first += slice_.pairs if is_ragged(params) else pairs   # the first slice is the largest, if all are alike
-    workspaces = DecodeWorkspaces(<int>min(threads, most.tasks), params.head_dim, params.value_dim, most)
+    workspaces.reserve(<int>min(threads, most.tasks), params.head_dim, params.value_dim, &most)
     tasks.params, tasks.pairs, tasks.tasks = params, workspaces.pairs, workspaces.tasks
     tasks.workspaces, tasks.workspace_bytes = workspaces.block, workspaces.thread_bytes
     first = 0

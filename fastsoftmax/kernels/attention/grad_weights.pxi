@@ -49,8 +49,8 @@ cdef inline void weights_and_grads_run(int columns, int c, Py_ssize_t count, con
     add_to(&sums.sum[c], &sums.rest[c], sum_)
     sums.grads[c] = sums.grads[c] + grad_sum
 
-cdef void weights_and_grads(int columns, Py_ssize_t skipped, Py_ssize_t count, const GradRowConstants* rows,
-                            real* weights, real* grads, WeightSums* sums) noexcept nogil:
+cdef inline void weights_and_grads(int columns, Py_ssize_t skipped, Py_ssize_t count, const GradRowConstants* rows,
+                                   real* weights, real* grads, WeightSums* sums) noexcept nogil:
     """weights: scores, which become P; grads: dP, which become dS. Both are (count, columns) registers. skipped: keys
     of the block before these; runs of WEIGHT_RUN do not depend on it.
 

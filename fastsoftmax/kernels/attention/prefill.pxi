@@ -315,7 +315,8 @@ cdef class PrefillWorkspaces:
     cdef PrefillTask* tasks
     cdef Py_ssize_t thread_bytes
 
-    def __cinit__(self, int threads, Py_ssize_t tasks, Py_ssize_t head_dim, Py_ssize_t value_dim, bint paged):
+    cdef int reserve(self, int threads, Py_ssize_t tasks, Py_ssize_t head_dim, Py_ssize_t value_dim,
+                     bint paged) except -1:
         cdef Py_ssize_t query_bytes = round_up_to_line(head_dim * TILE_ROWS * sizeof(real))
         cdef Py_ssize_t out_bytes = round_up_to_line(value_dim * TILE_ROWS * sizeof(real))
         cdef Py_ssize_t key_bytes = round_up_to_line(KV_BLOCK * head_dim * sizeof(real))
@@ -363,10 +364,10 @@ cdef int prefill(const AttentionParams* params, const Sequence* sequences, Py_ss
     cdef Py_ssize_t pairs = count * params.key_heads, rows = params.length * params.queries_per_kv, first = 0
     cdef Py_ssize_t most = most_tasks(rows), number, slice_
     cdef PrefillTasks tasks
-    cdef PrefillWorkspaces workspaces
+    cdef PrefillWorkspaces workspaces = PrefillWorkspaces()
     threads = <int>min(threads, pairs * most)
-    workspaces = PrefillWorkspaces(threads, min(pairs * most, PLANNED_TASKS + most) + 1, params.head_dim,
-                                   params.value_dim, params.table.pages != NULL)
+    workspaces.reserve(threads, min(pairs * most, PLANNED_TASKS + most) + 1, params.head_dim, params.value_dim,
+                       params.table.pages != NULL)
     tasks.params, tasks.tasks = params, workspaces.tasks
     tasks.workspaces, tasks.workspace_bytes = workspaces.block, workspaces.thread_bytes
     # between two looks for an interrupt, a fraction of a second by any kernel; the smallest task takes microseconds

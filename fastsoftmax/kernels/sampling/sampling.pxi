@@ -135,7 +135,7 @@ def sample_rows(const elem[:, :, :] x, elem[:, :, :] y, const unsigned char[:, :
     """
     cdef Sampling a
     cdef SamplingTasks tasks
-    cdef SamplingWorkspaces memory
+    cdef SamplingWorkspaces memory = SamplingWorkspaces()
     cdef Py_ssize_t row_count
     a.rows = describe(SOFTMAX, x, y, None, where, None, False)
     a.options = <const char*>&options[0, 0]
@@ -149,7 +149,7 @@ def sample_rows(const elem[:, :, :] x, elem[:, :, :] y, const unsigned char[:, :
         a.logprob = <char*>&logprob[0, 0]
         a.logprob_outer, a.logprob_inner = logprob.strides[0], logprob.strides[1]
     a.status, a.status_outer, a.status_inner = &status[0, 0], status.strides[0], status.strides[1]
-    memory = SamplingWorkspaces(threads, a.rows.n, not is_in_place(&a.rows), has_filters)
+    memory.reserve(threads, a.rows.n, not is_in_place(&a.rows), has_filters)
     row_count = a.rows.outer * a.rows.inner
     tasks.a, tasks.workspaces = &a, memory.workspaces
     tasks.size = max(1, task_size(row_count * a.rows.n, threads) // a.rows.n)

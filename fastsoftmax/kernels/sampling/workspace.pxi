@@ -41,7 +41,7 @@ cdef class SamplingWorkspaces:
     cdef Py_ssize_t bytes
     cdef SamplingWorkspace* workspaces
 
-    def __cinit__(self, int threads, Py_ssize_t n, bint has_row, bint has_filters):
+    cdef int reserve(self, int threads, Py_ssize_t n, bint has_row, bint has_filters) except -1:
         global spare_block, spare_bytes
         cdef SamplingWorkspace measured
         cdef Py_ssize_t first = round_up_to_line(threads * <Py_ssize_t>sizeof(SamplingWorkspace)), t

@@ -86,7 +86,7 @@ cdef inline vreal grad_of(GradKind kind, bint scaled, const GradShift* s, vreal 
         y = fma_(y, s.factor, y * s.factor_lo)
     return zero_where(none, y)
 
-cdef inline GradShift grad_shift(const GradRows* a, const Row* row) noexcept nogil:
+cdef GradShift grad_shift(const GradRows* a, const Row* row) noexcept nogil:
     """All but the sum."""
     cdef GradShift s
     cdef Shift unused
@@ -355,8 +355,8 @@ cdef inline void dense_grad_rows(GradKind kind, bint scaled, const GradRows* a, 
 
 # Tiles. The operands of a block stand in tile.p (x) and tile.f (g).
 
-cdef inline void load_grad_tiles(const GradRows* a, const TilePosition* position, const TilePosition* grad,
-                                 Py_ssize_t j, Py_ssize_t count, TileWorkspace* tile) noexcept nogil:
+cdef void load_grad_tiles(const GradRows* a, const TilePosition* position, const TilePosition* grad,
+                          Py_ssize_t j, Py_ssize_t count, TileWorkspace* tile) noexcept nogil:
     cdef vreal[PARTIAL_REGS] unused
     cdef int c
     for c in range(PARTIAL_REGS):
@@ -365,7 +365,7 @@ cdef inline void load_grad_tiles(const GradRows* a, const TilePosition* position
     if has_sum(a.kind):
         load_tile(&a.grads, grad, j, count, tile.f, unused)
 
-cdef inline GradShift tile_grad_shift(const GradRows* a, const TilePosition* position, int c) noexcept nogil:
+cdef GradShift tile_grad_shift(const GradRows* a, const TilePosition* position, int c) noexcept nogil:
     """The constants of the rows of register c, but the sum."""
     cdef GradShift s
     cdef Shift shift = tile_shift(&a.rows, position, c, a.rows.scaled, broadcast(0))
@@ -401,14 +401,10 @@ cdef inline void grad_tile_of_rows(GradKind kind, bint scaled, const GradRows* a
     cdef TileWorkspace* tile = workspace.tile
     cdef Py_ssize_t j, k, count, n = a.rows.n
     cdef GradShift[PARTIAL_REGS] s
-    cdef Shift[PARTIAL_REGS] unused
-    cdef Normalizer[PARTIAL_REGS] zero
     cdef real* at
     cdef int c
     for c in range(PARTIAL_REGS):
         s[c] = tile_grad_shift(a, position, c)
-        zero[c].hi = zero[c].lo = zero[c].one = broadcast(0)
-        no_temperature(&unused[c])
     if has_sum(kind):
         clear_exact_tile(tile)
         j = 0
@@ -430,7 +426,7 @@ cdef inline void grad_tile_of_rows(GradKind kind, bint scaled, const GradRows* a
             for c in range(PARTIAL_REGS):
                 at = tile.p + k * PARTIALS + c * LANES
                 store(at, grad_of(kind, scaled, &s[c], load(at), load(tile.f + k * PARTIALS + c * LANES)))
-        store_tile(STORE_LOGS, False, &a.rows, position, j, count, unused, zero, tile.p)    # minus 0: as they are
+        store_tile_of_results(&a.rows, position, j, count, tile.p)
         j += BLOCK
 
 # Tasks, and the choice among the kinds.
@@ -519,9 +515,10 @@ cdef void start_long_grad(LongGrad* now, Py_ssize_t r) noexcept nogil:
 cdef int long_grad_row(const GradRows* a, Py_ssize_t r, int threads) except -1:
     cdef LongGrad now
     cdef ParallelRegion region
-    cdef Workspaces memory = Workspaces(threads, CHUNK, False, False)
+    cdef Workspaces memory = Workspaces()
     now.a = a
     start_long_grad(&now, r)
+    memory.reserve(threads, CHUNK, False, False)
     now.sums = <ExactSums*>allocate(ceil_div(a.rows.n, CHUNK) * <Py_ssize_t>sizeof(ExactSums))
     try:
         region = open_region(threads)
@@ -548,7 +545,7 @@ def softmax_backward_rows(int kind, const elem[:, :, :] x, const elem[:, :, :] g
     """
     cdef GradRows a
     cdef GradTasks tasks
-    cdef Workspaces memory
+    cdef Workspaces memory = Workspaces()
     cdef Py_ssize_t row_size, row_count, r
     a.kind = <GradKind>kind
     a.rows = describe(SOFTMAX, x, y, temperature, where, None, nontemporal)
@@ -578,7 +575,7 @@ def softmax_backward_rows(int kind, const elem[:, :, :] x, const elem[:, :, :] g
         return
     elif row_size < MIN_STREAMED and not is_whole_lines(row_size):
         a.rows.nontemporal = False
-    memory = Workspaces(threads, CHUNK, False, tasks.in_tiles)
+    memory.reserve(threads, CHUNK, False, tasks.in_tiles)
     tasks.workspaces = memory.workspaces
     tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)
     run_tasks(softmax_grad_task, &tasks, ceil_div(row_count, tasks.size),

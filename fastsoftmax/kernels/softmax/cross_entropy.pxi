@@ -393,8 +393,10 @@ cdef int long_entropy_row(const CrossEntropy* a, Py_ssize_t r, int threads) exce
     cdef bint has_grad
     cdef Py_ssize_t n = a.log_rows.n, chunks = ceil_div(n, CHUNK)
     cdef bint keeps = a.has_grad and keeps_weights(&a.weight_rows, n)
-    cdef Workspaces memory = Workspaces(threads, n if keeps and n <= KEEP else CHUNK, keeps, False)
-    cdef void* block = allocate(chunks * <Py_ssize_t>(sizeof(Sums) + sizeof(TermSums) + sizeof(real)))
+    cdef Workspaces memory = Workspaces()
+    cdef void* block
+    memory.reserve(threads, n if keeps and n <= KEEP else CHUNK, keeps, False)
+    block = allocate(chunks * <Py_ssize_t>(sizeof(Sums) + sizeof(TermSums) + sizeof(real)))
     try:
         region = open_region(threads)
         now.a, now.storing, now.sums = a, False, <TermSums*>block
@@ -436,7 +438,7 @@ cdef void cross_entropy_tile(const CrossEntropy* a, const TilePosition* position
     cdef const Rows* rows = &a.log_rows
     cdef vreal[PARTIAL_REGS] row_max
     cdef Shift[PARTIAL_REGS] s
-    cdef Normalizer[PARTIAL_REGS] normalizer, zero
+    cdef Normalizer[PARTIAL_REGS] normalizer
     cdef RowTarget[PARTIALS] t
     cdef wider[PARTIALS] terms
     cdef double[PARTIALS] below_one, of_class, total, factor
@@ -497,11 +499,9 @@ cdef void cross_entropy_tile(const CrossEntropy* a, const TilePosition* position
     for v in range(PARTIAL_REGS):
         normalizer[v] = times(&normalizer[v], load(weight_factor + v * LANES), load(weight_factor_lo + v * LANES))
     tile_grads(a, position, normalizer, t, of_class, factor, x)
-    for v in range(PARTIAL_REGS):
-        zero[v].hi = zero[v].lo = zero[v].one = broadcast(0)
     k = 0
     while k < rows.n:
-        store_tile(STORE_LOGS, False, rows, position, k, min(rows.n - k, <Py_ssize_t>BLOCK), s, zero, x + k * PARTIALS)
+        store_tile_of_results(rows, position, k, min(rows.n - k, <Py_ssize_t>BLOCK), x + k * PARTIALS)
         k += BLOCK
 
 cdef void sum_tile_terms(const CrossEntropy* a, const TilePosition* position, const Shift* s,
@@ -626,7 +626,7 @@ def cross_entropy_rows(const elem[:, :, :] x, const long long[:, :] classes, con
     """
     cdef CrossEntropy a
     cdef CrossEntropyTasks tasks
-    cdef Workspaces memory
+    cdef Workspaces memory = Workspaces()
     cdef Py_ssize_t row_size, row_count, size, r
     a.log_rows = describe(LOG_SOFTMAX, x, grad, temperature, None, None, nontemporal)
     a.classes, a.target, a.weight, a.has_grad = NULL, NULL, NULL, grad is not None
@@ -660,7 +660,7 @@ def cross_entropy_rows(const elem[:, :, :] x, const long long[:, :] classes, con
         for r in range(row_count):
             long_entropy_row(&a, r, row_threads(a.log_rows.n, threads))
         return
-    memory = Workspaces(threads, size, False, tasks.in_tiles)
+    memory.reserve(threads, size, False, tasks.in_tiles)
     tasks.workspaces = memory.workspaces
     tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)
     run_tasks(cross_entropy_task, &tasks, ceil_div(row_count, tasks.size),

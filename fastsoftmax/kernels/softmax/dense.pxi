@@ -105,8 +105,8 @@ cdef real first_max_of_row(const Rows* rows, const Row* row, const RowWorkspace*
         return max_of_chunk(rows, row, 0, min(row.n, CHUNK), workspace)
     return max_of_row(rows, row, workspace)
 
-cdef void sum_row(SumKind sum, const Rows* rows, const Row* row, const Shift* s, const RowWorkspace* workspace,
-                  Sums* sums) noexcept nogil:
+cdef inline void sum_row(SumKind sum, const Rows* rows, const Row* row, const Shift* s, const RowWorkspace* workspace,
+                         Sums* sums) noexcept nogil:
     cdef Py_ssize_t chunk, start
     clear(sums)
     for chunk in range(ceil_div(row.n, CHUNK)):

@@ -146,7 +146,8 @@ cdef inline void exp_and_sum_chunk(SumKind sum, bint scaled, const Shift* s, con
     # one call for each case, so that the compiler makes each its own loop
     cdef bint plain = is_plain(s), halves = has_half_runs(n)
     if sum == SUM_MOMENTS:
-        exp_and_sum(SUM_MOMENTS, s, True, False, False, halves, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_MOMENTS, s, sums_as_scaled(SUM_MOMENTS, scaled), False, False, halves, x, count, n, weights_buf,
+                    ahead, sums)
     elif sum == SUM_WEIGHTS and scaled:
         exp_and_sum(SUM_WEIGHTS, s, True, False, False, halves, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_WEIGHTS and plain and sums.finds_max:
@@ -163,10 +164,9 @@ cdef inline void exp_and_sum_chunk(SumKind sum, bint scaled, const Shift* s, con
         exp_and_sum(SUM_EXCLUDING_MAX, s, False, True, False, halves, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_EXCLUDING_MAX:
         exp_and_sum(SUM_EXCLUDING_MAX, s, False, False, False, halves, x, count, n, weights_buf, ahead, sums)
-    elif scaled:
-        exp_and_sum(SUM_EXACT, s, True, False, False, halves, x, count, n, weights_buf, ahead, sums)
     else:
-        exp_and_sum(SUM_EXACT, s, False, False, False, halves, x, count, n, weights_buf, ahead, sums)
+        exp_and_sum(SUM_EXACT, s, sums_as_scaled(SUM_EXACT, scaled), False, False, halves, x, count, n, weights_buf,
+                    ahead, sums)
 
 cdef inline void exp_and_sum_row(SumKind sum, const Shift* s, const elem* x, Py_ssize_t n, real* weights_buf,
                                  const Prefetch* ahead, Sums* sums) noexcept nogil:

@@ -1,26 +1,27 @@
 # The elements of one row: gathered from strides and masks, loaded at the end of a row, filled, cleared and scattered.
 
-cdef inline const elem* gather_elements(const elem* x, Py_ssize_t stride, const unsigned char* where,
-                                        Py_ssize_t where_stride, Py_ssize_t count, elem* buffer) noexcept nogil:
-    """x (count), -inf where it is masked; in `buffer` (count), unless x is contiguous and has no mask."""
+cdef void gather_elements(const elem* x, Py_ssize_t stride, const unsigned char* where, Py_ssize_t where_stride,
+                          Py_ssize_t count, elem* buffer) noexcept nogil:
+    """Copies x (count), -inf where it is masked, to buffer (count)."""
     cdef Py_ssize_t k
-    if where != NULL:
+    if where == NULL:
+        for k in range(count):
+            buffer[k] = x[k * stride]
+    else:
         for k in range(count):
             buffer[k] = x[k * stride] if where[k * where_stride] else ELEM_MINUS_INFINITY
-        return buffer
-    if stride == 1:
-        return x
-    for k in range(count):
-        buffer[k] = x[k * stride]
-    return buffer
 
 cdef inline const elem* gather_chunk(const Rows* rows, const Row* row, Py_ssize_t start, Py_ssize_t count,
                                      elem* buffer) noexcept nogil:
-    """Elements start .. start + count - 1 of a row."""
-    cdef const unsigned char* where = row.where
-    if where != NULL:
-        where += start * rows.where_n
-    return gather_elements(row.x + start * rows.x_n, rows.x_n, where, rows.where_n, count, buffer)
+    """Elements start .. start + count - 1 of a row; in `buffer`, unless they are contiguous and have no mask."""
+    cdef const elem* x = row.x + start * rows.x_n
+    if row.where != NULL:
+        gather_elements(x, rows.x_n, row.where + start * rows.where_n, rows.where_n, count, buffer)
+        return buffer
+    if rows.x_n != 1:
+        gather_elements(x, rows.x_n, NULL, 0, count, buffer)
+        return buffer
+    return x
 
 cdef inline vreal load_upto(const elem* x, Py_ssize_t k, Py_ssize_t count, Py_ssize_t before) noexcept nogil:
     """Elements k .. k + LANES - 1 of x (count), which `before` elements precede; -inf beyond the end of x."""
@@ -79,7 +80,7 @@ cdef void clear_elements(elem* y, Py_ssize_t stride, Py_ssize_t count, bint nont
         for k in range(count):
             y[k * stride] = <elem>0
 
-cdef inline void scatter(elem* y, Py_ssize_t stride, const elem* x, Py_ssize_t count) noexcept nogil:
+cdef void scatter(elem* y, Py_ssize_t stride, const elem* x, Py_ssize_t count) noexcept nogil:
     cdef Py_ssize_t k
     if stride == 1:
         memcpy(y, x, count * sizeof(elem))

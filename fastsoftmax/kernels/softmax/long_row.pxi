@@ -185,14 +185,14 @@ cdef int long_row(const Rows* rows, Py_ssize_t r, int threads) except -1:
     cdef LongRow state
     cdef Py_ssize_t chunks
     cdef ParallelRegion region
-    cdef Workspaces memory
+    cdef Workspaces memory = Workspaces()
     cdef void* block
     state.rows, state.row = rows, row_at(rows, r)
     clear_hidden(rows, &state.row)
     if state.row.n == 0:
         return 0
     chunks = ceil_div(state.row.n, CHUNK)
-    memory = Workspaces(threads, state.row.n if state.row.n <= KEEP else CHUNK, keeps_weights(rows, state.row.n), False)
+    memory.reserve(threads, state.row.n if state.row.n <= KEEP else CHUNK, keeps_weights(rows, state.row.n), False)
     block = allocate(chunks * <Py_ssize_t>(sizeof(Sums) + sizeof(real)))
     try:
         region = open_region(threads)

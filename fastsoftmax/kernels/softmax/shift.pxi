@@ -107,6 +107,11 @@ cdef inline void exp4_scores(const vreal* x, const Shift* s, bint by_column, bin
                              vreal* f) noexcept nogil:
     exp_scores(4, x, s, by_column, scaled, centered, False, p, f)
 
+cdef inline bint sums_as_scaled(SumKind sum, bint scaled) noexcept nogil:
+    """`scaled` for pass 2. A temperature of 1 gives the same bits as none, so SUM_EXACT, which few rows need, and
+    SUM_MOMENTS have no loop without one."""
+    return scaled or not is_fast_sum(sum)
+
 cdef inline vmask is_other(const Shift* s, vreal x) noexcept nogil:
     """Where x is below the maximum, but its weight is not zero."""
     return both(lt(x, s.row_max), lt(s.limit, x - s.center))

@@ -97,7 +97,7 @@ cdef struct Chain:                              # four partial sums
 
 cdef inline void chain_step(int a, SumKind sum, bint scaled, bint centered, const Shift* s, real* x, vcount* ties,
                             Chain* chain) noexcept nogil:
-    """Element a of each partial sum."""
+    """Element a < 4 of each partial sum."""
     cdef vreal[4] e, p, f
     cdef int k
     exp_lines(1, sum, scaled, centered, s, x + a * PARTIALS * PARTIALS, e, p, f, ties)
@@ -105,29 +105,39 @@ cdef inline void chain_step(int a, SumKind sum, bint scaled, bint centered, cons
         chain.pf[k] = fma_(p[k], f[k], chain.pf[k]) if a > 0 else p[k] * f[k]
         if a == 1:
             chain.weights[k] = dd_of_sum(chain.last[k], f[k])
+        elif a == 3:
+            chain.weights[k] = dd_add(chain.weights[k], dd_of_sum(chain.last[k], f[k]))
         chain.last[k] = f[k]
         if sum == SUM_MOMENTS:
             chain.moments[k] = add_moment(scaled, s, e[k], p[k], f[k], chain.moments[k] if a > 0 else broadcast(0))
 
+cdef inline bint has_loops_by_count(SumKind sum, bint scaled) noexcept nogil:
+    """Whether a chain has a loop for each number of elements. It is up to 20 % faster, and five times the code."""
+    return is_fast_sum(sum) and not scaled
+
 cdef inline vdd chain_sum(int count, const Chain* chain, int k) noexcept nogil:
-    """sum_of_step, of `count` < 4 elements."""
+    """sum_of_step, of `count` elements."""
     cdef vreal zero = broadcast(0)
     if count == 1:
         return dd_of_sum(chain.last[k], chain.pf[k])
-    if count == 2:
+    if count != 3:
         return dd_add(chain.weights[k], dd_of_sum(chain.pf[k], zero))
     return dd_add(dd_add(chain.weights[k], dd_of_sum(chain.last[k], zero)), dd_of_sum(chain.pf[k], zero))
 
 cdef inline void sum_chain(int count, SumKind sum, bint scaled, bint centered, const Shift* s, real* x, vcount* ties,
                            vdd_sum* weights, vdd_sum* moments) noexcept nogil:
-    """Partial sums of `count` < 4 elements each."""
+    """Partial sums of `count` elements each."""
     cdef Chain chain
-    cdef int k
-    chain_step(0, sum, scaled, centered, s, x, ties, &chain)
-    if count > 1:
-        chain_step(1, sum, scaled, centered, s, x, ties, &chain)
-    if count > 2:
-        chain_step(2, sum, scaled, centered, s, x, ties, &chain)
+    cdef int a, k
+    if not has_loops_by_count(sum, scaled):
+        for a in range(count):
+            chain_step(a, sum, scaled, centered, s, x, ties, &chain)
+    else:
+        chain_step(0, sum, scaled, centered, s, x, ties, &chain)
+        if count > 1:
+            chain_step(1, sum, scaled, centered, s, x, ties, &chain)
+        if count > 2:
+            chain_step(2, sum, scaled, centered, s, x, ties, &chain)
     for k in range(4):
         weights.chain[k] = dd_add(weights.chain[k], chain_sum(count, &chain, k))
         if sum == SUM_MOMENTS:
@@ -163,7 +173,9 @@ cdef inline void column_sums(SumKind sum, bint scaled, bint centered, const Shif
         for chain in range(PARTIALS // 4):
             at = x + 4 * chain * PARTIALS + c * LANES
             count = ceil_div(n - 4 * chain, PARTIALS)
-            if count == 4:
+            if not has_loops_by_count(sum, scaled):
+                sum_chain(<int>count, sum, scaled, centered, &s, at, &ties, &weights, &moments)
+            elif count == 4:
                 sum_full_chain(sum, scaled, centered, &s, at, &ties, &weights, &moments)
             elif count == 3:
                 sum_chain(3, sum, scaled, centered, &s, at, &ties, &weights, &moments)
@@ -184,11 +196,12 @@ cdef inline void finalize_block(SumKind sum, bint scaled, const Shift* s, Py_ssi
                                 Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
     cdef ShortSums of_short_rows
     cdef ColumnSums sums
+    cdef bint as_scaled = sums_as_scaled(sum, scaled)
     if n <= PARTIALS:
-        short_sums(sum, scaled, True, s, n, x, &of_short_rows)
+        short_sums(sum, as_scaled, True, s, n, x, &of_short_rows)
         short_normalizers(sum, scaled, s, n, x, &of_short_rows, normalizer, needs_refinement)
     else:
-        column_sums(sum, scaled, True, s, n, x, &sums)
+        column_sums(sum, as_scaled, True, s, n, x, &sums)
         column_normalizers(sum, scaled, s, n, &sums, normalizer, needs_refinement)
 
 cdef void finalize_single_block(SumKind sum, bint scaled, const Shift* s, Py_ssize_t n, real* x,
@@ -206,7 +219,5 @@ cdef void finalize_single_block(SumKind sum, bint scaled, const Shift* s, Py_ssi
         finalize_block(SUM_EXCLUDING_MAX, True, s, n, x, normalizer, needs_refinement)
     elif sum == SUM_EXCLUDING_MAX:
         finalize_block(SUM_EXCLUDING_MAX, False, s, n, x, normalizer, needs_refinement)
-    elif scaled:
-        finalize_block(SUM_EXACT, True, s, n, x, normalizer, needs_refinement)
     else:
-        finalize_block(SUM_EXACT, False, s, n, x, normalizer, needs_refinement)
+        finalize_block(SUM_EXACT, scaled, s, n, x, normalizer, needs_refinement)

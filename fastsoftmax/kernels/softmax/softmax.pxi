@@ -50,7 +50,7 @@ cdef inline Py_ssize_t tile_buffer(const Rows* rows) noexcept nogil:
 cdef int compute(Rows* rows, int threads) except -1:
     """Computes all rows on `threads` threads, with checks for an interrupt in between."""
     cdef Py_ssize_t row_size = rows.n, row_count = rows.outer * rows.inner, size, strip = 1, r
-    cdef Workspaces memory
+    cdef Workspaces memory = Workspaces()
     cdef RowTasks tasks
     tasks.rows, tasks.in_tiles = rows, uses_tiles(rows)
     if tasks.in_tiles:
@@ -66,7 +66,7 @@ cdef int compute(Rows* rows, int threads) except -1:
         size = rows.n if rows.n <= KEEP else CHUNK
         if is_delayed(rows) and is_contiguous_unmasked(rows):
             size *= 2
-    memory = Workspaces(threads, size, False, tasks.in_tiles)
+    memory.reserve(threads, size, False, tasks.in_tiles)
     tasks.workspaces = memory.workspaces
     # tasks of whole strips, if that leaves each thread two
     tasks.size = max(task_size(row_count * row_size, threads) // row_size, min(strip, row_count // (2 * threads)), 1)

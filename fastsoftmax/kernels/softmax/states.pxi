@@ -249,7 +249,7 @@ cdef StateRows describe_states(Rows rows, const double[:, :] states, bint surpri
 
 cdef int compute_states(StateRows* a, int threads) except -1:
     cdef StateTasks tasks
-    cdef Workspaces memory
+    cdef Workspaces memory = Workspaces()
     cdef Py_ssize_t row_size = a.rows.n, row_count, size
     if a.rows.inner == 1 and not a.rows.causal:
         outer_to_inner(&a.rows)
@@ -262,7 +262,7 @@ cdef int compute_states(StateRows* a, int threads) except -1:
         size = tile_buffer(&a.rows)
     a.scaled_rows = a.rows
     a.scaled_rows.scaled = True
-    memory = Workspaces(threads, size, False, tasks.in_tiles)
+    memory.reserve(threads, size, False, tasks.in_tiles)
     tasks.workspaces = memory.workspaces
     tasks.size = max(1, task_size(row_count * row_size, threads) // row_size)
     return run_tasks(state_task, &tasks, ceil_div(row_count, tasks.size), max(1, SLICE // (tasks.size * row_size)),

@@ -59,14 +59,7 @@ cdef Normalizer finalize_column(SumKind sum, bint scaled, const Shift* s, Py_ssi
     for part in range(PARTIALS):
         weight_sum.chain[part % 4] = dd_add(weight_sum.chain[part % 4], tile.weights[part * PARTIAL_REGS + c])
     weights = dd_sum_end(weight_sum)
-    if sum == SUM_WEIGHTS:
-        return normalizer_of(SUM_WEIGHTS, s, scaled, False, n, weights, weights, real_count(ties), needs_refinement)
     if sum == SUM_MOMENTS:
         for part in range(PARTIALS):
             moments.chain[part % 4] = dd_add(moments.chain[part % 4], tile.moments[part * PARTIAL_REGS + c])
-        return normalizer_of(SUM_MOMENTS, s, True, False, n, weights, dd_sum_end(moments), real_count(ties),
-                             needs_refinement)
-    if sum == SUM_EXCLUDING_MAX:
-        return normalizer_of(SUM_EXCLUDING_MAX, s, scaled, False, n, weights, weights, real_count(ties),
-                             needs_refinement)
-    return normalizer_of(SUM_EXACT, s, scaled, False, n, weights, weights, real_count(ties), needs_refinement)
+    return normalizer_of(sum, s, scaled, False, n, weights, dd_sum_end(moments), real_count(ties), needs_refinement)

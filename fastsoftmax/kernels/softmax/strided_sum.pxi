@@ -137,12 +137,10 @@ cdef void exp_and_sum_block(SumKind sum, bint scaled, const Shift* s, Py_ssize_t
     elif sum == SUM_WEIGHTS:
         exp_and_sum_tile(SUM_WEIGHTS, False, s, count, x, tile, ties)
     elif sum == SUM_MOMENTS:
-        exp_and_sum_tile(SUM_MOMENTS, True, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_MOMENTS, sums_as_scaled(SUM_MOMENTS, scaled), s, count, x, tile, ties)
     elif sum == SUM_EXCLUDING_MAX and scaled:
         exp_and_sum_tile(SUM_EXCLUDING_MAX, True, s, count, x, tile, ties)
     elif sum == SUM_EXCLUDING_MAX:
         exp_and_sum_tile(SUM_EXCLUDING_MAX, False, s, count, x, tile, ties)
-    elif scaled:
-        exp_and_sum_tile(SUM_EXACT, True, s, count, x, tile, ties)
     else:
-        exp_and_sum_tile(SUM_EXACT, False, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_EXACT, sums_as_scaled(SUM_EXACT, scaled), s, count, x, tile, ties)

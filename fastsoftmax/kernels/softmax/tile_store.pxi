@@ -69,6 +69,17 @@ cdef inline void store_tile(StoreKind stored, bint scaled, const Rows* rows, con
                 for a in range(min(tile_rows - c * LANES, <Py_ssize_t>LANES)):
                     y[k * y_n + (c * LANES + a) * y_inner] = line[a]
 
+cdef void store_tile_of_results(const Rows* rows, const TilePosition* position, Py_ssize_t j, Py_ssize_t count,
+                                const real* tile) noexcept nogil:
+    """Stores tile (count, PARTIALS) as it is."""
+    cdef Shift[PARTIAL_REGS] unused
+    cdef Normalizer[PARTIAL_REGS] zero
+    cdef int c
+    for c in range(PARTIAL_REGS):
+        no_temperature(&unused[c])
+        zero[c].hi = zero[c].lo = zero[c].one = broadcast(0)
+    store_tile(STORE_LOGS, False, rows, position, j, count, unused, zero, tile)     # minus 0
+
 cdef inline vmask may_be_subnormal(Py_ssize_t count, const real* tile, const Normalizer* normalizer) noexcept nogil:
     """Where the smallest result of a row may be subnormal or 0 (masked, or rounded to 0)."""
     cdef vreal least = broadcast(INFINITY)

@@ -21,7 +21,7 @@ cdef class Workspaces:
     cdef char* block
     cdef RowWorkspace* workspaces
 
-    def __cinit__(self, int threads, Py_ssize_t weights_buf, bint shared, bint tiles):
+    cdef int reserve(self, int threads, Py_ssize_t weights_buf, bint shared, bint tiles) except -1:
         cdef Py_ssize_t weights_bytes = round_up_to_line((weights_buf + BLOCK * PARTIALS) * sizeof(real))
         cdef Py_ssize_t elements_bytes = round_up_to_line((CHUNK + UNROLL) * sizeof(elem))
         cdef Py_ssize_t tile_bytes = round_up_to_line(sizeof(TileWorkspace)) if tiles else 0
