@@ -1,5 +1,6 @@
 """The lab: the decoder and its gradients, training, tasks, texts, jobs that resume, and the command."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -455,15 +456,24 @@ def test_seed_steps_and_text_are_used(quick, tmp_path):
     assert settings["seeds"] == [5] and settings["training"]["steps"] == 20 and settings["text"] == str(path)
 
 
-@pytest.mark.parametrize("sent, ignored", [(signal.SIGINT, None), (signal.SIGTERM, signal.SIGINT)])
-def test_an_interrupted_run_goes_on_to_the_same_numbers(quick, tmp_path, sent, ignored):
-    """By Ctrl-C, and by `kill` in the background, where a shell has SIGINT ignored."""
+@contextlib.contextmanager
+def sigint(action):
+    """A process that starts inside does `action` at SIGINT. It would inherit that of the tests, and a shell starts them
+    with SIGINT ignored in the background."""
+    before = signal.signal(signal.SIGINT, action)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("sent, at_sigint", [(signal.SIGINT, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_IGN)])
+def test_an_interrupted_run_goes_on_to_the_same_numbers(quick, tmp_path, sent, at_sigint):
+    """By Ctrl-C, and by `kill` in the background."""
     folder, _ = quick
-    before = None if ignored is None else signal.signal(ignored, signal.SIG_IGN)
-    process = subprocess.Popen([sys.executable, "-m", "fastsoftmax.lab", "scaling", "--quick", "--out", tmp_path],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if ignored is not None:
-        signal.signal(ignored, before)
+    with sigint(at_sigint):
+        process = subprocess.Popen([sys.executable, "-m", "fastsoftmax.lab", "scaling", "--quick", "--out", tmp_path],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
     while not list(tmp_path.glob("runs/train-*")) and time.monotonic() < end:
         time.sleep(0.02)
@@ -480,8 +490,9 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(quick, tmp_path, sent, i
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent to a group of processes")
 @pytest.mark.parametrize("seconds", [0, 0.2, 0.4])
 def test_a_run_interrupted_as_its_workers_start_says_so_in_one_line(tmp_path, seconds):
-    process = subprocess.Popen([sys.executable, "-m", "fastsoftmax.lab", "scaling", "--quick", "--out", tmp_path],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    with sigint(signal.SIG_DFL):
+        process = subprocess.Popen([sys.executable, "-m", "fastsoftmax.lab", "scaling", "--quick", "--out", tmp_path],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     process.stdout.readline()                   # about the text: the workers are started next
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)       # as the terminal does
