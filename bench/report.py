@@ -69,7 +69,7 @@ def runs():
     """{name: content} of the files that compare.py wrote, the newest first."""
     found = {path.stem: load(path.name) for path in sorted(RESULTS.glob("*.json"))}
     found = {name: data for name, data in found.items() if "limits" in data}
-    return dict(sorted(found.items(), key=lambda item: item[1]["date"], reverse=True))
+    return dict(sorted(found.items(), key=lambda item: (item[1]["date"], item[0]), reverse=True))
 
 
 def newest(function, name=None):
@@ -348,7 +348,7 @@ than at the width before or after: {"; ".join(found)}."""
 def rows_of_every_width():
     """{name of the processor: content} of the files of `compare.py --widths`, the newest first."""
     found = {path.stem.removeprefix("widths-"): load(path.name) for path in sorted(RESULTS.glob("widths-*.json"))}
-    return dict(sorted(found.items(), key=lambda item: item[1]["date"], reverse=True))
+    return dict(sorted(found.items(), key=lambda item: (item[1]["date"], item[0]), reverse=True))
 
 
 def slow(first, speeds):
