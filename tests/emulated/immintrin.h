@@ -102,6 +102,13 @@ EMULATED __m512 emulated_permutexvar_ps(__m512i index, __m512 table)
         r[i] = table[((__v16si)at)[i]];
     return r;
 }
+EMULATED __m512i emulated_permutexvar_epi16(unsigned mask, __m512i index, __m512i table)
+{
+    __v32hi r;
+    for (int i = 0; i < 32; i++)
+        r[i] = mask >> i & 1 ? ((__v32hi)table)[((__v32hi)index)[i] & 31] : 0;
+    return (__m512i)r;
+}
 /* a * 2**floor(n) in two steps, each by a power of two that is normal: exact where the result is. */
 EMULATED __m512 emulated_scalef_ps(__m512 a, __m512 n)
 {
@@ -127,6 +134,8 @@ EMULATED int emulated_less_mask(__m512 a, __m512 b)
 #define _mm512_mask_loadu_ps emulated_mask_loadu_ps
 #define _mm512_mask_loadu_pd emulated_mask_loadu_pd
 #define _mm512_permutexvar_ps emulated_permutexvar_ps
+#define _mm512_permutexvar_epi16(index, table) emulated_permutexvar_epi16(~0u, index, table)
+#define _mm512_maskz_permutexvar_epi16 emulated_permutexvar_epi16
 #undef _mm512_scalef_ps
 #define _mm512_scalef_ps emulated_scalef_ps
 #undef _mm512_cmp_ps_mask
@@ -135,6 +144,8 @@ EMULATED int emulated_less_mask(__m512 a, __m512 b)
 #define _mm512_broadcast_f32x8(a) emulated_joined(a, a)
 #define _mm512_cvtps_pd emulated_cvtps_pd
 #define _mm512_cvtpd_ps emulated_cvtpd_ps
+#define _mm512_castsi512_si256(a) ((__m256i)(((floats_){.whole = (__m512)(a)}).half[0]))
+#define _mm512_castsi256_si512(a) ((__m512i)emulated_joined((__m256)(a), (__m256)(a)))
 #define _mm512_castps512_ps256(a) (((floats_){.whole = a}).half[0])
 #define _mm512_castps256_ps512(a) emulated_joined(a, a)
 #undef _mm512_extractf32x8_ps
