@@ -65,11 +65,16 @@ def shape_of(row):
         f" axis {row['axis']}" if "axis" in row else "")
 
 
+def newest_first(files):
+    """{name: content}, of one day the last name first."""
+    return dict(sorted(files.items(), key=lambda item: (item[1]["date"], item[0]), reverse=True))
+
+
 def runs():
     """{name: content} of the files that compare.py wrote, the newest first."""
     found = {path.stem: load(path.name) for path in sorted(RESULTS.glob("*.json"))}
     found = {name: data for name, data in found.items() if "limits" in data}
-    return dict(sorted(found.items(), key=lambda item: (item[1]["date"], item[0]), reverse=True))
+    return newest_first(found)
 
 
 def newest(function, name=None):
@@ -348,7 +353,7 @@ than at the width before or after: {"; ".join(found)}."""
 def rows_of_every_width():
     """{name of the processor: content} of the files of `compare.py --widths`, the newest first."""
     found = {path.stem.removeprefix("widths-"): load(path.name) for path in sorted(RESULTS.glob("widths-*.json"))}
-    return dict(sorted(found.items(), key=lambda item: (item[1]["date"], item[0]), reverse=True))
+    return newest_first(found)
 
 
 def slow(first, speeds):
