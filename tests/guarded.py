@@ -1,6 +1,7 @@
 """Arrays with pages before and after them that nobody may touch: one byte too far ends the process."""
 
 import ctypes
+import functools
 import mmap
 import os
 import sys
@@ -15,9 +16,14 @@ needs_mprotect = pytest.mark.skipif(
     sys.platform != "linux", reason="guard pages: made with mmap and mprotect, tried on Linux alone")
 
 
+@functools.cache
+def libc():
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def protect(address, size, how):
     """mprotect. Takes no array: pytest prints the arguments of what raises, and this one could not be read."""
-    if ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), how) != 0:
+    if libc().mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), how) != 0:
         error = ctypes.get_errno()
         raise OSError(error, f"mprotect: {os.strerror(error)}; a process has at most vm.max_map_count mappings")
 
@@ -33,16 +39,18 @@ class Guarded:
         self._step = PAGE + data
         self._map = mmap.mmap(-1, lines * self._step + PAGE)
         whole = np.frombuffer(self._map, np.uint8)
+        first = whole.ctypes.data
+        usable_lines = range(first + PAGE, first + lines * self._step, self._step)
+        protect(first, whole.nbytes, NONE)
+        for address in usable_lines:
+            protect(address, data, READ | WRITE)
         if fill is not None:
             usable = np.lib.stride_tricks.as_strided(
                 whole[PAGE:].view(dtype), (lines, data // np.dtype(dtype).itemsize),
                 (self._step, np.dtype(dtype).itemsize))
             usable[...] = fill(usable.shape)
-        first = whole.ctypes.data
-        for line in range(lines):
-            protect(first + line * self._step, PAGE, NONE)
-            protect(first + line * self._step + PAGE, data, READ if read_only else READ | WRITE)
-        protect(first + lines * self._step, PAGE, NONE)
+        for address in usable_lines if read_only else ():
+            protect(address, data, READ)
 
     def array(self, dtype, shape, at_end, shift=0):
         """An array in the first lines, at the end or the start of each; `shift` bytes inwards."""

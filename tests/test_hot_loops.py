@@ -63,8 +63,11 @@ def innermost(code):
             start = at.get(int(operands, 16))
             if start is not None and int(operands, 16) <= address and i - start < LONGEST:
                 found.append((start, i))
-    for start, end in found:
-        if not any(other != (start, end) and start <= other[0] and other[1] <= end for other in found):
+    # by their starts from the last on, and of one start the shortest first: what is inside a loop comes before it
+    least_end = len(code)
+    for start, end in sorted(set(found), key=lambda loop: (-loop[0], loop[1])):
+        if end < least_end:
+            least_end = end
             yield start, end
 
 

@@ -383,11 +383,14 @@ def lab(*arguments, threads=None, **options):
                           text=True, env=environment, timeout=600, **options)
 
 
+QUICK = ("--quick", "--steps", "20")        # of a quick run, the fewest steps
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """The folder of a quick run of everything, and what it printed."""
     folder = tmp_path_factory.mktemp("lab") / "report"
-    done = lab("--quick", "--out", folder)
+    done = lab(*QUICK, "--out", folder)
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -431,7 +434,7 @@ def test_a_second_run_reads_what_the_first_computed(quick):
         return {path.name: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()}
 
     expected, before = json.loads((folder / "results.json").read_text())["scaling"], written()
-    done = lab("scaling", "--quick", "--out", folder)
+    done = lab("scaling", *QUICK, "--out", folder)
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "results.json").read_text())["scaling"] == expected
     assert written() == before
@@ -440,7 +443,7 @@ def test_a_second_run_reads_what_the_first_computed(quick):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_numbers_do_not_depend_on_threads(quick, tmp_path, threads):
     folder, _ = quick
-    done = lab("scaling", "--quick", "--out", tmp_path, threads=threads)
+    done = lab("scaling", *QUICK, "--out", tmp_path, threads=threads)
     assert done.returncode == 0, done.stderr
     results = [json.loads((path / "results.json").read_text())["scaling"] for path in (folder, tmp_path)]
     assert results[0] == results[1]
@@ -450,10 +453,10 @@ def test_seed_steps_and_text_are_used(quick, tmp_path):
     folder, _ = quick
     path = tmp_path / "text.txt"
     path.write_bytes(b"The quick brown fox jumps over the lazy dog. " * 2000)
-    done = lab("heads", "--quick", "--out", tmp_path / "out", "--seed", 5, "--steps", 20, "--text", path)
+    done = lab("heads", "--quick", "--out", tmp_path / "out", "--seed", 5, "--steps", 21, "--text", path)
     assert done.returncode == 0, done.stderr
     settings = json.loads((tmp_path / "out" / "results.json").read_text())["heads"]["settings"]
-    assert settings["seeds"] == [5] and settings["training"]["steps"] == 20 and settings["text"] == str(path)
+    assert settings["seeds"] == [5] and settings["training"]["steps"] == 21 and settings["text"] == str(path)
 
 
 @contextlib.contextmanager
@@ -472,7 +475,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(quick, tmp_path, sent, a
     """By Ctrl-C, and by `kill` in the background."""
     folder, _ = quick
     with sigint(at_sigint):
-        process = subprocess.Popen([sys.executable, "-m", "fastsoftmax.lab", "scaling", "--quick", "--out", tmp_path],
+        process = subprocess.Popen([sys.executable, "-m", "fastsoftmax.lab", "scaling", *QUICK, "--out", tmp_path],
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
     while not list(tmp_path.glob("runs/train-*")) and time.monotonic() < end:
@@ -481,7 +484,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(quick, tmp_path, sent, a
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "the same command goes on from here" in errors and "Traceback" not in errors
-    done = lab("scaling", "--quick", "--out", tmp_path)
+    done = lab("scaling", *QUICK, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     results = [json.loads((path / "results.json").read_text())["scaling"] for path in (folder, tmp_path)]
     assert results[0] == results[1]

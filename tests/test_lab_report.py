@@ -210,6 +210,17 @@ def test_the_same_results_give_the_same_files(written, results, tmp_path):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
 
+def test_experiments_written_one_after_another_give_the_same_files(written, results, tmp_path, monkeypatch):
+    """Each experiment's figures are drawn once."""
+    drawn, sections = [], {}
+    monkeypatch.setattr(report, "png", lambda figure, png=report.png: drawn.append(figure) or png(figure))
+    for count in range(1, len(results) + 1):
+        report.write(dict(list(results.items())[:count]), tmp_path, SETTINGS, sections)
+    assert len(drawn) == len(list(written.glob("*.png")))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        path.name: path.read_bytes() for path in written.iterdir()}
+
+
 def test_a_folder_that_cannot_be_written_is_one_clear_line(results, tmp_path):
     (tmp_path / "file").write_text("")
     for call in (lambda folder: report.write(results, folder, {}), lambda folder: report.pages(results, folder)):

@@ -72,12 +72,13 @@ def test_a_library_that_is_absent_or_does_not_start_or_dies_is_printed(monkeypat
 
 def test_the_exit_status_counts_failures_of_each_part(monkeypatch):
     main = importlib.import_module("fastsoftmax.__main__")
-    for failed in ((0, 0), (1, 0), (0, 2)):
+    for failed in ((0, 0, 0, 0), (1, 0, 0, 0), (0, 2, 0, 0), (0, 0, 3, 0), (0, 0, 0, 4)):
         monkeypatch.setattr(main.configuration, "show", lambda: None)
         monkeypatch.setattr(main.demo, "show", lambda: None)
         monkeypatch.setattr(main.accuracy, "check_all", lambda failed=failed: failed[0])
-        monkeypatch.setattr(main.sampling, "check_all", lambda: 0)
-        monkeypatch.setattr(main.speed, "show", lambda failed=failed: failed[1])
+        monkeypatch.setattr(main.gradients, "check_all", lambda failed=failed: failed[1])
+        monkeypatch.setattr(main.sampling, "check_all", lambda failed=failed: failed[2])
+        monkeypatch.setattr(main.speed, "show", lambda failed=failed: failed[3])
         monkeypatch.setattr(main.sys, "stdout", io.TextIOWrapper(io.BytesIO()))
         assert main.main([]) == (1 if any(failed) else 0)
 

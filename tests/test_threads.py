@@ -527,7 +527,7 @@ except KeyboardInterrupt:
         watchdog.start()
         try:
             begun = float(child.stdout.readline())
-            while cpu_time(child.pid) < begun + 0.5:
+            while cpu_time(child.pid) < begun + 0.2:
                 assert child.poll() is None
                 time.sleep(0.01)
             sent = cpu_time(child.pid)

@@ -127,7 +127,7 @@ def run(options, folder):
         print(f"This takes about {experiments.duration(lab, names)} here. Ctrl-C stops it"
               + (", and the same command goes on." if options.out else "; with --out DIR it could go on later."),
               flush=True)
-    began, results = time.monotonic(), {}
+    began, results, sections = time.monotonic(), {}, {}
     settings = {"fastsoftmax": __version__, "numpy": np.__version__, "cpu": cpu(), "text": text.source,
                 "quick": options.quick, "seed": options.seed}
     try:
@@ -135,7 +135,7 @@ def run(options, folder):
             results[name] = jobs.plain(experiments.find(name).run(lab))
             report.show(name, results[name])
             if options.out:
-                report.write(results, options.out, settings)
+                report.write(results, options.out, settings, sections)
     finally:
         runner.close()
     print(f"\n{len(names)} experiments in {time.monotonic() - began:.0f} seconds"

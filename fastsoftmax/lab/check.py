@@ -7,7 +7,7 @@ import numpy as np
 
 from fastsoftmax.lab import alternatives, decoder
 
-CONFIG = decoder.Config(symbols=11, width=12, layers=2, heads=2, hidden=16)
+CONFIG = decoder.Config(symbols=7, width=8, layers=2, heads=2, hidden=8)
 BOUND = 1e-4  # of the largest element of a gradient
 STEP = 1e-5
 

@@ -90,7 +90,7 @@ def show(name, result, file=None):
     print("\n".join(lines).encode(encoding, "replace").decode(encoding), file=file, flush=True)
 
 
-def write(results, folder, settings):
+def write(results, folder, settings, sections=None):
     """Writes results.json, <experiment>-<picture>.png and report.html.
 
     Parameters
@@ -101,17 +101,23 @@ def write(results, folder, settings):
         Made if it is not there.
     settings : dict
         How the lab was run; shown under the summary.
+    sections : dict of str to str, optional
+        The HTML of experiments that an earlier call wrote to the same folder. Their figures are not drawn again; what
+        is drawn is added.
     """
     folder, results = _folder(folder), jobs.plain(results)
+    sections = {} if sections is None else sections
     _save(folder / "results.json", results)         # first: it needs no matplotlib
-    sections = []
     for name, result in results.items():
+        if name in sections:
+            continue
         module = experiments.find(name)
         pictures = [(picture, png(picture.figure)) for picture in module.draw(result)]
         for picture, data in pictures:
             _save(folder / f"{name}-{picture.name}.png", data)
-        sections.append(_section(name, module.TITLE, result, pictures, module.tables(result)))
-    _save(folder / "report.html", _page(results, sections, jobs.plain(settings)).encode())
+        sections[name] = _section(name, module.TITLE, result, pictures, module.tables(result))
+    page = _page(results, [sections[name] for name in results], jobs.plain(settings))
+    _save(folder / "report.html", page.encode())
 
 
 def pages(results, folder, images="."):
