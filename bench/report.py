@@ -327,11 +327,8 @@ def scaling_parameters():
 
 
 def widths():
-    """The plot over the width of rows, of the newest file."""
-    found = rows_of_every_width()
-    if not found:
-        return "Not measured."
-    return widths_of(next(iter(found)))
+    """The plots over the width of rows, of every processor."""
+    return "\n\n".join(map(widths_of, rows_of_every_width())) or "Not measured."
 
 
 def widths_of(name):
