@@ -455,8 +455,11 @@ def merge_attention_states(outputs, lses, axis=0, dim=None):
     wide = np.result_type(statistics, np.float64)               # rounded once, at the end
     *lead, width = parts[0].shape
     rows = math.prod(lead)
-    parts = [x.reshape(rows, width) for x in parts]
-    stacked = np.stack(part_lses, dtype=wide, casting="unsafe").reshape(len(parts), rows)
+    if isinstance(parts, np.ndarray):
+        parts = parts.reshape(len(parts), rows, width)
+    else:
+        parts = [x.reshape(rows, width) for x in parts]
+    stacked = np.array(part_lses, wide).reshape(len(parts), rows)
     out = np.empty((rows, width), wide)
     rows_at_once = max(min(MERGE_ELEMENTS // 8 // max(width, 1), rows), 1)
     parts_at_once = max(MERGE_ELEMENTS // max(rows_at_once * width, 1), 1)
@@ -466,7 +469,7 @@ def merge_attention_states(outputs, lses, axis=0, dim=None):
         weights = np.exp(stacked - np.where(np.isfinite(peak), peak, 0))
         for row in range(0, rows, rows_at_once):
             here = slice(row, row + rows_at_once)
-            out[here] = _pairwise_sum(_weighted_sum([x[here] for x in parts[first:first + parts_at_once]],
+            out[here] = _pairwise_sum(_weighted_sum(_of_rows(parts[first:first + parts_at_once], here),
                                                     weights[first:first + parts_at_once, here, None])
                                       for first in range(0, len(parts), parts_at_once))
         total = _sum_by_halves(weights.copy())[:, None]
@@ -475,9 +478,14 @@ def merge_attention_states(outputs, lses, axis=0, dim=None):
     return reference._round(out, dtype).reshape(*lead, width), lse.reshape(lead)
 
 
+def _of_rows(parts, here):
+    """These rows of parts: of an array that holds them, or of each in a list."""
+    return parts[:, here] if isinstance(parts, np.ndarray) else [x[here] for x in parts]
+
+
 def _weighted_sum(parts, weights):
     """The sum of parts times their weights, in the dtype of the weights; a part of weight 0 is not read."""
-    terms = np.stack(parts, dtype=weights.dtype, casting="unsafe")
+    terms = np.array(parts, weights.dtype)
     if not weights.all():
         np.copyto(terms, 0, where=weights == 0)
     return _sum_by_halves(np.multiply(terms, weights, out=terms))

@@ -685,22 +685,24 @@ def wanted_gradients(options, scale, wanted):
 
 
 def attention_states(outputs, lses, axis, dim):
-    """(outputs, lses, dtype of the outputs), as lists of arrays."""
+    """(outputs, lses, dtype of the outputs). Both are lists of arrays, or arrays of which the first axis has the parts.
+    """
     _refuse_dim(dim)
-    outputs = [_floats(x, f"outputs[{i}]") for i, x in enumerate(_parts(outputs, "outputs", axis))]
-    lses = [_floats(x, f"lses[{i}]") for i, x in enumerate(_parts(lses, "lses", axis))]
+    outputs, lses = _float_parts(outputs, "outputs", axis), _float_parts(lses, "lses", axis)
     if len(outputs) != len(lses):
         raise ValueError(f"outputs and lses must be as many, got {len(outputs)} and {len(lses)}")
-    if not outputs:
+    if len(outputs) == 0:
         raise ValueError("outputs and lses are empty: there is nothing to merge")
-    dtypes = [native(x.dtype) for x in outputs]
+    # the parts of an array are alike: one of them stands for all
+    different = slice(1 if isinstance(outputs, np.ndarray) and isinstance(lses, np.ndarray) else None)
+    dtypes = [native(x.dtype) for x in outputs[different]]
     if dtypes.count(dtypes[0]) != len(dtypes):
         names = ", ".join(f"outputs[{i}]" for i in range(len(outputs)))
         raise TypeError(f"{names} must have one dtype, got {', '.join(map(str, dtypes))}")
     shape = outputs[0].shape
     if len(shape) < 1:
         raise ValueError("outputs[0] must have at least one dimension, got shape ()")
-    for i, (output, lse) in enumerate(zip(outputs, lses, strict=True)):
+    for i, (output, lse) in enumerate(zip(outputs[different], lses[different], strict=True)):
         if output.shape != shape:
             raise ValueError(f"outputs[{i}] of shape {output.shape} does not fit outputs[0] of shape {shape}")
         if lse.shape != shape[:-1]:
@@ -709,16 +711,16 @@ def attention_states(outputs, lses, axis, dim):
     return outputs, lses, dtypes[0]
 
 
-def _parts(stacked, name, axis):
-    """The parts one by one, of a sequence of them or of one array in which they are stacked along this axis."""
+def _float_parts(stacked, name, axis):
+    """The parts, of a sequence of them or of one array in which they are stacked along this axis."""
     if type(axis) is int and axis == 0 and not hasattr(stacked, "dtype"):
-        return stacked
+        return [_floats(x, f"{name}[{i}]") for i, x in enumerate(stacked)]
     if isinstance(stacked, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; pass {name}.data, with attn_mask to hide keys, instead")
     array = _as_ndarray(stacked if hasattr(stacked, "dtype") else list(stacked), name)
     if array.ndim == 0:
         raise ValueError(f"{name} must be parts, or an array in which they are stacked; got one number")
-    return np.moveaxis(array, _axis(axis, array.ndim), 0)
+    return _floats(np.moveaxis(array, _axis(axis, array.ndim), 0), name)
 
 
 def _floats(x, name):
