@@ -175,7 +175,7 @@ def _gradients_from_kernel(inputs, options, forward, wanted, first_query, first_
             rows_ready(forward.grad_out).swapaxes(0, 1)[None], inputs.q, inputs.k, inputs.v,
             rows_ready(forward.out).swapaxes(0, 1)[None], lse, (), *_attention.kernel_options(inputs, options),
             grad_lse, *(dx.swapaxes(0, 1)[None] for dx in (dq, dk, dv)), np.empty(lse.shape, statistics), dscale, (),
-            dsinks, dslopes)._replace(lengths=None))
+            dsinks, dslopes))._replace(lengths=None)        # sequences without keys have none by first_key
         products = _score_count(first_query, first_key) * inputs.heads * (3 * inputs.head_dim + 2 * inputs.v.shape[3])
         _attention.call_backward_kernel(inputs.tag, call, first_query, first_key, products)
     return [dq, dk, dv, dscale, dsinks, None if dslopes is None else dslopes.sum(-1)]

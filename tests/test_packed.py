@@ -8,6 +8,7 @@ from helpers import NUMPY, assert_same_bits, wide
 from numpy.testing import assert_array_equal
 
 from fastsoftmax import (
+    _attention,
     num_threads,
     paged_attention,
     reference,
@@ -269,6 +270,17 @@ def test_nothing_to_attend_to():
         assert out.shape == (3, 4, ev)
         gradients = varlen_attention_backward(out, *arrays, out, lse, [0, 3], enable_gqa=True)
         assert [x.shape for x in gradients] == [x.shape for x in arrays]
+
+
+def test_no_length_beside_first_rows(monkeypatch):
+    """A kernel would read one for each sequence."""
+    calls = []
+    monkeypatch.setattr(_attention, "call_backward_kernel", lambda tag, call, *rest: calls.append(call))
+    query, key, value = packed_arrays(np.float32)
+    for keys in (0, 5):
+        varlen_attention_backward(query[:3, :, :17], query[:3], key[:keys], value[:keys], query[:3, :, :17],
+                                  np.zeros((4, 3), np.float32), [0, 1, 3], [0, 0, keys], enable_gqa=True)
+    assert [call.lengths for call in calls] == [None, None]
 
 
 @pytest.mark.parametrize("options", [{"softcap": 1e35}, {"scale": 1e35}], ids=lambda x: next(iter(x)))
