@@ -47,9 +47,9 @@ def statistics_dtype(dtype):
 
 
 def converted(array, dtype, order="K", copy=False):
-    """array.astype(dtype, order, copy=copy), without a warning for numbers beyond the dtype's range."""
+    """array.astype(dtype, order, copy=copy), aligned, and without a warning for numbers beyond the dtype's range."""
     if array.dtype == dtype:        # no warning is possible, and errstate costs as much as a small array's kernel
-        return array.astype(dtype, order, copy=copy)
+        return array.astype(dtype, order, copy=copy or not array.flags.aligned)
     with np.errstate(all="ignore"):
         return array.astype(dtype, order, copy=copy)
 

@@ -213,8 +213,7 @@ def _linear_by_reference(arguments, return_grad):
 
 def _for_blas(array, dtype):
     """In this dtype, aligned and in C order: products of other arrays are added up in another order."""
-    array = converted(array, dtype, "C")
-    return array if array.flags.aligned else array.copy()
+    return converted(array, dtype, "C")
 
 
 class _Linear:
