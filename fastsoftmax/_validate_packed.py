@@ -3,6 +3,7 @@
 import numpy as np
 
 from fastsoftmax import _validate
+from fastsoftmax._dtypes import converted
 
 
 def packed_inputs(query, key, value, cu_seqlens_q, cu_seqlens_k, enable_gqa):
@@ -86,7 +87,7 @@ def page_table(block_table, key_lengths, batch, pages, page_size):
     most = table.shape[1]
     _integers(key_lengths, "key_lengths")
     lengths = _validate.check_key_lengths(key_lengths, (batch,), most * page_size, "the room of block_table's pages")
-    numbers = np.ascontiguousarray(table, np.int64)
+    numbers = converted(table, np.dtype(np.int64), "C")
     if numbers.size == 0 or numbers.view(np.uint64).max() < pages:      # negative numbers are large there
         return numbers, lengths
     used = np.arange(most) < -(-lengths[:, None] // max(page_size, 1))

@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import assert_same_bits
+from helpers import LAYOUTS, assert_same_bits
 
 from fastsoftmax import (
     cross_entropy,
@@ -14,6 +14,7 @@ from fastsoftmax import (
     softmax_backward,
     softmax_entropy,
 )
+from fastsoftmax._dtypes import converted
 
 VALUES = np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)
 EXPECTED = softmax(VALUES, 1)
@@ -153,3 +154,14 @@ def test_dtypes_that_are_no_numbers():
     for bad in (np.array([1.0, None]), np.array(["a"]), np.array([0], "M8[s]"), np.zeros(2, [("a", float)])):
         with pytest.raises(TypeError, match="x must be an array of numbers, got dtype"):
             softmax(bad)
+
+
+@pytest.mark.parametrize("order", ["K", "C"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_converted_arrays_are_aligned(dtype, order):
+    """So that kernels can take them: also where the dtype is that of the array."""
+    x = LAYOUTS["unaligned by a byte"](VALUES)
+    assert not x.flags.aligned
+    got = converted(x, np.dtype(dtype), order)
+    assert got.flags.aligned
+    np.testing.assert_array_equal(got, VALUES)
