@@ -211,17 +211,15 @@ def _linear_by_reference(arguments, return_grad):
     return (loss, (converted(gradients[0], native(hidden.dtype)), *gradients[1:])) if return_grad else loss
 
 
-def _for_blas(array, dtype):
-    """In this dtype, aligned and in C order: products of other arrays are added up in another order."""
-    return converted(array, dtype, "C")
-
-
 class _Linear:
-    """A linear layer and the gradients of its weights, which add up over chunks of rows."""
+    """A linear layer and the gradients of its weights, which add up over chunks of rows.
+
+    hidden and weight are aligned and in C order for BLAS, which adds up products of other arrays in another order.
+    """
 
     def __init__(self, hidden, weight, bias, dtype, has_grad):
         self.hidden, self.dtype, self.has_grad = hidden, dtype, has_grad
-        self.weight, self.bias = _for_blas(weight, dtype), None if bias is None else converted(bias, dtype)
+        self.weight, self.bias = converted(weight, dtype, "C"), None if bias is None else converted(bias, dtype)
         self.dtypes = [native(v.dtype) for v in (hidden, weight, bias) if v is not None]
         if has_grad:
             self.dhidden = np.zeros(hidden.shape, self.dtypes[0])
@@ -239,7 +237,7 @@ class _Linear:
         buffer = np.empty((min(step, count), n), self.dtype)
         for start in range(0, count, step):
             part = slice(start, start + step) if rows is None else rows[start:start + step]
-            hidden = _for_blas(self.hidden[part], self.dtype)
+            hidden = converted(self.hidden[part], self.dtype, "C")
             logits = np.matmul(hidden, self.weight.T, out=buffer[:len(hidden)])
             if self.bias is not None:
                 logits += self.bias
