@@ -341,6 +341,16 @@ def test_threads_are_used_unless_callers_must_compute_alone(label):
             assert regions() > before
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("columns", [1_500_000, 3_000_000, 6_000_000])
+def test_threads_share_rows_of_millions(columns, dtype):
+    """As many rows as threads are computed between two checks for an interrupt, not a single one by the caller."""
+    before = regions()
+    with num_threads(2):
+        logsumexp(np.zeros((4, columns), dtype), -1)
+    assert regions() > before
+
+
 def test_small_calls_and_single_threads_do_not_pay():
     _testing.compute_serially(10**15)
     with num_threads(1):

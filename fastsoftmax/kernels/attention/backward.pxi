@@ -595,7 +595,7 @@ cdef class BackwardWorkspaces:
 cdef int backward(const BackwardParams* p, bint in_order, int threads) except -1:
     """in_order: the tasks add to the same elements of dbias, so one thread does them all."""
     cdef const AttentionParams* params = &p.forward
-    cdef Py_ssize_t pairs = params.batch * params.key_heads, first = 0, start, work, step
+    cdef Py_ssize_t pairs = params.batch * params.key_heads, first = 0, work, step
     cdef BackwardSlice slice_, most
     cdef BackwardTasks tasks
     cdef BackwardWorkspaces workspaces = BackwardWorkspaces()
@@ -611,23 +611,14 @@ cdef int backward(const BackwardParams* p, bint in_order, int threads) except -1
     tasks.p, tasks.pairs, tasks.tasks = p, workspaces.pairs, workspaces.tasks
     tasks.workspaces, tasks.workspace_bytes = workspaces.block, workspaces.thread_bytes
     run_tasks(delta_task, &tasks, params.batch * params.heads,
-              max(<Py_ssize_t>(2 * threads), <Py_ssize_t>100000000 // (params.length * params.value_dim)), threads,
-              IN_ORDER)
-    # tasks between two looks for an interrupt: a fraction of a second by any kernel, or one a thread
+              max((<Py_ssize_t>LANES << 24) // (params.length * params.value_dim), 1), threads, IN_ORDER)
     work = params.length * params.queries_per_kv * multiplications_of_row(params, params.keys)
-    step = max(<Py_ssize_t>200000000 // (work // grad_splits(params.keys) + 10000), <Py_ssize_t>threads)
+    step = max((<Py_ssize_t>LANES << 26) // (work // grad_splits(params.keys) + 10000), 1)
     first = 0
     while first < pairs:
         slice_ = backward_slice(params, order.all, first, threads)
         plan_backward(params, order.all, first, &slice_, workspaces.dquery_sums, &tasks)
-        start = 0
-        while start < slice_.tasks:
-            with nogil:
-                region = open_region(1 if in_order else threads)
-                parallel_for(grad_task, &tasks, start, min(start + step, slice_.tasks), IN_ORDER, &region)
-                close_region(&region)
-            PyErr_CheckSignals()
-            start += step
+        run_tasks(grad_task, &tasks, slice_.tasks, step, 1 if in_order else threads, IN_ORDER)
         with nogil:
             region = open_region(threads)
             parallel_for(dquery_task, &tasks, 0, slice_.pairs, IN_ORDER, &region)

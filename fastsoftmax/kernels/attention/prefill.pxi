@@ -370,9 +370,9 @@ cdef int prefill(const AttentionParams* params, const Sequence* sequences, Py_ss
                        params.table.pages != NULL)
     tasks.params, tasks.tasks = params, workspaces.tasks
     tasks.workspaces, tasks.workspace_bytes = workspaces.block, workspaces.thread_bytes
-    # between two looks for an interrupt, a fraction of a second by any kernel; the smallest task takes microseconds
-    slice_ = <Py_ssize_t>500000000 // (rows_a_task(rows) * multiplications_of_row(params, params.keys) + 10000)
+    # a tenth of a second or two of the generic kernel; the smallest task takes microseconds
+    slice_ = (<Py_ssize_t>LANES << 28) // (rows_a_task(rows) * multiplications_of_row(params, params.keys) + 10000)
     while first < pairs:
         number = plan_prefill(params, sequences, pairs, &first, workspaces.tasks)
-        run_tasks(prefill_task, &tasks, number, max(slice_, <Py_ssize_t>(2 * threads)), threads, IN_ORDER)
+        run_tasks(prefill_task, &tasks, number, max(slice_, 1), threads, IN_ORDER)
     return 0

@@ -60,18 +60,19 @@ cdef void parallel_for(Task function, const void* context, Py_ssize_t start, Py_
 
 cdef int run_tasks(Task function, const void* context, Py_ssize_t tasks, Py_ssize_t slice_, int threads,
                    TaskOrder order) except -1:
-    """Runs tasks 0 .. tasks - 1, and looks for an interrupt (Control-C) after each `slice_` of them."""
+    """Runs tasks 0 .. tasks - 1, and looks for an interrupt (Control-C) each time a thread has had `slice_` of them."""
     cdef ParallelRegion region
-    cdef Py_ssize_t start = 0
+    cdef Py_ssize_t start = 0, stop
     # A single task is the caller's. For a few, the team keeps its size: libgomp ends the threads that a smaller team
     # leaves out, and starts others for the next larger one.
-    if min(slice_, tasks) == 1:
+    if tasks == 1:
         threads = 1
     while start < tasks:
         with nogil:
             region = open_region(threads)
-            parallel_for(function, context, start, min(start + slice_, tasks), order, &region)
+            stop = min(start + slice_ * (1 if is_serial(&region) else threads), tasks)
+            parallel_for(function, context, start, stop, order, &region)
             close_region(&region)
-        start += slice_
+        start = stop
         PyErr_CheckSignals()
     return 0

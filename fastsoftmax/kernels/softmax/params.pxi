@@ -21,7 +21,7 @@
 
 cdef enum:
     TASK = 1 << 14                  # elements: the least work of a thread, a few microseconds
-    SLICE = PARTIALS << 18          # elements computed between two checks for an interrupt
+    SLICE = PARTIALS << 18          # elements that a thread computes between two checks for an interrupt
     LONG_ROW = 1 << 15              # elements: longer rows may be shared by threads
     CHUNK = 4096                    # elements: they fit in the L1 cache; their sum then joins a double-word sum
     BASES_MIN = 7 * CHUNK           # elements: softmax rows longer than this have bases, see shift.pxi
