@@ -5,11 +5,11 @@
 A call is divided into tasks here as the kernels divide it; the constants are those of softmax/params.pxi,
 attention/prefill.pxi and attention/decode.pxi, and the number of threads is what `_threads.threads_for` gives. One
 thread's time of the call is measured, and shared among its tasks by their cost. Each task goes to the thread that is
-free first, as with schedule(dynamic). A parallel region costs `fork` for two threads, measured, and `--wake` for each
-further one. A call is never faster than its bytes at the bandwidth that its threads have: of one core, measured, up to
-that of a node. Memory is that of the first node; threads of the other read it at `--remote` of the bandwidth.
-Arrays that fit into the cache (`--cache`) have no such limit. The times of two threads are measured too, and the
-table shows the error of the prediction.
+free first, as with schedule(dynamic). A region ends, and the next begins, where the kernels look for an interrupt. A
+region costs `fork` for two threads, measured, and `--wake` for each further one. A call is never faster than its bytes
+at the bandwidth that its threads have: of one core, measured, up to that of a node. Memory is that of the first node;
+threads of the other read it at `--remote` of the bandwidth. Arrays that fit into the cache (`--cache`) have no such
+limit. The times of two threads are measured too, and the table shows the error of the prediction.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from fastsoftmax import _attention, _threads
 CORES = (1, 2, 4, 8, 16, 32, 64)
 LANES, TASK, LONG_ROW, PARTIALS = 16, 1 << 14, 1 << 15, 16             # float32, AVX-512
 PASSES_COST, TILE_REGISTERS, SPLIT_KEYS, MAX_SPLITS = TASK, 12, 512, 64
+SLICE, PREFILL_SLICE = PARTIALS << 18, LANES << 28                      # elements or multiplications of a thread
 
 
 class Case(NamedTuple):
@@ -79,6 +80,12 @@ def plan(case, number):
         return plan_rows(*case.shape) if len(case.shape) == 3 else plan_attention(case.causal, *case.shape)
 
 
+def regions(threads, tasks, slice_):
+    """A region for each slice of the tasks: `slice_` tasks of each thread."""
+    step = max(slice_, 1) * threads
+    return [tasks[first:first + step] for first in range(0, len(tasks), step)]
+
+
 def plan_rows(outer, n, inner):
     threads = _threads.threads_for(outer * n * inner)
     row, rows = n, outer * inner
@@ -89,7 +96,7 @@ def plan_rows(outer, n, inner):
         return Plan(sharers, [[n / sharers / 3] * sharers] * (3 * rows))
     size = max(1, min(max(rows * row // (16 * threads), TASK), 4 * TASK) // row)
     tasks = [min(size, rows - first) * row for first in range(0, rows, size)]
-    return Plan(team(threads, tasks), [tasks])
+    return Plan(team(threads, tasks), regions(threads, tasks, SLICE // (size * row)))
 
 
 def plan_attention(causal, batch, heads, key_heads, length, keys, dim):
@@ -101,14 +108,13 @@ def plan_attention(causal, batch, heads, key_heads, length, keys, dim):
     if rows <= 16:                                  # decode
         split = max(SPLIT_KEYS, ceil_div(ceil_div(keys, MAX_SPLITS), 512) * 512)
         tasks = [min(split, keys - first) for first in range(0, keys, split)] * pairs
-        regions = [tasks] if len(tasks) == pairs else [tasks, [1] * pairs]
-        return Plan(team(threads, tasks), regions)
+        return Plan(team(threads, tasks), [tasks] if len(tasks) == pairs else [tasks, [1] * pairs])
     registers = ceil_div(rows, LANES)
     size = ceil_div(registers, ceil_div(registers, TILE_REGISTERS)) * LANES
     tasks = [(min(first + size, rows) - first) * (keys * min(first + size, rows) // rows if causal else keys)
              for first in reversed(range(0, rows, size))]
     tasks *= pairs
-    return Plan(team(threads, tasks), [tasks])
+    return Plan(team(threads, tasks), regions(threads, tasks, PREFILL_SLICE // (2 * size * keys * dim + 10000)))
 
 
 def nbytes(case):
