@@ -14,7 +14,8 @@ def load(name):
 def merged(old, new):
     """Results of a run in the file of earlier ones: its rows replace those of the same function, shape and threads.
 
-    A figure of another processor, version or number of rounds would stand under a wrong heading: SystemExit.
+    The date stays that of the first run, so that some rows measured again do not make the file the newest. A figure of
+    another processor, version or number of rounds would stand under a wrong heading: SystemExit.
     """
     for key in ("cpu", "isa", "system", "python", "rounds", "versions"):
         if old[key] != new[key]:
@@ -30,7 +31,8 @@ def merged(old, new):
         errors = {dtype: max(found["errors"].get(dtype, 0.0) for found in (before, after))
                   for dtype in {**before["errors"], **after["errors"]}}
         calls[name] = {"calls": list(dict.fromkeys(before["calls"] + after["calls"])), "errors": errors}
-    return {**new, "limits": old["limits"] | {str(key): found for key, found in new["limits"].items()},
+    return {**new, "date": old["date"],
+            "limits": old["limits"] | {str(key): found for key, found in new["limits"].items()},
             "rows": list(rows.values()), "unavailable": joined(old["unavailable"], new),
             "calls": calls, "notes": list(dict.fromkeys(old["notes"] + new["notes"]))}
 

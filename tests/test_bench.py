@@ -137,7 +137,8 @@ def test_a_merged_run_replaces_its_rows_alone(bench):
     first = record.merged(run("softmax", "ten numbers", 1e-6, A="too slow"), run("logsumexp", "ten numbers", 2e-6))
     assert [row["function"] for row in first["rows"]] == ["softmax", "logsumexp"]
     assert first["unavailable"][0]["cases"] == {"ten numbers": ["softmax"]}
-    again = record.merged(first, run("softmax", "ten numbers", 3e-6))
+    again = record.merged({**first, "date": "2026-01-02"}, run("softmax", "ten numbers", 3e-6))
+    assert again["date"] == "2026-01-02"
     assert [row["figures"]["fastsoftmax"] for row in again["rows"]] == [3.0, 2.0]
     assert again["unavailable"] == []
     with pytest.raises(SystemExit, match="rounds"):
