@@ -560,6 +560,54 @@ def test_columns_do_not_feel_each_other(kernel, function, n, inner):
     assert_same_bits(one_nan(out), alone.T)
 
 
+@family
+def test_few_short_columns_of_many_matrices(kernel, function):
+    """The first columns of all matrices are computed together, then the second ones."""
+    for n, inner in ((2, 2), (4, 3), (9, 4), (31, 2), (60, 3), (200, 2)):
+        x = sample(kernel.dtype, (41, n, inner), 4)
+        x[3, n // 2, 1] = 40
+        x[4] += 300
+        x[5:8, 0, 0] = NAN, INF, -INF
+        alone = one_nan(call(function, np.ascontiguousarray(np.swapaxes(x, 1, 2))))
+        expected = np.swapaxes(alone, 1, 2) if alone.ndim == 3 else alone
+        assert_same_bits(one_nan(call(function, x, 1)), expected)
+        assert_same_bits(one_nan(call(function, x[::-1], 1)), expected[::-1])
+        assert_same_bits(one_nan(call(function, np.asfortranarray(x), 1)), expected)
+        if function in ("softmax", "log_softmax"):
+            out = x.copy()
+            call(function, out, 1, out=out)
+            assert_same_bits(one_nan(out), expected)
+            temperature = np.linspace(0.5, 3, 41 * inner).reshape(41, 1, inner)
+            assert_same_bits(
+                one_nan(call(function, x, 1, temperature=temperature)),
+                one_nan(np.stack([call(function, np.ascontiguousarray(m), 0, temperature=t)
+                                  for m, t in zip(x, temperature, strict=True)])))
+
+
+@family
+@pytest.mark.parametrize("threads", [1, 9])
+@pytest.mark.parametrize("n, inner", [(140_001, 5), (17_000, 20), (70_000, 35)])
+def test_columns_of_long_rows(kernel, function, n, inner, threads):
+    """Where a tile is too large to be kept, or tiles are too few for the threads, these share its chunks."""
+    x = sample(kernel.dtype, (n, inner), 4)
+    x[n // 2, 1] = 40                           # outweighs all others: log_softmax sums such rows again
+    x[:, 2] += 30
+    alone = call(function, np.ascontiguousarray(x.T))
+    with fastsoftmax.num_threads(threads):
+        assert_same_bits(call(function, x, 0), alone.T)
+        if function in ("softmax", "log_softmax"):
+            out = x.copy()
+            call(function, out, 0, out=out)
+            assert_same_bits(out, alone.T)
+            scaled = call(function, np.ascontiguousarray(x.T), temperature=0.7)
+            assert_same_bits(call(function, x, 0, temperature=0.7), scaled.T)
+    x[n // 3, :3] = NAN, INF, -INF
+    x[:, inner - 1] = -INF
+    alone = one_nan(call(function, np.ascontiguousarray(x.T)))
+    with fastsoftmax.num_threads(threads):
+        assert_same_bits(one_nan(call(function, x, 0)), alone.T)
+
+
 @pytest.mark.parametrize(
     "shape, axis",
     [((300_001,), 0), ((257, 1031), 1), ((1031, 257), 0), ((20_000, 10), 1), ((3, 129, 700), 1), ((3, 70_001), 1)],
@@ -1463,7 +1511,12 @@ def test_non_temporal_stores_write_the_same_bits(kernel):
         (5, 300): lambda x, out: softmax(x, -1, out=out),
         (4, 333): lambda x, out: log_softmax(x, -1, out=out),
         (2, 70, 48): lambda x, out: softmax(x, 1, out=out),
+        (2, 70, 80): lambda x, out: softmax(x, 1, out=out),
+        (2, 70, 96): lambda x, out: log_softmax(x, 1, out=out),
         (2, 70, 37): lambda x, out: log_softmax(x, 1, out=out),
+        (2, 70, 5): lambda x, out: softmax(x, 1, out=out),
+        (40, 9, 3): lambda x, out: softmax(x, 1, out=out),
+        (140_000, 5): lambda x, out: softmax(x, 0, out=out),
         (40, 6): lambda x, out: softmax(x, -1, out=out),
         (300, 3): lambda x, out: softmax(x, 0, out=out),
     }

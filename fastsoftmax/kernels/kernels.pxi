@@ -33,6 +33,7 @@ include "softmax/strided.pxi"               # the iteration
 include "softmax/narrow.pxi"                # tiles of narrow contiguous rows
 include "softmax/causal.pxi"                # tiles of causal rows
 include "softmax/long_row.pxi"              # one row shared by threads
+include "softmax/long_tiles.pxi"            # tiles of long rows
 include "softmax/exact_sums.pxi"            # compensated sums for gradients and losses
 include "softmax/mask.pxi"                  # causal_mask_
 include "softmax/softmax.pxi"               # softmax, log_softmax, logsumexp, softmax_entropy, causal_softmax

@@ -130,6 +130,38 @@ COLD vreal load_first(const elem *p, ptrdiff_t count)
 }
 #endif
 
+/* Stores the first `count` lanes, 0 to LANES, in pieces: loads of a part of what was stored do not wait for it. */
+SIMD_INLINE void store_first(elem *p, vreal a, ptrdiff_t count)
+{
+    elem line[LANES];
+    ptrdiff_t done = 0;
+    if (count == LANES) {
+        store_elem(p, a);
+        return;
+    }
+    store_elem(line, a);
+#if LANES > 8
+    if (count & 8) {
+        memcpy(p, line, 8 * sizeof(elem));
+        done = 8;
+    }
+#endif
+#if LANES > 4
+    if (count & 4) {
+        memcpy(p + done, line + done, 4 * sizeof(elem));
+        done += 4;
+    }
+#endif
+#if LANES > 2
+    if (count & 2) {
+        memcpy(p + done, line + done, 2 * sizeof(elem));
+        done += 2;
+    }
+#endif
+    if (count & 1)
+        p[done] = line[done];
+}
+
 #if !defined NATIVE_ANY_LT
 SIMD_INLINE int any_lt(vreal a, vreal b) { return any_lane(lt(a, b)); }
 #endif

@@ -29,6 +29,7 @@ cdef extern from "simd/vec.h" nogil:
     vreal load_elem(const elem*) noexcept
     vreal load_last(const elem*, Py_ssize_t) noexcept
     vreal load_first(const elem*, Py_ssize_t) noexcept
+    void store_first(elem*, vreal, Py_ssize_t) noexcept
     void store_elem(elem*, vreal) noexcept
     real real_of(const elem*) noexcept
     elem elem_of(real) noexcept

@@ -42,14 +42,15 @@ cdef int run_pass(ChunkFunction function, const void* context, Py_ssize_t n, con
                   ParallelRegion* region) except -1:
     """Runs `function` for the chunks of a row of n elements, and looks for an interrupt after each slice of them."""
     cdef ChunkPass now
-    cdef Py_ssize_t chunks = ceil_div(n, CHUNK), slice_
+    cdef Py_ssize_t chunks = ceil_div(n, CHUNK), size
     now.function, now.context, now.shares, now.workspaces = function, context, region.threads, workspaces
-    for slice_ in range(ceil_div(chunks, SLICE // CHUNK)):
-        now.start = slice_ * (SLICE // CHUNK)
-        now.stop = min(now.start + SLICE // CHUNK, chunks)
+    now.stop = 0
+    while now.stop < chunks:
+        size = SLICE // CHUNK * (1 if is_serial(region) else region.threads)
+        now.start, now.stop = now.stop, min(now.stop + size, chunks)
         with nogil:
             parallel_for(chunk_pass_task, &now, 0, now.shares, IN_FIXED_SHARES, region)
-            if chunks > SLICE // CHUNK:         # a slice is then long enough to be measured by itself
+            if chunks > size:                   # a slice is then long enough to be measured by itself
                 close_region(region)
         PyErr_CheckSignals()
     return 0

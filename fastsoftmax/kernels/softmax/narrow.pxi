@@ -5,7 +5,7 @@
 
 cdef inline bint is_narrow(const Rows* rows) noexcept nogil:
     return (rows.n <= UNROLL and rows.where == NULL and not rows.scaled and not rows.causal and rows.op != ENTROPY
-            and rows.x_n == 1 and (rows.y_n == 1 or is_reduction(rows.op)))
+            and not rows.in_turns and rows.x_n == 1 and (rows.y_n == 1 or is_reduction(rows.op)))
 
 cdef inline bint is_whole(const Rows* rows, const TilePosition* position) noexcept nogil:
     """Whether a tile can be read and written in whole registers."""
@@ -81,7 +81,7 @@ cdef void narrow_store_refined(const Rows* rows, TilePosition position, const Sh
                                const vmask* needs_refinement, Normalizer* normalizer, real* tile) noexcept nogil:
     """narrow_store for weights that may be NEARLY_ONE or subnormal. `position` is a copy: see single_tile."""
     find_ones(s, False, needs_refinement, normalizer)
-    round_subnormal(rows.n, tile, normalizer)
+    round_subnormal(PARTIAL_REGS, rows.n, tile, normalizer)
     narrow_store_as(STORE_WEIGHTS_OR_ONE, rows, &position, s, normalizer, tile)
 
 cdef inline void narrow_store(Op op, const Rows* rows, const TilePosition* position, const Shift* s,

@@ -32,6 +32,8 @@ cdef enum:
     CAUSAL_TILE_MAX = 2 * PARTIALS  # the same for causal rows: all of a tile take as long as the longest
     DELAYED_MAX = 48 * PARTIALS     # elements: contiguous rows up to this are stored after the next row is summed
     FAR_ELEMENTS = 1 << 20          # elements: larger arrays are not in the L2 cache
+    FEW_ROWS = 4                    # rows of a matrix: see matrices_to_rows
+    PEELED_MIN = 4 * PARTIALS       # rows: of fewer, one tile more costs more than aligned lines save
     STRIP_TILES = 8                 # tiles side by side that are computed together: see strided.pxi
     KEEP = 1 << 20                  # reals: up to this, the weights of a row are kept; beyond, they are computed twice
 
@@ -71,6 +73,7 @@ cdef struct Rows:
     bint scaled                                     # whether there is a temperature
     bint nontemporal                                # results bypass the caches
     Py_ssize_t peel                                 # rows by which the first tile is narrower, to align the others
+    bint in_turns                                   # tiles of all matrices take turns: see matrices_to_rows
     bint causal                                     # row i sees its first i + offset + 1 elements
     Py_ssize_t offset
     Py_ssize_t outer, n, inner
@@ -91,7 +94,7 @@ cdef Rows describe(Op op, const elem[:, :, :] x, elem[:, :, :] y, const double[:
     rows.causal = offset is not None
     rows.offset = offset if rows.causal else 0
     rows.nontemporal = nontemporal and sizeof(elem) == sizeof(real)
-    rows.peel = 0
+    rows.peel, rows.in_turns = 0, False
     rows.outer, rows.n, rows.inner = x.shape[0], x.shape[1], x.shape[2]
     rows.x = &x[0, 0, 0]
     rows.x_outer, rows.x_n, rows.x_inner = (
@@ -122,3 +125,22 @@ cdef void outer_to_inner(Rows* rows) noexcept nogil:
     rows.inner, rows.outer = rows.outer, 1
     rows.x_inner, rows.y_inner, rows.where_inner = rows.x_outer, rows.y_outer, rows.where_outer
     rows.temperature_inner = rows.temperature_outer
+
+cdef void matrices_to_rows(Rows* rows) noexcept nogil:
+    """Makes the first rows of all matrices one matrix, the second ones another: a matrix of a few short rows would
+    leave most of a tile empty. The tiles take turns, so that what they share of a cache line is read once."""
+    rows.in_turns = True
+    rows.outer, rows.inner = rows.inner, rows.outer
+    rows.x_outer, rows.x_inner = rows.x_inner, rows.x_outer
+    rows.y_outer, rows.y_inner = rows.y_inner, rows.y_outer
+    rows.where_outer, rows.where_inner = rows.where_inner, rows.where_outer
+    rows.temperature_outer, rows.temperature_inner = rows.temperature_inner, rows.temperature_outer
+
+cdef inline void arrange(Rows* rows) noexcept nogil:
+    """Chooses which rows are side by side."""
+    if rows.causal:
+        return
+    if rows.inner == 1:
+        outer_to_inner(rows)
+    elif rows.inner <= FEW_ROWS and rows.outer >= 2 * PARTIALS and rows.n <= NARROW_MAX:
+        matrices_to_rows(rows)

@@ -23,8 +23,9 @@ cdef Py_ssize_t row_task(const void* context, Py_ssize_t task, int thread) noexc
 cdef inline bint uses_tiles(const Rows* rows) noexcept nogil:
     if rows.causal:
         return rows.where == NULL and rows.x_n == 1 and rows.y_n == 1 and rows.inner >= PARTIALS and rows.n < LONG_ROW
-    return 2 * rows.inner >= PARTIALS and (rows.n <= (NARROW_MAX if rows.inner >= PARTIALS else FEW_NARROW_MAX)
-                                           or (rows.x_inner == 1 and rows.x_n != 1))
+    if rows.x_inner == 1 and rows.x_n != 1:     # side by side: a line is read at once
+        return 4 * rows.inner >= PARTIALS and rows.inner > 2
+    return 2 * rows.inner >= PARTIALS and rows.n <= (NARROW_MAX if rows.inner >= PARTIALS else FEW_NARROW_MAX)
 
 cdef inline Py_ssize_t task_size(Py_ssize_t size, int threads) noexcept nogil:
     """Elements of a task. The first row of a task is a cache miss, so tasks are as large as an even load allows."""
@@ -36,7 +37,8 @@ cdef inline Py_ssize_t tile_peel(const Rows* rows) noexcept nogil:
     """Rows by which the first tile is narrower, so that the others write whole cache lines, or suit causal rows."""
     if rows.causal:
         return causal_peel(rows)
-    if rows.nontemporal and rows.y_inner == 1:
+    if (rows.nontemporal and rows.y_inner == 1 and rows.inner >= PEELED_MIN
+            and rows.y_n * <Py_ssize_t>sizeof(elem) % 64 == 0):
         return <Py_ssize_t>(<size_t>rows.y // sizeof(elem)) % PARTIALS
     return 0
 
@@ -55,6 +57,8 @@ cdef int compute(Rows* rows, int threads) except -1:
     tasks.rows, tasks.in_tiles = rows, uses_tiles(rows)
     if tasks.in_tiles:
         rows.peel = tile_peel(rows)
+        if has_long_tiles(rows, threads):
+            return all_long_tiles(rows, threads)
         row_size, row_count = rows.n * PARTIALS, rows.outer * tiles_of(rows)
         strip = tiles_of_strip(rows)
         size = tile_buffer(rows) if strip == 1 else strip * tile_size(rows)
@@ -82,8 +86,7 @@ def softmax_rows(int op, const elem[:, :, :] x, elem[:, :, :] y, const double[:,
     No dimension is 0. y may be x, but must not overlap it otherwise.
     """
     cdef Rows rows = describe(<Op>op, x, y, temperature, where, offset, nontemporal)
-    if rows.inner == 1 and not rows.causal:
-        outer_to_inner(&rows)
+    arrange(&rows)
     compute(&rows, threads)
 
 # The entry points for contiguous arrays, which are called by their addresses, without a memoryview. Small arrays are
@@ -136,8 +139,7 @@ cdef int contiguous_rows(int op, const void* x, void* y, Py_ssize_t outer, Py_ss
     rows.y_outer, rows.y_n, rows.y_inner = n * inner, inner, 1
     if is_reduction(rows.op):
         rows.y_outer = inner
-    if inner == 1:
-        outer_to_inner(&rows)
+    arrange(&rows)
     return compute_contiguous(&rows, threads)
 
 cdef int contiguous_causal_rows(const void* x, void* y, Py_ssize_t outer, Py_ssize_t queries, Py_ssize_t keys,

@@ -39,7 +39,8 @@ cdef inline bint find_ones(const Shift* s, bint scaled, const vmask* needs_refin
             found |= find_one(&s[c], scaled, &normalizer[c])
     return found
 
-# The elements, then the weights, of all blocks of a tile are kept if they fit; otherwise a block is read again.
+# The elements, then the weights, of all blocks of a tile are kept if they fit. Otherwise the tile is one of long_tiles,
+# or a block of it is read again for its sum (states.pxi).
 
 cdef inline bint keeps_tile(const Rows* rows) noexcept nogil:
     return rows.n * PARTIALS <= KEEP
@@ -162,7 +163,7 @@ cdef void sum_blocks(SumKind sum, const Rows* rows, const TilePosition* position
             if bases != NULL:
                 start_chunk_from_bases(j // CHUNK, bases, s, now, workspace.tile)
             start_chunk(sum, rows.n, workspace.tile)
-        exp_and_sum_block(sum, rows.scaled, now, count, x, workspace.tile, ties)
+        exp_and_sum_block(sum, rows.scaled, registers_in_use(position), now, count, x, workspace.tile, ties)
         j += BLOCK
         if j <= rows.n and ends_run(j, rows.n):
             end_runs_of_tile(sum, j, rows.n, workspace.tile)
@@ -171,8 +172,10 @@ cdef void sum_blocks(SumKind sum, const Rows* rows, const TilePosition* position
     if bases != NULL and keeps_tile(rows):
         rescale_tile(bases, s, rows.n // CHUNK, workspace.weights_buf)
     for c in range(PARTIAL_REGS):
-        normalizer[c] = finalize_column(sum, rows.scaled, &s[c], rows.n, c, workspace.tile, ties[c],
-                                        &needs_refinement[c])
+        normalizer[c] = finalize_column(sum, rows.scaled, &s[c], rows.n, c, workspace.tile,
+                                        real_count(ties[c]), &needs_refinement[c])
+        if c >= registers_in_use(position):     # it has no sums
+            needs_refinement[c] = nowhere()
 
 cdef void sum_tile(SumKind sum, const Rows* rows, const TilePosition* position, const TileBases* bases, const Shift* s,
                    const RowWorkspace* workspace, Normalizer* normalizer, vmask* needs_refinement) noexcept nogil:
@@ -198,23 +201,11 @@ cdef inline StoreKind normalizers_of_tile(const Rows* rows, const TilePosition* 
 
 cdef inline void store_blocks(StoreKind stored, const Rows* rows, const TilePosition* position, const Shift* s,
                               const Normalizer* normalizer, const RowWorkspace* workspace) noexcept nogil:
-    """Pass 3."""
-    cdef vcount[PARTIAL_REGS] ties
-    cdef vreal[PARTIAL_REGS] unused
-    cdef Py_ssize_t j = 0, count
-    cdef real* x
-    cdef int c
-    for c in range(PARTIAL_REGS):
-        ties[c] = no_count()
-        unused[c] = s[c].row_max
+    """Pass 3, of a tile that is kept."""
+    cdef Py_ssize_t j = 0
     while j < rows.n:
-        count = min(rows.n - j, <Py_ssize_t>BLOCK)
-        x = block_at(rows, j, workspace)
-        if not keeps_tile(rows):
-            load_tile(rows, position, j, count, x, unused)
-            if stored != STORE_LOGS:            # the weights once more; the sums are not used
-                exp_and_sum_block(SUM_WEIGHTS, rows.scaled, s, count, x, workspace.tile, ties)
-        normalize_store_tile(stored, rows, position, j, count, s, normalizer, x)
+        normalize_store_tile(stored, rows, position, j, min(rows.n - j, <Py_ssize_t>BLOCK), s, normalizer,
+                             workspace.weights_buf + j * PARTIALS)
         j += BLOCK
 
 cdef void store_scalars(const Rows* rows, const TilePosition* position, const Normalizer* normalizer) noexcept nogil:
@@ -301,7 +292,7 @@ cdef inline Py_ssize_t tile_size(const Rows* rows) noexcept nogil:
 
 cdef inline Py_ssize_t tiles_of_strip(const Rows* rows) noexcept nogil:
     """Tiles of a strip, at most; 1: no strips. Rows of a block are read as fast without, unless lines share sets."""
-    if (rows.causal or (rows.x_inner != 1 and rows.y_inner != 1) or rows.n * rows.inner <= CHUNK
+    if (rows.causal or rows.in_turns or (rows.x_inner != 1 and rows.y_inner != 1) or rows.n * rows.inner <= CHUNK
             or (rows.n <= BLOCK and not share_sets(rows.x_n))):
         return 1
     return min(max(<Py_ssize_t>STRIP_REALS // tile_size(rows), 1), <Py_ssize_t>STRIP_TILES)
@@ -368,7 +359,8 @@ cdef void wide_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
         if count > 1:
             strided_strip(rows, t, count, workspace)
         else:
-            position = tile_position(rows, t)
+            # where tiles take turns, those of all matrices that start at the same row follow one another
+            position = tile_position(rows, t % rows.outer * tiles + t // rows.outer if rows.in_turns else t)
             if rows.causal:
                 causal_tile(rows, &position, workspace)
             else:

@@ -12,31 +12,30 @@ cdef inline bint any_center(const Shift* s) noexcept nogil:
         largest_center = vmax(vabs(s[c].center), largest_center)
     return hmax(largest_center) != 0
 
-cdef inline void full_block(SumKind sum, bint scaled, bint centered, const Shift* shift, real* x, TileWorkspace* tile,
-                            vcount* ties) noexcept nogil:
-    cdef Shift[PARTIAL_REGS] s
+cdef inline void full_block(SumKind sum, bint scaled, bint centered, int registers, const Shift* shift, real* x,
+                            TileWorkspace* tile, vcount* ties) noexcept nogil:
+    cdef Shift s
     cdef vreal[4] e, p, f
     cdef vreal total, lost, rest, moment
     cdef Py_ssize_t part, at
     cdef int a, c
-    for c in range(PARTIAL_REGS):
-        s[c] = shift[c]
-    for part in range(PARTIALS):
-        for c in range(PARTIAL_REGS):
+    for c in range(registers):
+        s = shift[c]
+        for part in range(PARTIALS):
             at = part * PARTIALS + c * LANES
             for a in range(4):
                 e[a] = load(x + at + a * PARTIALS * PARTIALS)
-            exp4_scores(e, &s[c], False, scaled, centered, p, f)
+            exp4_scores(e, &s, False, scaled, centered, p, f)
             if sum == SUM_WEIGHTS:
                 for a in range(4):
                     store(x + at + a * PARTIALS * PARTIALS, fma_(p[a], f[a], f[a]))
             else:
                 for a in range(4):
-                    exclude_max(sum, &s[c], e[a], &f[a], &ties[c])
+                    exclude_max(sum, &s, e[a], &f[a], &ties[c])
             if sum == SUM_MOMENTS:
                 moment = broadcast(0)
                 for a in range(4):
-                    moment = fma_(fma_(p[a], f[a], f[a]), score_below_max(&s[c], e[a], scaled), moment)
+                    moment = fma_(fma_(p[a], f[a], f[a]), score_below_max(&s, e[a], scaled), moment)
                 tile.moments[part * PARTIAL_REGS + c] = dd_add(tile.moments[part * PARTIAL_REGS + c],
                                                                dd_of_sum(moment, broadcast(0)))
             total = load(tile.total + at)
@@ -118,29 +117,30 @@ cdef inline void sum_block(SumKind sum, bint scaled, const Shift* s, Py_ssize_t 
             store(tile.lost + at, lost)
             store(tile.rest + at, rest)
 
-cdef inline void exp_and_sum_tile(SumKind sum, bint scaled, const Shift* s, Py_ssize_t count, real* x,
-                                  TileWorkspace* tile, vcount* ties) noexcept nogil:
+cdef inline void exp_and_sum_tile(SumKind sum, bint scaled, int registers, const Shift* s, Py_ssize_t count,
+                                  real* x, TileWorkspace* tile, vcount* ties) noexcept nogil:
     """x (count, PARTIALS). Adds to the running sums in `tile`; SUM_WEIGHTS replaces the elements by their weights."""
     if count == BLOCK and not scaled and is_fast_sum(sum) and not any_center(s):
-        full_block(sum, False, False, s, x, tile, ties)
+        full_block(sum, False, False, registers, s, x, tile, ties)
     elif count == BLOCK:
-        full_block(sum, scaled, True, s, x, tile, ties)
+        full_block(sum, scaled, True, registers, s, x, tile, ties)
     else:
         exp_block(sum, scaled, s, count, x, tile, ties)
         sum_block(sum, scaled, s, count, x, tile)
 
-cdef void exp_and_sum_block(SumKind sum, bint scaled, const Shift* s, Py_ssize_t count, real* x, TileWorkspace* tile,
-                            vcount* ties) noexcept nogil:
+cdef void exp_and_sum_block(SumKind sum, bint scaled, int registers, const Shift* s, Py_ssize_t count, real* x,
+                            TileWorkspace* tile, vcount* ties) noexcept nogil:
+    """The rows of so many registers; in a block that is not full, of all."""
     # one call for each case, so that the compiler makes each its own loop
     if sum == SUM_WEIGHTS and scaled:
-        exp_and_sum_tile(SUM_WEIGHTS, True, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_WEIGHTS, True, registers, s, count, x, tile, ties)
     elif sum == SUM_WEIGHTS:
-        exp_and_sum_tile(SUM_WEIGHTS, False, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_WEIGHTS, False, registers, s, count, x, tile, ties)
     elif sum == SUM_MOMENTS:
-        exp_and_sum_tile(SUM_MOMENTS, sums_as_scaled(SUM_MOMENTS, scaled), s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_MOMENTS, sums_as_scaled(SUM_MOMENTS, scaled), registers, s, count, x, tile, ties)
     elif sum == SUM_EXCLUDING_MAX and scaled:
-        exp_and_sum_tile(SUM_EXCLUDING_MAX, True, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_EXCLUDING_MAX, True, registers, s, count, x, tile, ties)
     elif sum == SUM_EXCLUDING_MAX:
-        exp_and_sum_tile(SUM_EXCLUDING_MAX, False, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_EXCLUDING_MAX, False, registers, s, count, x, tile, ties)
     else:
-        exp_and_sum_tile(SUM_EXACT, sums_as_scaled(SUM_EXACT, scaled), s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_EXACT, sums_as_scaled(SUM_EXACT, scaled), registers, s, count, x, tile, ties)

@@ -38,9 +38,19 @@ cdef inline void load_line(const elem* x, real* tile, vreal* row_max) noexcept n
         store(tile + c * LANES, one)
         row_max[c] = vmax(one, row_max[c])
 
+cdef inline void load_part_of_line(const elem* x, Py_ssize_t count, Py_ssize_t before, real* tile,
+                                   vreal* row_max) noexcept nogil:
+    """load_line for fewer rows: x (count), which `before` elements precede; the lanes beyond hold 0."""
+    cdef vreal one
+    cdef int c
+    for c in range(PARTIAL_REGS):
+        one = zero_from(load_upto(x, c * LANES, count, before), count - c * LANES)
+        store(tile + c * LANES, one)
+        row_max[c] = vmax(one, row_max[c])
+
 cdef void gather_lines(const Rows* rows, const TilePosition* position, Py_ssize_t j, Py_ssize_t count, real* tile,
                        vreal* row_max) noexcept nogil:
-    """load_tile for any strides, masks, and fewer rows than PARTIALS; the lanes beyond them hold -inf."""
+    """load_tile for any strides, masks, and fewer rows than PARTIALS; the lanes beyond hold 0."""
     cdef const elem* x = position.first.x + j * rows.x_n
     cdef const unsigned char* where = position.first.where
     cdef elem[PARTIALS] line
@@ -48,7 +58,7 @@ cdef void gather_lines(const Rows* rows, const TilePosition* position, Py_ssize_
     if where != NULL:
         where += j * rows.where_n
     for c in range(position.tile_rows, PARTIALS):
-        line[c] = ELEM_MINUS_INFINITY
+        line[c] = 0                             # no -inf, whose weight would be taken for a subnormal one
     for k in range(count):
         for c in range(position.tile_rows):
             if where == NULL or where[k * rows.where_n + c * rows.where_inner]:
@@ -59,20 +69,26 @@ cdef void gather_lines(const Rows* rows, const TilePosition* position, Py_ssize_
 
 cdef void load_tile_ahead(const Rows* rows, const TilePosition* position, Py_ssize_t j, Py_ssize_t count, real* tile,
                           Py_ssize_t ahead, vreal* row_max) noexcept nogil:
-    """Elements j .. j + count - 1 of each row. Raises row_max[PARTIAL_REGS] to the largest; NaN is ignored.
+    """Elements j .. j + count - 1 of each row, and zeros for the rows that a tile lacks. Raises row_max[PARTIAL_REGS]
+    to the largest; NaN is ignored.
 
     ahead: where rows lie side by side, which elements are prefetched, counted from those that are read."""
     cdef const elem* x = position.first.x + j * rows.x_n
-    cdef Py_ssize_t x_n = rows.x_n, x_inner = rows.x_inner
-    cdef bint whole = rows.where == NULL and position.tile_rows == PARTIALS
+    cdef Py_ssize_t x_n = rows.x_n, x_inner = rows.x_inner, tile_rows = position.tile_rows
+    cdef bint whole = tile_rows == PARTIALS, adjacent = tile_rows == x_n
     cdef vreal[PARTIAL_REGS] most
     cdef Py_ssize_t k, c
-    if not whole or (x_inner != 1 and not (x_n == 1 and (count >= TRANSPOSE_ROWS or rows_below(rows, position)))):
+    if rows.where != NULL or (x_inner != 1 and not (whole and x_n == 1 and (count >= TRANSPOSE_ROWS
+                                                                            or rows_below(rows, position)))):
         gather_lines(rows, position, j, count, tile, row_max)
         return
     for c in range(PARTIAL_REGS):
         most[c] = row_max[c]
-    if x_inner == 1:
+    if x_inner == 1 and not whole:
+        for k in range(count):                  # adjacent lines of this block, and no others, may be read with it
+            prefetch(x + k * x_n + ahead)
+            load_part_of_line(x + k * x_n, tile_rows, k * x_n if adjacent else 0, tile + k * PARTIALS, most)
+    elif x_inner == 1:
         for k in range(count):
             prefetch(x + k * x_n + ahead)       # the hardware does not: each line is on its own page
             load_line(x + k * x_n, tile + k * PARTIALS, most)

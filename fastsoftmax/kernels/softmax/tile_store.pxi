@@ -60,9 +60,14 @@ cdef inline void store_tile(StoreKind stored, bint scaled, const Rows* rows, con
         for c in range(PARTIAL_REGS):
             store_column(stored, scaled, &s[c], &normalizer[c], tile + c * LANES, y + c * LANES * y_inner, y_inner,
                          count, (PARTIALS - c * LANES) * count)
+    elif y_inner == 1:
+        for k in range(count):
+            for c in range(registers_in_use(position)):
+                one = normal_result_of(stored, &s[c], &normalizer[c], scaled, load(tile + k * PARTIALS + c * LANES))
+                store_first(y + k * y_n + c * LANES, one, min(tile_rows - c * LANES, <Py_ssize_t>LANES))
     else:
         for k in range(count):
-            for c in range(PARTIAL_REGS):
+            for c in range(registers_in_use(position)):
                 # one buffer a register: a load across two buffers would wait for the stores to both
                 one = normal_result_of(stored, &s[c], &normalizer[c], scaled, load(tile + k * PARTIALS + c * LANES))
                 store_elem(line, one)
@@ -90,11 +95,11 @@ cdef inline vmask may_be_subnormal(Py_ssize_t count, const real* tile, const Nor
         least = vmin(load(tile + k * PARTIALS), least)
     return lt(mul_dd(least, normalizer.hi, normalizer.lo), broadcast(LEAST_NORMAL))
 
-cdef void round_subnormal(Py_ssize_t count, real* tile, Normalizer* normalizer) noexcept nogil:
+cdef void round_subnormal(int registers, Py_ssize_t count, real* tile, Normalizer* normalizer) noexcept nogil:
     """Where results of a register's rows may be subnormal, replaces its weights by the results, rounded once, and its
     normalizer by 1."""
     cdef int c
-    for c in range(PARTIAL_REGS):
+    for c in range(registers):
         if any_lane(may_be_subnormal(count, tile + c * LANES, &normalizer[c])):
             mul_dd_in_place(tile + c * LANES, PARTIALS, count, normalizer[c].hi, normalizer[c].lo)
             normalizer[c].hi, normalizer[c].lo = broadcast(1), broadcast(0)
@@ -108,7 +113,7 @@ cdef void normalize_store_tile(StoreKind stored, const Rows* rows, const TilePos
     for c in range(PARTIAL_REGS):
         normalizer[c] = normalizer_[c]
     if stored != STORE_LOGS:
-        round_subnormal(count, tile, normalizer)
+        round_subnormal(registers_in_use(position), count, tile, normalizer)
     if stored == STORE_WEIGHTS:
         store_tile(STORE_WEIGHTS, False, rows, position, j, count, s, normalizer, tile)
     elif stored == STORE_WEIGHTS_OR_ONE:

@@ -21,6 +21,10 @@ cdef inline TilePosition tile_position(const Rows* rows, Py_ssize_t tile) noexce
     position.tile_rows = min((t + 1) * PARTIALS - rows.peel, rows.inner) - i
     return position
 
+cdef inline int registers_in_use(const TilePosition* position) noexcept nogil:
+    """The registers that hold rows."""
+    return PARTIAL_REGS if PARTIAL_REGS == 1 else <int>ceil_div(position.tile_rows, LANES)
+
 cdef inline bint rows_below(const Rows* rows, const TilePosition* position) noexcept nogil:
     """Whether a register may be read from any element of the tile: rows have no gaps, and enough rows follow."""
     return rows.x_inner == rows.n and position.first.i + PARTIALS + TRANSPOSE_ROWS <= rows.inner
