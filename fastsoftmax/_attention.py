@@ -189,7 +189,7 @@ def _given(bias, attn_mask):
 @functools.lru_cache(maxsize=64)
 @default_fp_env
 def _default_scale(head_dim, heads):
-    return np.full(heads, 1 / math.sqrt(head_dim or 1))
+    return np.broadcast_to(1 / math.sqrt(head_dim or 1), (heads,))      # one number: there may be millions of heads
 
 
 def _compute(tag, operands):

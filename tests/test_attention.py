@@ -4,6 +4,7 @@ import functools
 import itertools
 import subprocess
 import sys
+import tracemalloc
 import warnings
 
 import ml_dtypes
@@ -995,6 +996,18 @@ def test_memory_does_not_grow_with_queries_times_keys():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True,
                           timeout=60, check=True)
     assert int(done.stdout) < 16 << 20
+
+
+def test_many_heads_need_no_scale_each():
+    x = np.broadcast_to(np.float32(1), (1_000_000, 1, 1))
+    out = np.empty(x.shape, np.float32)
+    tracemalloc.start()
+    try:
+        assert scaled_dot_product_attention(x, x, x, out=out) is out
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000       # bytes, one for each head
+    finally:
+        tracemalloc.stop()
+    assert (out == 1).all()
 
 
 # ---------------------------------------------------------------- mixed dtypes

@@ -48,7 +48,8 @@ cdef int describe_attention(AttentionParams* params, const elem[:, :, :, :] quer
     for t in range(len(biases)):
         describe_bias(biases[t], &params.bias[t])
     params.left, params.right, params.softcap = left, right, softcap
-    params.scale, params.offset = <double*>&scale[0], <long long*>&offset[0]
+    params.scale, params.scale_step = <double*>&scale[0], scale.strides[0] // <Py_ssize_t>sizeof(double)
+    params.offset = <long long*>&offset[0]
     params.lengths = NULL if lengths is None else <long long*>&lengths[0]
     params.slopes = NULL if slopes is None else <double*>&slopes[0, 0]
     params.sinks = NULL if sinks is None else <double*>&sinks[0]

@@ -175,7 +175,7 @@ cdef void load_grad_tile(const BackwardParams* p, Py_ssize_t b, BackwardWorkspac
         sink[lane] = sink_of(params, tile.head[lane])
         whole[lane] = ws.block.start <= tile.begin[lane] and tile.end[lane] <= ws.block.stop
         ws.rows.any_whole |= whole[lane] != 0
-        scale[lane] = <real>params.scale[tile.head[lane]]
+        scale[lane] = <real>scale_of(params, tile.head[lane])
         slope[lane] = slope_of(params, b, tile.head[lane])
         steep |= is_steep(slope[lane])
         grad[lane] = row_address(&p.grad_out, b, tile.head[lane], tile.query[lane])
@@ -507,7 +507,7 @@ cdef Py_ssize_t dquery_task(const void* context, Py_ssize_t task, int thread) no
         x = pair.dquery_sums + row * dim
         head, query = head_of_row(params, pair.key_head, row), query_of_row(params, row)
         share = share_of_rounding(p, pair, head, query, row)
-        scale, sums = broadcast(<real>params.scale[head]), broadcast(0)
+        scale, sums = broadcast(<real>scale_of(params, head)), broadcast(0)
         if p.dscale != NULL:
             convert_padded(row_address(&params.query, b, head, query), params.query_is_real, params.head_dim, 1,
                            ws.query_rows)

@@ -137,7 +137,7 @@ cdef void adjust_scores(const AttentionParams* params, Py_ssize_t b, Py_ssize_t 
     cdef real[LANES] lane
     cdef real before, end
     cdef LaneMask mask
-    cdef vreal scale = broadcast(<real>params.scale[ws.head[row]])
+    cdef vreal scale = broadcast(<real>scale_of(params, ws.head[row]))
     cdef real slope = slope_of(params, b, ws.head[row])
     cdef bint partial = ws.begin[row] > key or ws.end[row] < key + count
     for i in range(registers):

@@ -59,7 +59,7 @@ cdef void load_query_pairs(const AttentionParams* params, Py_ssize_t b, QueryTil
         row[lane] = <const elem*>(rows + lane * pairs)
         h = tile.head[lane]
         copy_pairs(row_address(&params.query, b, h, tile.query[lane]), params.head_dim, rows + lane * pairs)
-        huge[lane] = has_huge(row[lane], 2 * pairs) or not abs(params.scale[h]) < HUGE_FACTOR
+        huge[lane] = has_huge(row[lane], 2 * pairs) or not abs(scale_of(params, h)) < HUGE_FACTOR
         tile.any_huge |= huge[lane] != 0
     for c in range(tile.columns):
         tile.huge[c] = load(huge + c * LANES)

@@ -48,6 +48,7 @@ cdef struct AttentionParams:
     Py_ssize_t left, right                  # the window; -1: no limit
     double softcap                          # 0: none
     const double* scale                     # a head
+    Py_ssize_t scale_step                   # 0: one number for all heads
     const long long* offset                 # a batch
     const long long* lengths                # a batch, or NULL; pages always have them
     const double* slopes                    # a batch and head, or NULL
@@ -85,6 +86,9 @@ cdef inline Py_ssize_t multiplications_of_row(const AttentionParams* params, Py_
     """Multiplications of a query and so many keys, or as many as count; in integers, which leave no trace in
     floating-point flags."""
     return min(keys, <Py_ssize_t>1 << 30) * min(params.head_dim + params.value_dim, <Py_ssize_t>1 << 20)
+
+cdef inline double scale_of(const AttentionParams* params, Py_ssize_t head) noexcept nogil:
+    return params.scale[head * params.scale_step]
 
 cdef inline real sink_of(const AttentionParams* params, Py_ssize_t head) noexcept nogil:
     return -INFINITY if params.sinks == NULL else <real>params.sinks[head]

@@ -52,7 +52,7 @@ cdef void init_query_tile(const AttentionParams* params, Py_ssize_t b, QueryTile
     for lane in range(tile.columns * LANES):
         sink[lane] = sink_of(params, tile.head[lane])
         slope[lane] = slope_of(params, b, tile.head[lane])
-        scale[lane] = <real>params.scale[tile.head[lane]]
+        scale[lane] = <real>scale_of(params, tile.head[lane])
         steep |= is_steep(slope[lane])
     for c in range(tile.columns):
         tile.state[c] = state_of_sink(load(sink + c * LANES))
