@@ -351,6 +351,23 @@ def test_threads_share_rows_of_millions(columns, dtype):
     assert regions() > before
 
 
+@pytest.mark.parametrize("function", [logsumexp, softmax])
+def test_threads_share_columns_of_long_rows(function):
+    """Columns that fill one tile are not left to one thread."""
+    before = regions()
+    with num_threads(2):
+        function(np.zeros((140_001, 5), np.float32), 0)
+    assert regions() > before
+
+
+def test_slices_grow_with_the_threads():
+    """32 rows of this length are a thread's slice: 64 of them are one region for two threads or more."""
+    before = regions()
+    with num_threads(4):
+        logsumexp(endless(64, 128_256), -1)
+    assert before < regions() <= before + 1
+
+
 def test_small_calls_and_single_threads_do_not_pay():
     _testing.compute_serially(10**15)
     with num_threads(1):

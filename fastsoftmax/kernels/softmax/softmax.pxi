@@ -24,7 +24,7 @@ cdef inline bint uses_tiles(const Rows* rows) noexcept nogil:
     if rows.causal:
         return rows.where == NULL and rows.x_n == 1 and rows.y_n == 1 and rows.inner >= PARTIALS and rows.n < LONG_ROW
     if rows.x_inner == 1 and rows.x_n != 1:     # side by side: a line is read at once
-        return 4 * rows.inner >= PARTIALS and rows.inner > 2
+        return rows.inner > 2 and (4 * rows.inner > PARTIALS or (4 * rows.inner == PARTIALS and rows.op != SOFTMAX))
     return 2 * rows.inner >= PARTIALS and rows.n <= (NARROW_MAX if rows.inner >= PARTIALS else FEW_NARROW_MAX)
 
 cdef inline Py_ssize_t task_size(Py_ssize_t size, int threads) noexcept nogil:
