@@ -11,21 +11,19 @@ from setuptools.command.sdist import sdist
 
 KERNELS = Path("fastsoftmax") / "kernels"
 STUBS = Path("build") / "stubs"
+PACKAGE = "fastsoftmax.kernels"
 SHARED = "fastsoftmax._cyutility"           # Cython's memoryviews and functions, once for all modules
 
 # The tables that the whole project follows: what is built, dispatched, tested and benchmarked.
-DTYPES = {
-    "f32": "simd/elem_real.pxi", "f64": "simd/elem_real.pxi", "f16": "simd/elem_bits.pxi", "bf16": "simd/elem_bits.pxi",
-}
-ISAS = {                                    # from the plainest to the best
+DTYPES = {"f32": "real", "f64": "real", "f16": "bits", "bf16": "bits"}     # how a memoryview sees an element
+ISAS = {                                    # from the plainest to the best; the first runs on every such CPU
     "x86_64": {
-        "generic": [],
-        "x86_64_v2": ["-march=x86-64-v2"],
+        "x86_64": ["-march=x86-64"],
         "x86_64_v3": ["-march=x86-64-v3"],
         "x86_64_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
         "x86_64_v4_bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"],
     },
-    "arm64": {"generic": [], "arm64": []},
+    "arm64": {"arm64": []},
     "other": {"generic": []},
 }
 # Instruction sets that only some dtypes have; the others use the one before it.
@@ -55,22 +53,18 @@ def modules():
     return [(dtype, isa) for dtype in DTYPES for isa in isas() if dtype in DTYPES_OF_ISA.get(isa, DTYPES)]
 
 
-def compile_flags(openmp=True, isa=None):
+def compile_flags(openmp=True):
     """Flags that leave NaN, infinity, signed zero and subnormal numbers as they are."""
     if MSVC:
         return ["/O2", "/fp:precise", *(["/openmp"] if openmp else [])]
     parallel = ["-Xpreprocessor", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
-    # beside other instruction sets, the generic one serves few processors: less code matters more than its speed
-    spare = isa == "generic" and len(isas()) > 1
-    speed = ["-O1", "-g"] if DEBUG or SANITIZE else ["-O2" if spare else "-O3", "-g0"]
+    speed = ["-O1", "-g"] if DEBUG or SANITIZE else ["-O3", "-g0"]
     if SANITIZE:
         speed += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     if "clang" not in os.environ.get("CC", "") and sys.platform != "darwin":
         speed += ["-fschedule-insns", "-fsched-pressure"]   # exp of four registers at once: 8 % fewer cycles
         # no copies of functions and loops for some values of their arguments: an eighth of the code, without any gain
         speed += ["-fno-inline-functions", "-fno-ipa-cp-clone", "-fno-split-loops"]
-        if spare or isa == "x86_64_v2":                     # 2 % less code; v2 is as fast (measured with float32)
-            speed += ["-fno-tree-vectorize", "-fno-thread-jumps"]
     # what a kernel declares inline is one loop in each of its uses, and must become part of it
     inline = [] if DEBUG or SANITIZE else ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]
     common = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
@@ -87,9 +81,16 @@ def link_flags(openmp=True):
     return flags + [f"-fsanitize={SANITIZE}"] if SANITIZE else flags if DEBUG else [*flags, "-Wl,-s"]
 
 
-def stub(dtype, isa):
-    """Where the source of a kernel module stands, and its two lines."""
-    return STUBS / KERNELS / f"{dtype}_{isa}.pyx", f'include "{DTYPES[dtype]}"\ninclude "kernels.pxi"\n'
+def stubs():
+    """The sources that are not in the project, and their texts: the kernels for each kind of elements, and the modules.
+
+    Cython sees the kernels once for each kind, as a module with the name of their package; the C of that is compiled
+    in every module of the kind, which differ in their macros and flags.
+    """
+    texts = {f"{kind}.pyx": f'include "simd/elem_{kind}.pxi"\ninclude "kernels.pxi"\n' for kind in DTYPES.values()}
+    for dtype, isa in modules():
+        texts[f"{dtype}_{isa}.c"] = f'#define PyInit_kernels PyInit_{dtype}_{isa}\n#include "{DTYPES[dtype]}.c"\n'
+    return {STUBS / KERNELS / name: text for name, text in texts.items()}
 
 
 def extensions():
@@ -107,9 +108,10 @@ def extensions():
               ("FASTSOFTMAX_MODULES", '"' + " ".join(f"{dtype}_{isa}" for dtype, isa in modules()) + '"')]
     kernels = [
         Extension(
-            f"fastsoftmax.kernels.{dtype}_{isa}", [str(stub(dtype, isa)[0])], include_dirs=[str(KERNELS)],
+            f"{PACKAGE}.{dtype}_{isa}", [str(STUBS / KERNELS / f"{dtype}_{isa}.c")], include_dirs=[str(KERNELS)],
             define_macros=[(f"DTYPE_{dtype}", None), (f"ISA_{isa}", None)],
-            extra_compile_args=compile_flags(isa=isa) + isas()[isa], depends=texts, **parallel)
+            extra_compile_args=compile_flags() + isas()[isa],
+            depends=[*texts, str(STUBS / KERNELS / f"{DTYPES[dtype]}.c")], **parallel)
         for dtype, isa in modules()
     ]
     return [
@@ -132,21 +134,14 @@ def holds(path, text):
     return path.exists() and path.read_text() == text
 
 
-def translation(extension):
-    """The C file that Cython makes of an extension."""
-    return Path(extension.sources[0]).with_suffix(".c")
-
-
-def is_translated(extension):
-    """Whether its C file is newer than all texts that it may be made of."""
-    made, texts = translation(extension), [Path(extension.sources[0]), *KERNELS.rglob("*.pxi")]
-    if extension.name == SHARED or not made.exists():   # SHARED is made of nothing but Cython's own
-        return made.exists()
-    return made.stat().st_mtime > max(text.stat().st_mtime for text in texts)
+def is_translated(source):
+    """Whether the C file of a .pyx is newer than all texts that it may be made of. SHARED is made of Cython's own."""
+    made, texts = source.with_suffix(".c"), [] if source.suffix == ".c" else [source, *KERNELS.rglob("*.pxi")]
+    return made.exists() and all(made.stat().st_mtime > text.stat().st_mtime for text in texts)
 
 
 class BuildKernels(build_ext):
-    """Writes the stubs, translates them and compiles, on all processors."""
+    """Writes the stubs, translates what is Cython and compiles, on all processors."""
 
     def run(self):
         import numpy
@@ -154,8 +149,7 @@ class BuildKernels(build_ext):
         from Cython.Build import cythonize
 
         STUBS.joinpath(KERNELS).mkdir(parents=True, exist_ok=True)
-        for dtype, isa in modules():
-            path, text = stub(dtype, isa)
+        for path, text in stubs().items():
             if not holds(path, text):
                 path.write_text(text)
         # mtimes do not reflect a change of flags, compiler, Cython or NumPy: without a record of these, a release build
@@ -166,13 +160,17 @@ class BuildKernels(build_ext):
         options, record = repr(made_with), STUBS / "options.txt"
         force = bool(self.force) or not holds(record, options)
         jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        translated = [] if not force and all(map(is_translated, self.extensions)) else cythonize(
-            self.extensions, nthreads=jobs if jobs > 1 else 0, force=force, include_path=[str(KERNELS)],
-            annotate=ANNOTATE, compiler_directives=DIRECTIVES, shared_utility_qualified_name=SHARED)
+
+        kernels = [Extension(PACKAGE, [str(path)]) for path in stubs() if path.suffix == ".pyx"]
+        others = [e for e in self.extensions if Path(e.sources[0]).suffix == ".pyx" or e.name == SHARED]
+        texts = [Path(e.sources[0]) for e in kernels + others]
+        if force or not all(map(is_translated, texts)):
+            for group in (others, *([kernel] for kernel in kernels)):   # a name may stand once in a group
+                cythonize(group, nthreads=jobs if jobs > 1 else 0, force=force, include_path=[str(KERNELS)],
+                          annotate=ANNOTATE, compiler_directives=DIRECTIVES, shared_utility_qualified_name=SHARED)
         record.write_text(options)
-        sources = {module.name: module.sources for module in translated}
-        for extension in self.extensions:
-            extension.sources = sources.get(extension.name) or [str(translation(extension))]
+        for extension in others:
+            extension.sources = [str(Path(extension.sources[0]).with_suffix(".c"))]
         self.parallel = self.parallel or jobs
         super().run()
 

@@ -246,7 +246,7 @@ def largest(data, dtype, function, isa):
     return max((value for value in found if value is not None), default=None)
 
 
-ISAS = (("x86_64_v3", "x86_64_v4"), ("x86_64_v2",), ("generic",))
+ISAS = (("x86_64_v3", "x86_64_v4"), ("x86_64",))
 
 
 def accuracy():

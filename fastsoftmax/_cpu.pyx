@@ -6,7 +6,6 @@ runtime before _openmp.pyx looks for it.
 
 cdef extern from "kernels/runtime/cpu_features.h" nogil:
     const char* COMPILER
-    bint supports_v2()
     bint supports_v3()
     bint supports_v4()
     bint supports_v4_bf16()
@@ -26,15 +25,14 @@ cdef extern from "<fenv.h>" nogil:
 compiler = COMPILER.decode()
 dtypes = tuple(DTYPES.decode().split())             # that this build has kernels for
 isas_built = tuple(ISAS.decode().split())           # from the plainest to the best
-modules_built = frozenset(MODULES.decode().split())  # "f32_generic", ...: not every dtype need have every ISA
+modules_built = frozenset(MODULES.decode().split())  # "f32_x86_64", ...: not every dtype need have every ISA
 
 
 def supports(isa):
     """Whether this CPU runs the instructions of `isa`."""
     return {
-        "generic": True, "arm64": True,
-        "x86_64_v2": supports_v2(), "x86_64_v3": supports_v3(), "x86_64_v4": supports_v4(),
-        "x86_64_v4_bf16": supports_v4_bf16(),
+        "generic": True, "arm64": True, "x86_64": True,
+        "x86_64_v3": supports_v3(), "x86_64_v4": supports_v4(), "x86_64_v4_bf16": supports_v4_bf16(),
     }[isa]
 
 

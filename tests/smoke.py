@@ -1,10 +1,10 @@
 """Checks every function of every kernel that this CPU runs, in seconds: for emulators and wheels.
 
     python tests/smoke.py
-    qemu-x86_64 -cpu Nehalem "$(python -c 'import sys; print(sys.executable)')" tests/smoke.py
+    qemu-x86_64 -cpu Opteron_G1 "$(python -c 'import sys; print(sys.executable)')" tests/smoke.py
 
-The second runs it on a CPU of 2008, without AVX (Debian's package qemu-user): an instruction that stands in the wrong
-module ends it with SIGILL. Needs nothing but NumPy; says which instruction sets were used.
+The second runs it on an early 64-bit CPU, without SSSE3 or anything newer (Debian's package qemu-user): an instruction
+that stands in the wrong module ends it with SIGILL. Needs nothing but NumPy; says which instruction sets were used.
 """
 
 import itertools

@@ -76,19 +76,14 @@ SIMD_INLINE vreal power_of(vint t)
 #if REAL_BITS == 32
     static const ireal POWERS[STEPS] = {735806, 513060, 365058, 298565, 320958, 440282, 665310, 1005609};
     return from_bits(shift_left(t, MANTISSA - 3) + bits(table_lookup((const real *)POWERS, t)));
-#else
-    const vmask odd = lt_bits(shift_left(t, 63), broadcast_bits(0));
-#if FUSED
+#elif FUSED
     static const ireal POWERS[STEPS] = {745807135919264, 668382798001686};
+    const vmask odd = lt_bits(shift_left(t, 63), broadcast_bits(0));
     return from_bits(shift_left(t, MANTISSA - 1) + select_bits(odd, broadcast_bits(POWERS[1]),
                                                                broadcast_bits(POWERS[0])));
 #else
     static const ireal POWERS[STEPS] = {778165415525100, 651613034570975, 714144315875320, 1001535233668209};
-    const vmask upper = lt_bits(shift_left(t, 62), broadcast_bits(0));
-    const vint low_two = select_bits(odd, broadcast_bits(POWERS[1]), broadcast_bits(POWERS[0]));
-    const vint high_two = select_bits(odd, broadcast_bits(POWERS[3]), broadcast_bits(POWERS[2]));
-    return from_bits(shift_left(t, MANTISSA - 2) + select_bits(upper, high_two, low_two));
-#endif
+    return from_bits(shift_left(t, MANTISSA - 2) + bits(table_lookup((const real *)POWERS, t)));
 #endif
 }
 

@@ -29,12 +29,9 @@ static int supports_f16c(void) { return 0; }
 static int supports_avx512_bf16(void) { return 0; }
 #endif
 /* The psABI's levels, spelled out where a compiler may not know their names. */
-static int supports_v2(void) {
-    return SUPPORTS("ssse3") && SUPPORTS("sse4.1") && SUPPORTS("sse4.2") && SUPPORTS("popcnt");
-}
 static int supports_v3(void) {
-    return supports_v2() && SUPPORTS("avx") && SUPPORTS("avx2") && SUPPORTS("bmi") && SUPPORTS("bmi2")
-        && SUPPORTS("fma") && supports_f16c();
+    return SUPPORTS("ssse3") && SUPPORTS("sse4.1") && SUPPORTS("sse4.2") && SUPPORTS("popcnt") && SUPPORTS("avx")
+        && SUPPORTS("avx2") && SUPPORTS("bmi") && SUPPORTS("bmi2") && SUPPORTS("fma") && supports_f16c();
 }
 static int supports_v4(void) {
     return supports_v3() && SUPPORTS("avx512f") && SUPPORTS("avx512bw") && SUPPORTS("avx512cd")

@@ -1,7 +1,7 @@
 /* The vocabulary of the kernels: one register, and the operations on it.
  *
  * Every kernel module is compiled for one element type (-DDTYPE_f32, _f64, _f16 or _bf16) and one
- * instruction set (-DISA_generic, _x86_64_v2, _x86_64_v3, _x86_64_v4, _x86_64_v4_bf16 or
+ * instruction set (-DISA_generic, _x86_64, _x86_64_v3, _x86_64_v4, _x86_64_v4_bf16 or
  * _arm64). This header turns these two choices into types and words; the kernels are written in the words alone.
  *
  *   elem    an element of an array: float, double, or the 16 bits of a float16 or bfloat16
@@ -59,8 +59,8 @@ typedef real elem;
 
 #if defined ISA_generic
 #include "vec_generic.h"
-#elif defined ISA_x86_64_v2
-#include "vec_x86_64_v2.h"
+#elif defined ISA_x86_64
+#include "vec_x86_64.h"
 #elif defined ISA_x86_64_v3
 #include "vec_x86_64_v3.h"
 #elif defined ISA_x86_64_v4

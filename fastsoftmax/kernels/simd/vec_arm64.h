@@ -5,6 +5,9 @@
 #include "vec_gnu.h"
 
 #if REAL_BITS == 32
+/* table[index mod 8] of each lane. */
+SIMD_INLINE vreal table_lookup(const real *table, vint index) { return shuffle_pair(load(table), load(table + 4),
+                                                                                    index & 7); }
 SIMD_INLINE vreal fma_(vreal a, vreal b, vreal c) { return (vreal)vfmaq_f32((float32x4_t)c, (float32x4_t)a,
                                                                             (float32x4_t)b); }
 SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return (vreal)vfmsq_f32((float32x4_t)c, (float32x4_t)a,

@@ -24,7 +24,7 @@ SIMD_INLINE vint shift_left(vint a, int n) { return (vint)((ubits)a << n); }
 SIMD_INLINE vint shift_right(vint a, int n) { return a >> n; }
 SIMD_INLINE vint shift_in_zeros(vint a, int n) { return (vint)((ubits)a >> n); }
 
-SIMD_INLINE vreal table_lookup(const real *table, vint index) { return table[index & 7]; }
+SIMD_INLINE vreal table_lookup(const real *table, vint index) { return table[index & (REAL_BITS == 32 ? 7 : 3)]; }
 SIMD_INLINE vmask lt(vreal a, vreal b) { return a < b; }
 SIMD_INLINE vmask eq(vreal a, vreal b) { return a == b; }
 SIMD_INLINE vmask lt_bits(vint a, vint b) { return a < b; }

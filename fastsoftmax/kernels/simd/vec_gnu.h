@@ -59,12 +59,6 @@ SIMD_INLINE vreal shuffle_pair(vreal a, vreal b, vint order)
 #define shuffle_pair(a, b, order) __builtin_shuffle(a, b, order)
 #endif
 
-#if REAL_BITS == 32 && LANES == 4
-/* table[index mod 8] of each lane. Longer registers have an instruction for it. */
-SIMD_INLINE vreal table_lookup(const real *table, vint index) { return shuffle_pair(load(table), load(table + 4),
-                                                                                    index & 7); }
-#endif
-
 /* The largest lane; no lane may be NaN. Each instruction set has its vmax after this header. */
 SIMD_INLINE vreal vmax(vreal a, vreal b);
 SIMD_INLINE vreal exchange_reals(vreal a, const int distance)
