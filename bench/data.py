@@ -6,8 +6,13 @@ from standalone import turns
 
 
 def scores(shape):
-    """The array that a function of the softmax family reads: normal deviates, the same for every library."""
-    return converted(np.random.default_rng(2).standard_normal(shape.shape, dtype=np.float32) * 2, shape.dtype)
+    """The array that a function of the softmax family reads: normal deviates, the same for every library; if the shape
+    says so, -inf in random places."""
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal(shape.shape, dtype=np.float32) * 2
+    if shape.masked:
+        x[rng.random(shape.shape, dtype=np.float32) < shape.masked] = -np.inf
+    return converted(x, shape.dtype)
 
 
 def converted(x, dtype):

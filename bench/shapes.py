@@ -27,6 +27,7 @@ class Shape(NamedTuple):
     dtype: str = "float32"
     families: tuple = ALONG_AXIS
     quick: bool = False  # also part of `compare.py --quick`
+    masked: float = 0.0  # the share of scores that are -inf
 
     @property
     def size(self):
@@ -115,6 +116,7 @@ SHAPES = (
     Shape("ImageNet classes float16", (1024, 1000), dtype="float16"),
     Shape("ImageNet classes bfloat16", (1024, 1000), dtype="bfloat16"),
     Shape("attention scores", (12, 512, 512), families=ALONG_AXIS + CAUSAL),
+    Shape("masked scores", (12, 512, 512), families=("softmax", "log_softmax"), masked=0.2),
     Shape("causal square", (12, 1024, 1024), families=("softmax", *CAUSAL), quick=True),
     Shape("narrow classifier", (100000, 10), quick=True),
     Shape("two classes", (500000, 2)),

@@ -32,7 +32,7 @@ pytestmark = [
 # keeps the orders of two permutations in registers, and is 20 to 30 % faster for it. Results with gaps leave a loop
 # through a buffer on the stack, which counts as spilling.
 SPILLING = {
-    "f32_x86_64_v3": 130, "f64_x86_64_v3": 124, "f16_x86_64_v3": 118, "bf16_x86_64_v3": 119,
+    "f32_x86_64_v3": 130, "f64_x86_64_v3": 125, "f16_x86_64_v3": 119, "bf16_x86_64_v3": 119,
     "f32_x86_64_v4": 82, "f64_x86_64_v4": 96, "f16_x86_64_v4": 74, "bf16_x86_64_v4": 78,
     "bf16_x86_64_v4_bf16": 83,
 }

@@ -3,10 +3,15 @@
 cdef void gather_elements(const elem* x, Py_ssize_t stride, const unsigned char* where, Py_ssize_t where_stride,
                           Py_ssize_t count, elem* buffer) noexcept nogil:
     """Copies x (count), -inf where it is masked, to buffer (count)."""
+    cdef elem one
     cdef Py_ssize_t k
     if where == NULL:
         for k in range(count):
             buffer[k] = x[k * stride]
+    elif stride == 1 and where_stride == 1:
+        for k in range(count):
+            one = x[k]                          # read whether masked or not: the compiler takes registers of elements
+            buffer[k] = one if where[k] else ELEM_MINUS_INFINITY
     else:
         for k in range(count):
             buffer[k] = x[k * stride] if where[k * where_stride] else ELEM_MINUS_INFINITY

@@ -39,7 +39,7 @@ cdef inline void narrow_sums(bint wide, SumKind sum, bint centered, const Shift*
     else:
         short_sums(sum, False, centered, s, n, tile, &sums.short_rows)
 
-cdef inline void narrow_normalizers(bint wide, SumKind sum, const Shift* s, Py_ssize_t n, const real* tile,
+cdef inline void narrow_normalizers(bint wide, SumKind sum, const Shift* s, Py_ssize_t n, real* tile,
                                     const NarrowSums* sums, Normalizer* normalizer,
                                     vmask* needs_refinement) noexcept nogil:
     """SUM_WEIGHTS: needs_refinement also marks rows whose results may be subnormal."""
@@ -50,7 +50,7 @@ cdef inline void narrow_normalizers(bint wide, SumKind sum, const Shift* s, Py_s
     column_normalizers(sum, False, s, n, &sums.wide_rows, normalizer, needs_refinement)
     if sum == SUM_WEIGHTS and sizeof(elem) == sizeof(real):
         for c in range(PARTIAL_REGS):
-            needs_refinement[c] = either(needs_refinement[c], may_be_subnormal(n, tile + c * LANES, &normalizer[c]))
+            needs_refinement[c] = either(needs_refinement[c], any_subnormal(n, tile + c * LANES, &normalizer[c]))
 
 cdef void narrow_refine(bint wide, const Shift* s, Py_ssize_t n, real* tile, const vmask* needs_refinement,
                         Normalizer* normalizer) noexcept nogil:

@@ -1,27 +1,35 @@
 # From weights or elements and the normalizer to results, for one register.
 #
-# A subnormal result is computed so that it is rounded once: see mul_dd_rounded_once in vec.h.
+# A subnormal result is computed so that it is rounded once: see mul_dd_rounded_once in vec.h. Hidden elements have tiny
+# weights, whose results are 0 anyway. Where a result is below the normal numbers, a second look tells the two apart.
+# None of that is done for 16-bit results, which do not show the double rounding.
 
-cdef inline bint any_subnormal(vreal least, const Normalizer* normalizer) noexcept nogil:
-    """Whether a result may be subnormal, or 0 as those of masked elements are. least: the smallest weights."""
-    if sizeof(elem) != sizeof(real):            # a 16-bit result does not show the double rounding
-        return False
-    return any_lt(mul_dd(least, normalizer.hi, normalizer.lo), broadcast(LEAST_NORMAL))
+cdef inline vmask clear_vanishing(Py_ssize_t step, Py_ssize_t count, real* x, vreal hi) noexcept nogil:
+    """Where one of the results of x, x + step, ... (count registers) may be subnormal. Weights whose results are 0
+    become 0, so that the products with them do not underflow."""
+    cdef vmask subnormal = nowhere()
+    cdef vreal weight
+    cdef Py_ssize_t k
+    for k in range(count):
+        weight = load(x + k * step)
+        subnormal = either(subnormal, result_is_subnormal(weight, hi))
+        store(x + k * step, zero_where(result_vanishes(weight, hi), weight))
+    return subnormal
 
 cdef inline void normalize_weights(StoreKind stored, Normalizer normalizer, int count, real* x,
                                    vreal* weight) noexcept nogil:
     """The results of `count` registers of weights x, which may be changed."""
     cdef vreal least
     cdef int a
+    if sizeof(elem) == sizeof(real):
+        least = load(x)
+        for a in range(1, count):
+            least = vmin(load(x + a * LANES), least)
+        if any_below_normal(least, normalizer.hi) and any_lane(clear_vanishing(LANES, count, x, normalizer.hi)):
+            mul_dd_in_place(x, LANES, count, normalizer.hi, normalizer.lo)
+            normalizer.hi, normalizer.lo = broadcast(1), broadcast(0)
     for a in range(count):
         weight[a] = mul_dd(load(x + a * LANES), normalizer.hi, normalizer.lo)
-    least = weight[0]
-    for a in range(1, count):
-        least = vmin(weight[a], least)
-    if sizeof(elem) == sizeof(real) and any_lt(least, broadcast(LEAST_NORMAL)):
-        mul_dd_in_place(x, LANES, count, normalizer.hi, normalizer.lo)
-        for a in range(count):
-            weight[a] = load(x + a * LANES)
     if stored == STORE_WEIGHTS_OR_ONE:
         for a in range(count):
             weight[a] = vselect(eq(weight[a], broadcast(NEARLY_ONE)), normalizer.one, weight[a])
@@ -52,7 +60,9 @@ cdef inline vreal normal_result_of(StoreKind stored, const Shift* s, const Norma
 
 cdef inline vreal result_of(StoreKind stored, const Shift* s, const Normalizer* normalizer, bint scaled,
                             vreal x) noexcept nogil:
-    if stored != STORE_LOGS and any_subnormal(x, normalizer):
-        x = mul_dd_rounded_once(x, normalizer.hi, normalizer.lo)
-        return vselect(eq(x, broadcast(NEARLY_ONE)), normalizer.one, x) if stored == STORE_WEIGHTS_OR_ONE else x
+    if stored != STORE_LOGS and sizeof(elem) == sizeof(real) and any_below_normal(x, normalizer.hi):
+        if any_lane(result_is_subnormal(x, normalizer.hi)):
+            x = mul_dd_rounded_once(x, normalizer.hi, normalizer.lo)
+            return vselect(eq(x, broadcast(NEARLY_ONE)), normalizer.one, x) if stored == STORE_WEIGHTS_OR_ONE else x
+        x = zero_where(result_vanishes(x, normalizer.hi), x)
     return normal_result_of(stored, s, normalizer, scaled, x)

@@ -49,7 +49,7 @@ cdef inline void short_sums(SumKind sum, bint scaled, bint centered, const Shift
         c = step % PARTIAL_REGS
         short_step(sum, scaled, centered, &s[c], x + step // PARTIAL_REGS * (4 * PARTIALS) + c * LANES, c, sums)
 
-cdef inline void short_normalizers(SumKind sum, bint scaled, const Shift* s, Py_ssize_t n, const real* x,
+cdef inline void short_normalizers(SumKind sum, bint scaled, const Shift* s, Py_ssize_t n, real* x,
                                    const ShortSums* sums, Normalizer* normalizer,
                                    vmask* needs_refinement) noexcept nogil:
     """x (n, PARTIALS). SUM_WEIGHTS: x holds the weights, and needs_refinement also marks rows whose results may be
@@ -64,7 +64,7 @@ cdef inline void short_normalizers(SumKind sum, bint scaled, const Shift* s, Py_
             needs_refinement[c] = nowhere()
             if sizeof(elem) == sizeof(real):    # rounded to 16 bits, neither matters
                 needs_refinement[c] = either(is_nearly_one(sums.max_weight[c], &normalizer[c]),
-                                             may_be_subnormal(n, x + c * LANES, &normalizer[c]))
+                                             any_subnormal(n, x + c * LANES, &normalizer[c]))
 
 # Rows of more than PARTIALS elements. A chain is every fourth partial sum (see dd_total); its four partial sums have as
 # many elements, of which some may be without weight. They are computed side by side, or if they have four elements one

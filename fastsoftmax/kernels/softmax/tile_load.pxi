@@ -48,24 +48,45 @@ cdef inline void load_part_of_line(const elem* x, Py_ssize_t count, Py_ssize_t b
         store(tile + c * LANES, one)
         row_max[c] = vmax(one, row_max[c])
 
+# Copies of a tile's elements, for any strides, masks, and fewer rows than PARTIALS. The lanes beyond hold 0: a row of
+# nothing but -inf would be a special one.
+
 cdef void gather_lines(const Rows* rows, const TilePosition* position, Py_ssize_t j, Py_ssize_t count, real* tile,
                        vreal* row_max) noexcept nogil:
-    """load_tile for any strides, masks, and fewer rows than PARTIALS; the lanes beyond hold 0."""
+    """load_tile by a copy of each line."""
     cdef const elem* x = position.first.x + j * rows.x_n
     cdef const unsigned char* where = position.first.where
+    cdef bint whole = position.tile_rows == PARTIALS and where == NULL
     cdef elem[PARTIALS] line
     cdef Py_ssize_t k, c
+    memset(line, 0, sizeof(line))
+    for k in range(count):
+        if whole:
+            for c in range(PARTIALS):
+                line[c] = x[k * rows.x_n + c * rows.x_inner]
+        else:
+            gather_elements(x + k * rows.x_n, rows.x_inner, NULL if where == NULL else where + (j + k) * rows.where_n,
+                            rows.where_inner, position.tile_rows, line)
+        load_line(line, tile + k * PARTIALS, row_max)
+
+cdef void gather_rows(const Rows* rows, const TilePosition* position, Py_ssize_t j, Py_ssize_t count, real* tile,
+                      vreal* row_max) noexcept nogil:
+    """load_tile by a copy of each row, for x_n = 1; count <= BLOCK."""
+    cdef const elem* x = position.first.x + j * rows.x_n
+    cdef const unsigned char* where = position.first.where
+    cdef elem[PARTIALS * BLOCK + LANES] copies  # a square of narrow rows reaches beyond the last
+    cdef Py_ssize_t copied = position.tile_rows * count, c
     if where != NULL:
         where += j * rows.where_n
-    for c in range(position.tile_rows, PARTIALS):
-        line[c] = 0                             # no -inf, whose weight would be taken for a subnormal one
-    for k in range(count):
+    if rows.x_inner == count and rows.where_inner == count and rows.where_n == 1:
+        gather_elements(x, rows.x_n, where, 1, copied, copies)      # without gaps
+    else:
         for c in range(position.tile_rows):
-            if where == NULL or where[k * rows.where_n + c * rows.where_inner]:
-                line[c] = x[k * rows.x_n + c * rows.x_inner]
-            else:
-                line[c] = ELEM_MINUS_INFINITY
-        load_line(line, tile + k * PARTIALS, row_max)
+            gather_elements(x + c * rows.x_inner, rows.x_n, NULL if where == NULL else where + c * rows.where_inner,
+                            rows.where_n, count, copies + c * count)
+    memset(copies + copied, 0, (PARTIALS * count + LANES - copied) * sizeof(elem))
+    for c in range(PARTIAL_REGS):
+        load_column(copies + c * LANES * count, count, count, tile + c * LANES, &row_max[c])
 
 cdef void load_tile_ahead(const Rows* rows, const TilePosition* position, Py_ssize_t j, Py_ssize_t count, real* tile,
                           Py_ssize_t ahead, vreal* row_max) noexcept nogil:
@@ -80,7 +101,13 @@ cdef void load_tile_ahead(const Rows* rows, const TilePosition* position, Py_ssi
     cdef Py_ssize_t k, c
     if rows.where != NULL or (x_inner != 1 and not (whole and x_n == 1 and (count >= TRANSPOSE_ROWS
                                                                             or rows_below(rows, position)))):
-        gather_lines(rows, position, j, count, tile, row_max)
+        if x_n == 1 and x_inner != 1:
+            k = 0
+            while k < count:
+                gather_rows(rows, position, j + k, min(count - k, <Py_ssize_t>BLOCK), tile + k * PARTIALS, row_max)
+                k += BLOCK
+        else:
+            gather_lines(rows, position, j, count, tile, row_max)
         return
     for c in range(PARTIAL_REGS):
         most[c] = row_max[c]

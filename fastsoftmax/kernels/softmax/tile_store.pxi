@@ -85,22 +85,23 @@ cdef void store_tile_of_results(const Rows* rows, const TilePosition* position, 
         zero[c].hi = zero[c].lo = zero[c].one = broadcast(0)
     store_tile(STORE_LOGS, False, rows, position, j, count, unused, zero, tile)     # minus 0
 
-cdef inline vmask may_be_subnormal(Py_ssize_t count, const real* tile, const Normalizer* normalizer) noexcept nogil:
-    """Where the smallest result of a row may be subnormal or 0 (masked, or rounded to 0)."""
+cdef inline vmask any_subnormal(Py_ssize_t count, real* tile, const Normalizer* normalizer) noexcept nogil:
+    """In which rows a result may be subnormal. Weights whose results are 0 become 0: see results.pxi."""
     cdef vreal least = broadcast(INFINITY)
     cdef Py_ssize_t k
-    if sizeof(elem) != sizeof(real):            # a 16-bit result does not show the double rounding
-        return nowhere()
-    for k in range(count):
-        least = vmin(load(tile + k * PARTIALS), least)
-    return lt(mul_dd(least, normalizer.hi, normalizer.lo), broadcast(LEAST_NORMAL))
+    if sizeof(elem) == sizeof(real):
+        for k in range(count):
+            least = vmin(load(tile + k * PARTIALS), least)
+        if any_below_normal(least, normalizer.hi):
+            return clear_vanishing(PARTIALS, count, tile, normalizer.hi)
+    return nowhere()
 
 cdef void round_subnormal(int registers, Py_ssize_t count, real* tile, Normalizer* normalizer) noexcept nogil:
     """Where results of a register's rows may be subnormal, replaces its weights by the results, rounded once, and its
     normalizer by 1."""
     cdef int c
     for c in range(registers):
-        if any_lane(may_be_subnormal(count, tile + c * LANES, &normalizer[c])):
+        if any_lane(any_subnormal(count, tile + c * LANES, &normalizer[c])):
             mul_dd_in_place(tile + c * LANES, PARTIALS, count, normalizer[c].hi, normalizer[c].lo)
             normalizer[c].hi, normalizer[c].lo = broadcast(1), broadcast(0)
 
