@@ -1101,6 +1101,33 @@ def test_mixed_dtypes_through_the_reference(tag):
     assert not np.array_equal(out, out.astype(key.dtype).astype(np.float32))
 
 
+# ---------------------------------------------------------------- masks that all queries share
+
+
+@pytest.mark.parametrize("key_heads", [2, 4])
+@pytest.mark.parametrize("queries", [1, 40, 131])
+def test_a_mask_of_keys_alone_equals_its_copies_for_each_query(kernel, key_heads, queries):
+    """Bit for bit, with values that are not finite at hidden and at visible keys."""
+    batch, heads, keys = 2, 4, 203
+    rng = np.random.default_rng(queries)
+    query, key, value = inputs(kernel.tag, batch, heads, key_heads, queries, keys, 24, 19)
+    keep = rng.random((batch, 1, 1, keys)) < 0.7
+    keep[0, ..., 64:140], keep[1, ..., 100:] = True, False          # whole blocks
+    special = value.copy()
+    special[0, :, [3, 70]], special[1, :, 150:] = INF, NAN
+    biases = rng.normal(size=(heads, 1, keys)).astype(np.float32)
+    biases[:, :, 5::7], biases[1, 0, 40] = -INF, 3e38
+    for kwargs in ({"attn_mask": keep}, {"attn_mask": keep[1, 0, 0]}, {"bias": biases}, {"bias": biases[1, 0]},
+                   {"attn_mask": keep, "bias": biases}, {"attn_mask": np.where(keep, 0, -1e9), "is_causal": True},
+                   {"attn_mask": keep, "softcap": 5.0, "is_causal": True, "causal_offset": keys - queries}):
+        copies = {name: np.broadcast_to(x, (batch, heads, queries, keys)).copy()
+                  if name in ("attn_mask", "bias") else x for name, x in kwargs.items()}
+        for values in (value, special):
+            for one, other in zip(attend((query, key, values), enable_gqa=True, **RESULTS, **kwargs),
+                                  attend((query, key, values), enable_gqa=True, **RESULTS, **copies), strict=True):
+                assert_same_bits(one, other)
+
+
 # ---------------------------------------------------------------- masks that end before the keys
 
 

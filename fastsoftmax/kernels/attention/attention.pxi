@@ -44,9 +44,11 @@ cdef int describe_attention(AttentionParams* params, const elem[:, :, :, :] quer
     params.queries_per_kv = params.heads // params.key_heads
     params.query, params.key = describe_tensor(query, query_rows), describe_tensor(key, key_rows)
     params.value, params.out = describe_tensor(value, key_rows), describe_tensor(out, query_rows)
-    params.biases = <int>len(biases)
+    params.biases, params.shared_bias = <int>len(biases), True
     for t in range(len(biases)):
         describe_bias(biases[t], &params.bias[t])
+        if params.bias[t].stride[2] != 0 or (params.bias[t].stride[1] != 0 and params.queries_per_kv != 1):
+            params.shared_bias = False
     params.left, params.right, params.softcap = left, right, softcap
     params.scale, params.scale_step = <double*>&scale[0], scale.strides[0] // <Py_ssize_t>sizeof(double)
     params.offset = <long long*>&offset[0]

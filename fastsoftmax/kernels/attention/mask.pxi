@@ -26,19 +26,35 @@ cdef enum:                                  # of a block of biases, as bits
     BIAS_HIDES = 4                          # a key is hidden
     BIAS_IS_HUGE = 8                        # a sum with a score may overflow
 
+cdef inline const char* bias_at(const ScoreBias* bias, Py_ssize_t b, Py_ssize_t head, Py_ssize_t query,
+                                Py_ssize_t key) noexcept nogil:
+    return bias.data + b * bias.stride[0] + head * bias.stride[1] + query * bias.stride[2] + key * bias.stride[3]
+
+cdef int load_visibility(const char* at, Py_ssize_t stride, Py_ssize_t count, real* bias_sum) noexcept nogil:
+    """load_score_bias for booleans alone."""
+    cdef Py_ssize_t j
+    cdef char visible = 0, hidden = 0, one
+    if stride == 1:
+        for j in range(count):
+            one = at[j] != 0
+            visible |= one
+            hidden |= one ^ 1
+            bias_sum[j] = 0 if one else -INFINITY
+    else:
+        for j in range(count):
+            one = at[j * stride] != 0
+            visible |= one
+            hidden |= one ^ 1
+            bias_sum[j] = 0 if one else -INFINITY
+    return visible * BIAS_SHOWS | hidden * (BIAS_ADDS | BIAS_HIDES)
+
 cdef const real* bias_row(const ScoreBias* bias, Py_ssize_t b, Py_ssize_t head, Py_ssize_t query, Py_ssize_t key,
                           Py_ssize_t count, real* buffer) noexcept nogil:
     """The values of a bias for `count` keys of a query, as reals: where they stand, or in `buffer`."""
-    cdef const char* at = (bias.data + b * bias.stride[0] + head * bias.stride[1] + query * bias.stride[2]
-                           + key * bias.stride[3])
+    cdef const char* at = bias_at(bias, b, head, query, key)
     cdef Py_ssize_t j = 0, stride = bias.stride[3]
     if bias.kind == BIAS_BOOL:
-        if stride == 1:
-            for j in range(count):
-                buffer[j] = 0 if at[j] else -INFINITY
-        else:
-            for j in range(count):
-                buffer[j] = 0 if at[j * stride] else -INFINITY
+        load_visibility(at, stride, count, buffer)
     elif bias.kind == BIAS_REAL:
         if stride == sizeof(real):
             return <const real*>at
@@ -61,6 +77,8 @@ cdef int load_score_bias(const AttentionParams* params, Py_ssize_t b, Py_ssize_t
     cdef const real* x
     cdef Py_ssize_t j
     cdef int t, visible = 0, different = 0, hidden = 0, huge = 0
+    if params.biases == 1 and params.bias[0].kind == BIAS_BOOL:
+        return load_visibility(bias_at(&params.bias[0], b, head, query, key), params.bias[0].stride[3], count, bias_sum)
     for t in range(params.biases):
         x = bias_row(&params.bias[t], b, head, query, key, count, buffer)
         if t == 0:

@@ -44,6 +44,7 @@ cdef struct AttentionParams:
     PageTable table
     bint query_is_real, out_is_real         # they hold reals, beside keys and values of 16 bits
     int biases
+    bint shared_bias                        # by all queries and heads of a tile, as a mask of padding is
     ScoreBias[MAX_BIASES] bias
     Py_ssize_t left, right                  # the window; -1: no limit
     double softcap                          # 0: none

@@ -9,7 +9,7 @@
 cdef struct PrefillWorkspace:               # one thread's buffers
     QueryTile[QUERY_TILES] tile
     real[KV_BLOCK * TILE_ROWS] scores       # of a block, transposed; then weights
-    real[TILE_ROWS * KV_BLOCK] bias_sum     # a row a query
+    real[TILE_ROWS * KV_BLOCK] bias_sum     # a row a query, or one for all of a tile
     KvBlock block                           # the current block of keys
     const real* key                         # its keys as reals: where they stand, or in key_reals
     const real* value
@@ -71,7 +71,7 @@ cdef void restore_nonfinite_values(const AttentionParams* params, QueryTile* til
     cdef WeightedRows to
     cdef Py_ssize_t lanes = tile.columns * LANES
     to.rows, to.begin, to.end = lanes, tile.begin, tile.end
-    to.bias_sum, to.bias_row = ws.bias_sum if params.biases else NULL, KV_BLOCK
+    to.bias_sum, to.bias_row = ws.bias_sum if params.biases else NULL, 0 if params.shared_bias else KV_BLOCK
     to.weights, to.weight_row, to.weight_key = ws.scores, 1, lanes
     to.out, to.out_row, to.out_element, to.gap_at, to.gap = tile.out_t, 1, lanes, params.value_dim, 0
     add_nonfinite_values(&to, &ws.block.value, key - ws.block.start, params.value_dim, key, count)
@@ -89,6 +89,15 @@ cdef void add_tile_biases(int columns, Py_ssize_t count, bint huge, const real* 
             transpose(square)
             for k in range(LANES):
                 add_bias(huge, square[k], scores + ((j + k) * columns + c) * LANES)
+
+cdef void add_shared_biases(int columns, Py_ssize_t count, bint huge, const real* bias_sum,
+                            real* scores) noexcept nogil:
+    """The same biases for all queries: bias_sum (count)."""
+    cdef Py_ssize_t j
+    cdef int c
+    for j in range(count):
+        for c in range(columns):
+            add_bias(huge, broadcast(bias_sum[j]), scores + (j * columns + c) * LANES)
 
 cdef inline void update_tile(int columns, Py_ssize_t skipped, Py_ssize_t count, bint statistics, bint moments,
                              real* scores, QueryTile* tile) noexcept nogil:
@@ -125,7 +134,7 @@ cdef inline void attend_kv_block(int rows, int columns, bint paired, const Atten
     count, skipped = end - key, key - ws.block.start
     partial = key < tile.all_begin or end > tile.all_end
     if params.biases:
-        for lane in range(tile.rows):
+        for lane in range(1 if params.shared_bias else tile.rows):
             bias |= load_score_bias(params, b, tile.head[lane], tile.query[lane], key, count,
                                     ws.bias_sum + lane * KV_BLOCK)
         if not bias & BIAS_SHOWS:
@@ -136,7 +145,9 @@ cdef inline void attend_kv_block(int rows, int columns, bint paired, const Atten
         replace_huge_scores(params, tile, &ws.block.key, skipped, count, ws.query_rows, ws.key_of_row, ws.scores)
     if params.softcap != 0:
         cap_scores(params.softcap, count * columns, ws.scores)
-    if bias & BIAS_ADDS:
+    if bias & BIAS_ADDS and params.shared_bias:
+        add_shared_biases(columns, count, bias & BIAS_IS_HUGE, ws.bias_sum, ws.scores)
+    elif bias & BIAS_ADDS:
         add_tile_biases(columns, count, bias & BIAS_IS_HUGE, ws.bias_sum, ws.scores)
     if partial or params.slopes != NULL:
         mask_query_tile(params, b, key, count, tile)
