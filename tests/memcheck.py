@@ -1,7 +1,7 @@
 """Runs tests/smoke.py, and attention, gradients and losses of odd shapes, under Valgrind's memcheck: no decision on
 memory that nobody wrote.
 
-    python tests/memcheck.py [--isas generic x86_64_v3]     # as installed; by default all that Valgrind's CPU has
+    python tests/memcheck.py [--isas x86_64 x86_64_v3]     # as installed; by default all that Valgrind's CPU has
 
 AddressSanitizer (tests/sanitize.py) sees what is read beyond an array, but not what is read before it is written. Needs
 `valgrind`; takes two minutes. Python and NumPy have reports of their own, so those count in which a module of this

@@ -1,6 +1,6 @@
 """Builds the package with sanitizers and runs the tests with it. Nothing is suppressed.
 
-    python tests/sanitize.py [--isas generic x86_64_v3] [arguments for pytest]     # AddressSanitizer and UBSan
+    python tests/sanitize.py [--isas x86_64 x86_64_v3] [arguments for pytest]     # AddressSanitizer and UBSan
 
 It takes a copy of the checkout, GCC and what a build needs; all instruction sets by default. Python and NumPy
 themselves are not instrumented: the sanitizer is loaded before them and sees what our code does with their memory. Left
