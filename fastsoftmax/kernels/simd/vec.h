@@ -234,11 +234,14 @@ SIMD_INLINE vmask is_subnormal(vreal a)
 #define UP ((real)(REAL_BITS == 32 ? 0x1p64 : 0x1p512))   /* subnormal numbers times this are normal */
 
 /* Whether a * (hi + lo) may be subnormal or 0 in any lane; where it may be subnormal; and where it is 0, however it is
- * rounded, below two fifths of the smallest subnormal number: so are the weights of hidden elements. The products here do
- * not underflow. On some processors a product that does takes as long as a hundred others. */
+ * rounded: below two fifths of the smallest subnormal number, as for the weights of hidden elements. The products here
+ * do not underflow. On some processors a product that does takes as long as a hundred others. */
 #define LEAST_NORMAL_UP (UP * LEAST_NORMAL * (1 + 4 * EPSILON))
 #define VANISHING_UP (UP * LEAST_NORMAL * EPSILON * (real)0.4)
-SIMD_INLINE int any_below_normal(vreal a, vreal hi) { return any_lt(a * (hi * broadcast(UP)), broadcast(LEAST_NORMAL_UP)); }
+SIMD_INLINE int any_below_normal(vreal a, vreal hi)
+{
+    return any_lt(a * (hi * broadcast(UP)), broadcast(LEAST_NORMAL_UP));
+}
 SIMD_INLINE vmask result_is_subnormal(vreal a, vreal hi)
 {
     const vreal up = a * (hi * broadcast(UP));

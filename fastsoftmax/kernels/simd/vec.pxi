@@ -43,7 +43,6 @@ cdef extern from "simd/vec.h" nogil:
     vmask either(vmask, vmask) noexcept
     bint any_lane(vmask) noexcept
     unsigned long long lane_bits(vmask) noexcept        # bit i: lane i
-    bint any_lt(vreal, vreal) noexcept          # any_lane(lt(..., ...))
     vreal vselect(vmask, vreal, vreal) noexcept
     vreal select_or_zero(vmask, vreal) noexcept
     vreal zero_where(vmask, vreal) noexcept
@@ -60,7 +59,7 @@ cdef extern from "simd/vec.h" nogil:
     vreal fma_(vreal, vreal, vreal) noexcept
     vreal two_prod_err(vreal, vreal, vreal) noexcept
     vreal mul_dd(vreal, vreal, vreal) noexcept  # a * (hi + lo)
-    bint any_below_normal(vreal, vreal) noexcept
+    bint any_below_normal(vreal, vreal) noexcept        # of a weight, and of a normalizer's upper part
     vmask result_is_subnormal(vreal, vreal) noexcept
     vmask result_vanishes(vreal, vreal) noexcept
     vreal mul_dd_rounded_once(vreal, vreal, vreal) noexcept
