@@ -1,7 +1,7 @@
 # Contiguous rows of at most a chunk, without mask and temperature: the usual case.
 #
-# The passes are those of dense_row, in one function for each op. dense_row tests the options for each row, which would
-# be a third of the time of a row of 200 elements.
+# The passes are those of dense_row, in one function for SOFTMAX and one for both logarithms. dense_row tests the
+# options for each row, which would be a third of the time of a row of 200 elements.
 
 cdef inline bint is_contiguous_unmasked(const Rows* rows) noexcept nogil:
     return (rows.x_n == 1 and (rows.y_n == 1 or is_reduction(rows.op)) and rows.where == NULL and not rows.scaled
@@ -27,7 +27,7 @@ cdef inline real contiguous_unmasked_row(Op op, const Rows* rows, const Row* row
     cdef Sums sums
     cdef Normalizer normalizer
     ahead.x = following.x + distance
-    ahead.y = row.x if op == LOGSUMEXP or rows.nontemporal else row.y
+    ahead.y = row.x if rows.op == LOGSUMEXP or rows.nontemporal else row.y
     no_temperature(&s)
     set_row_max(&s, broadcast(row_max))
     clear(&sums)
@@ -36,7 +36,7 @@ cdef inline real contiguous_unmasked_row(Op op, const Rows* rows, const Row* row
     next_max = reduce_max(following.x, following.n)
     if sum == SUM_EXCLUDING_MAX and any_lane(needs_refinement):
         refine_sum(rows, row[0], &s, workspace, &normalizer)
-    if op == LOGSUMEXP:
+    if op != SOFTMAX and rows.op == LOGSUMEXP:
         row.y[0] = elem_of(lane0(normalizer.hi + normalizer.lo))
     elif op == SOFTMAX and any_lane(needs_refinement) and find_one(&s, False, &normalizer):
         normalize_store_chunk(STORE_WEIGHTS_OR_ONE, False, &s, &normalizer, weights_buf, row.x, row.y, 1, row.n,
@@ -184,7 +184,7 @@ cdef inline bint start_group(const Rows* rows, Py_ssize_t first_row, Py_ssize_t 
         store(group.origins + c * LANES, group.s[c].origin)
     return finite
 
-cdef inline void sum_group(Op op, const Rows* rows, const RowWorkspace* workspace, RowGroup* group) noexcept nogil:
+cdef inline void sum_group(const Rows* rows, const RowWorkspace* workspace, RowGroup* group) noexcept nogil:
     """Pass 2."""
     cdef Py_ssize_t k
     cdef Prefetch ahead
@@ -199,7 +199,7 @@ cdef inline void sum_group(Op op, const Rows* rows, const RowWorkspace* workspac
         s = group_shift(group, k)
         clear(&sums)
         ahead.x = group.row[k].x + group.count * rows.x_inner
-        ahead.y = group.row[k].x if op == LOGSUMEXP or rows.nontemporal else group.row[k].y
+        ahead.y = group.row[k].x if rows.op == LOGSUMEXP or rows.nontemporal else group.row[k].y
         exp_and_sum_row(SUM_EXCLUDING_MAX, &s, group.row[k].x, rows.n, workspace.weights_buf, &ahead, &sums)
         dd_put(&group.weights, k, dd_total(sums.weights))
         ties = sums.ties[0]
@@ -229,13 +229,13 @@ cdef inline void finalize_group(const Rows* rows, const RowWorkspace* workspace,
                 refine_sum(rows, group.row[k], &s, workspace, &normalizer)
                 group.his[k], group.los[k] = lane0(normalizer.hi), lane0(normalizer.lo)
 
-cdef inline void store_group(Op op, const Rows* rows, const RowGroup* group) noexcept nogil:
+cdef inline void store_group(const Rows* rows, const RowGroup* group) noexcept nogil:
     """Pass 3."""
     cdef Normalizer normalizer
     cdef Shift s
     cdef Py_ssize_t k
     for k in range(group.count):
-        if op == LOGSUMEXP:
+        if rows.op == LOGSUMEXP:
             group.row[k].y[0] = elem_of(group.his[k] + group.los[k])
             continue
         s = group_shift(group, k)
@@ -243,18 +243,18 @@ cdef inline void store_group(Op op, const Rows* rows, const RowGroup* group) noe
         normalize_store(STORE_LOGS, &s, &normalizer, False, NULL, group.row[k].x, group.row[k].y, 1, rows.n,
                         rows.nontemporal)
 
-cdef inline void grouped_logarithms(Op op, const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
-                                    const RowWorkspace* workspace) noexcept nogil:
+cdef void grouped_logarithms(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
+                             const RowWorkspace* workspace) noexcept nogil:
     cdef RowGroup group
     cdef Py_ssize_t r = first_row, count = min(GROUP_ELEMENTS // rows.n, <Py_ssize_t>PARTIALS)
     while r <= last_row:
         count = min(count, last_row + 1 - r)
         if start_group(rows, r, count, &group):
-            sum_group(op, rows, workspace, &group)
+            sum_group(rows, workspace, &group)
             finalize_group(rows, workspace, &group)
-            store_group(op, rows, &group)
+            store_group(rows, &group)
         else:
-            (log_softmax_loop if op == LOG_SOFTMAX else logsumexp_loop)(rows, r, r + count - 1, workspace)
+            logarithms_loop(rows, r, r + count - 1, workspace)
         r += count
 
 # One function for each case, so that the compiler makes each its own loop. They are called by a pointer: as parts of
@@ -265,28 +265,14 @@ cdef void softmax_loop(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_r
                        const RowWorkspace* workspace) noexcept nogil:
     contiguous_unmasked_loop(SOFTMAX, rows, first_row, last_row, workspace)
 
-cdef void log_softmax_loop(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
-                           const RowWorkspace* workspace) noexcept nogil:
+cdef void logarithms_loop(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
+                          const RowWorkspace* workspace) noexcept nogil:
     contiguous_unmasked_loop(LOG_SOFTMAX, rows, first_row, last_row, workspace)
-
-cdef void logsumexp_loop(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
-                         const RowWorkspace* workspace) noexcept nogil:
-    contiguous_unmasked_loop(LOGSUMEXP, rows, first_row, last_row, workspace)
-
-cdef void grouped_log_softmax(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
-                              const RowWorkspace* workspace) noexcept nogil:
-    grouped_logarithms(LOG_SOFTMAX, rows, first_row, last_row, workspace)
-
-cdef void grouped_logsumexp(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
-                            const RowWorkspace* workspace) noexcept nogil:
-    grouped_logarithms(LOGSUMEXP, rows, first_row, last_row, workspace)
 
 cdef inline RowsLoop loop_of(const Rows* rows) noexcept nogil:
     if rows.op == SOFTMAX:
         return delayed_softmax if is_delayed(rows) else softmax_loop
-    if rows.op == LOG_SOFTMAX:
-        return grouped_log_softmax if is_grouped(rows) else log_softmax_loop
-    return grouped_logsumexp if is_grouped(rows) else logsumexp_loop
+    return grouped_logarithms if is_grouped(rows) else logarithms_loop
 
 cdef inline void contiguous_unmasked_rows(const Rows* rows, Py_ssize_t first_row, Py_ssize_t last_row,
                                           const RowWorkspace* workspace) noexcept nogil:

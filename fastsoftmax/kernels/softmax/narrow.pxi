@@ -54,7 +54,7 @@ cdef inline void narrow_normalizers(bint wide, SumKind sum, const Shift* s, Py_s
 
 cdef void narrow_refine(bint wide, const Shift* s, Py_ssize_t n, real* tile, const vmask* needs_refinement,
                         Normalizer* normalizer) noexcept nogil:
-    """Computes normalizers again by SUM_EXACT, where SUM_EXCLUDING_MAX was not accurate."""
+    """Computes normalizers again by SUM_EXACT, where the first sum was not accurate."""
     cdef NarrowSums sums
     cdef Normalizer[PARTIAL_REGS] exact
     cdef vmask[PARTIAL_REGS] unused
@@ -89,6 +89,8 @@ cdef inline void narrow_store(Op op, const Rows* rows, const TilePosition* posit
     """Pass 3."""
     if op == SOFTMAX and sizeof(elem) == sizeof(real) and any_column(needs_refinement):
         narrow_store_refined(rows, position[0], s, needs_refinement, normalizer, tile)
+    elif op != SOFTMAX and rows.op == LOGSUMEXP:
+        narrow_store_as(STORE_SCALAR, rows, position, s, normalizer, tile)
     else:
         narrow_store_as(first_store(op), rows, position, s, normalizer, tile)
 
@@ -136,25 +138,17 @@ cdef void narrow_softmax(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end
                          const RowWorkspace* workspace) noexcept nogil:
     narrow_loop(False, SOFTMAX, rows, first_tile, end, workspace)
 
-cdef void narrow_log_softmax(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
-                             const RowWorkspace* workspace) noexcept nogil:
+cdef void narrow_logarithms(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+                            const RowWorkspace* workspace) noexcept nogil:
     narrow_loop(False, LOG_SOFTMAX, rows, first_tile, end, workspace)
-
-cdef void narrow_logsumexp(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
-                           const RowWorkspace* workspace) noexcept nogil:
-    narrow_loop(False, LOGSUMEXP, rows, first_tile, end, workspace)
 
 cdef void wider_softmax(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
                         const RowWorkspace* workspace) noexcept nogil:
     narrow_loop(True, SOFTMAX, rows, first_tile, end, workspace)
 
-cdef void wider_log_softmax(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
-                            const RowWorkspace* workspace) noexcept nogil:
+cdef void wider_logarithms(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
+                           const RowWorkspace* workspace) noexcept nogil:
     narrow_loop(True, LOG_SOFTMAX, rows, first_tile, end, workspace)
-
-cdef void wider_logsumexp(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
-                          const RowWorkspace* workspace) noexcept nogil:
-    narrow_loop(True, LOGSUMEXP, rows, first_tile, end, workspace)
 
 cdef inline void narrow_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
                               const RowWorkspace* workspace) noexcept nogil:
@@ -162,8 +156,6 @@ cdef inline void narrow_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_
     cdef RowsLoop loop                          # see contiguous.pxi
     if rows.op == SOFTMAX:
         loop = wider_softmax if wide else narrow_softmax
-    elif rows.op == LOG_SOFTMAX:
-        loop = wider_log_softmax if wide else narrow_log_softmax
     else:
-        loop = wider_logsumexp if wide else narrow_logsumexp
+        loop = wider_logarithms if wide else narrow_logarithms
     loop(rows, first_tile, end, workspace)
