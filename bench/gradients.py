@@ -3,9 +3,9 @@
     python bench/gradients.py [--threads 1] [--rounds 5] [--only cross_entropy] [--python /path/to/python/with/torch]
 
 Errors are those of float32 results against `fastsoftmax.reference` in wider precision, on the same numbers, in ULP of
-the largest term of a row: abs(y * grad) for softmax_backward, abs(grad) or the gradient for log_softmax_backward,
-w * (abs(log w) + H) for the entropy, a head's largest gradient for attention, and the row's largest gradient for all
-others. A gradient that comes by two products of matrices has the error of the products.
+the largest term of a row: abs(y * grad) or abs(y * sum(y * grad)) for softmax_backward, abs(grad) or the gradient for
+log_softmax_backward, w * (abs(log w) + H) for the entropy, a head's largest gradient for attention, and the row's
+largest gradient for all others. A gradient that comes by two products of matrices has the error of the products.
 
 Each library runs in a process of its own, taking turns, as in compare.py. `--python` names an interpreter that has
 PyTorch, if this one has not; where there is none, PyTorch is shown as absent. PyTorch's own backward operators are
@@ -28,11 +28,11 @@ TURN = 0.3      # seconds
 
 # function -> (shapes whose errors are measured, shapes that are timed)
 CASES = {
-    "softmax_backward": ([(200, 1000), (4, 50_000)], [(1024, 1000), (12, 512, 512)]),
+    "softmax_backward": ([(200, 1000), (4, 50_000), (20_000, 10)], [(1024, 1000), (12, 512, 512), (25_600, 10)]),
     "log_softmax_backward": ([(200, 1000), (4, 50_000)], [(1024, 1000)]),
     "logsumexp_backward": ([(200, 1000), (4, 50_000)], [(1024, 1000)]),
     "softmax_entropy_backward": ([(200, 1000), (4, 50_000)], [(1024, 1000)]),
-    "cross_entropy": ([(200, 1000), (4, 50_000)], [(1024, 32_000), (8192, 10)]),
+    "cross_entropy": ([(200, 1000), (4, 50_000), (20_000, 10)], [(1024, 32_000), (256, 1000), (25_600, 10)]),
     "linear_cross_entropy": ([(300, 64, 2000)], [(4096, 64, 32_000)]),
     "attention_backward": ([(4, 200, 64)], [(12, 512, 64)]),
     "causal_attention_backward": ([(4, 200, 64)], [(12, 512, 64)]),
@@ -159,7 +159,8 @@ def exact(function, arrays):
         found = [getattr(reference, function)(*wide, -1)]
     terms = found
     if function == "softmax_backward":
-        terms = [wide[0] * wide[1]]
+        products = wide[0] * wide[1]
+        terms = [np.maximum(abs(products), wide[1] * abs(products.sum(-1, keepdims=True)))]
     elif function == "log_softmax_backward":
         terms = [np.maximum(abs(wide[0]), abs(found[0]))]
     elif function == "softmax_entropy_backward":

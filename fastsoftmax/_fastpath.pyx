@@ -526,6 +526,69 @@ def gradient_operands(grad, y, axis, temperature, out):
             in_place)
 
 
+def loss_operands(logits, target, axis, ignore_index, grad_into, bint has_grad):
+    """(tag; logits as the kernel of cross_entropy takes them, (outer, n, inner); classes (outer, inner), -1 where
+    ignored; how many are not; the gradient as the kernel takes it, and as an array, or None; whether it is the logits).
+
+    For C-contiguous logits and int64 class numbers, of which not all are ignored; None for any other call, also for a
+    wrong class number.
+    """
+    cdef cnp.ndarray x, classes, kept_classes, dx = None
+    cdef int ndim, reduced_axis, i, overflow = 0
+    cdef long given_axis, ignored
+    cdef long long one
+    cdef Py_ssize_t count, k, kept = 0
+    cdef bint in_place = False
+    cdef cnp.npy_intp* shape
+    cdef cnp.npy_intp[3] sizes = [1, 1, 1]
+    cdef cnp.npy_intp[2] row_sizes, row_strides
+    cdef const long long* numbers
+    cdef long long* kept_numbers
+
+    if kernels_taking(logits) == NULL or not PyArray_CheckExact(target) or not PyLong_CheckExact(axis):
+        return None
+    x, classes = <cnp.ndarray>logits, <cnp.ndarray>target
+    ndim, shape = cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x)
+    given_axis = PyLong_AsLongAndOverflow(axis, &overflow)
+    if overflow or given_axis >= ndim or given_axis < -ndim or not PyLong_CheckExact(ignore_index):
+        return None
+    reduced_axis = given_axis + ndim if given_axis < 0 else given_axis
+    ignored = PyLong_AsLongAndOverflow(ignore_index, &overflow)
+    if (overflow or cnp.PyArray_TYPE(classes) != cnp.NPY_INT64 or not PyArray_ISCARRAY_RO(classes)
+            or cnp.PyArray_NDIM(classes) != ndim - 1):
+        return None
+    for i in range(ndim):
+        sizes[1 if i == reduced_axis else 0 if i < reduced_axis else 2] *= shape[i]
+        if i != reduced_axis and cnp.PyArray_DIM(classes, i if i < reduced_axis else i - 1) != shape[i]:
+            return None
+
+    count, numbers = sizes[0] * sizes[2], <const long long*>cnp.PyArray_DATA(classes)
+    for k in range(count):
+        one = numbers[k]
+        if one != ignored:
+            if not 0 <= one < sizes[1]:
+                return None
+            kept += 1
+    if kept == 0:
+        return None
+    if kept < count:
+        kept_classes = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(classes), cnp.PyArray_DIMS(classes), cnp.NPY_INT64, 0)
+        kept_numbers = <long long*>cnp.PyArray_DATA(kept_classes)
+        for k in range(count):
+            kept_numbers[k] = -1 if numbers[k] == ignored else numbers[k]
+        classes = kept_classes
+    if grad_into is not None:
+        dx = fitting_out(x, ndim, shape, grad_into, True)
+        if dx is None or not no_overlap(dx, <cnp.ndarray>target):
+            return None
+        in_place = cnp.PyArray_DATA(dx) == cnp.PyArray_DATA(x)
+    elif has_grad:
+        dx = cnp.PyArray_EMPTY(ndim, shape, cnp.PyArray_TYPE(x), 0)
+    row_sizes, row_strides = [sizes[0], sizes[2]], [sizes[2] * 8, 8]
+    return (tag(<cnp.dtype>cnp.PyArray_DESCR(x)), of_rows(x, sizes), view(classes, 2, row_sizes, row_strides), kept,
+            None if dx is None else of_rows(dx, sizes), dx, in_place)
+
+
 cdef bint same_kind(cnp.ndarray x, cnp.ndarray y) noexcept:
     """Whether both have one dtype and one shape."""
     cdef int i

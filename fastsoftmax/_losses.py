@@ -19,6 +19,38 @@ PRODUCT_ELEMENTS = 1 << 20          # of the gradient of a linear weight that ar
 def cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, reduction, z_loss, softcap, temperature,
                   return_lse, return_grad, grad_into, dim):
     """cross_entropy."""
+    if (weight is softcap is dim is None and type(label_smoothing) is type(z_loss) is type(temperature) is float
+            and 0 <= label_smoothing <= 1 and 0 <= z_loss < math.inf and temperature == 1
+            and type(reduction) is str and reduction in _validate.REDUCTIONS):
+        operands = _fastpath.loss_operands(logits, target, axis, ignore_index, grad_into, bool(return_grad))
+        if operands is not None:
+            return _of_classes(operands, target, label_smoothing, reduction, z_loss, return_lse)
+    return _of_any(logits, target, axis, weight, ignore_index, label_smoothing, reduction, z_loss, softcap, temperature,
+                   return_lse, return_grad, grad_into, dim)
+
+
+def _of_classes(operands, target, label_smoothing, reduction, z_loss, return_lse):
+    """The results for what the fast path covers."""
+    tag, x, classes, kept, dx_rows, dx, in_place = operands
+    real = np.float64 if tag == "f64" else np.float32
+    loss = np.empty(classes.shape, real)
+    lse = np.empty(classes.shape, real) if return_lse else None
+    divisor = float(kept) if reduction == "mean" else 1.0
+    threads = 1 if x.size <= _softmax.SMALL_ELEMENTS else _threads.threads_for(x.size)
+    nontemporal = dx is not None and not in_place and dx.nbytes >= _softmax._nontemporal_bytes
+    _dispatch.kernels(tag).cross_entropy_rows(
+        x, classes, None, None, float(x.shape[1]), label_smoothing, z_loss, 1 / divisor, None, loss, lse, dx_rows,
+        threads, nontemporal)
+    results = [_reduced(reduction, loss.reshape(target.shape), divisor, np.dtype(real))]
+    if return_lse:
+        results.append(lse.reshape(target.shape)[()])
+    if dx is not None:
+        results.append(dx)
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _of_any(logits, target, axis, weight, ignore_index, label_smoothing, reduction, z_loss, softcap, temperature,
+            return_lse, return_grad, grad_into, dim):
     a = _validate.cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, reduction, z_loss, softcap,
                                 temperature, grad_into, dim)
     return_grad = bool(return_grad) or grad_into is not None
@@ -35,7 +67,7 @@ def cross_entropy(logits, target, axis, weight, ignore_index, label_smoothing, r
     loss, lse = _loss_of_rows(a, x, None if divisor == 0 else dx, 1 / divisor if divisor else 1.0, bool(return_lse))
     if divisor == 0 and dx is not None:
         dx[...] = 0
-    results = [_reduced(a, loss, divisor)]
+    results = [_reduced(a.reduction, loss, divisor, a.loss_dtype)]
     if return_lse:
         results.append(lse[()])
     if return_grad:
@@ -69,13 +101,14 @@ def _divisor(a):
     return float(a.weight[a.classes[kept]].sum(dtype=np.longdouble))
 
 
-def _reduced(a, loss, divisor):
+def _reduced(reduction, loss, divisor, dtype):
     """The loss of each row, their sum or their mean, in the dtype of the loss."""
-    if a.reduction != "none":
-        loss = loss.sum(dtype=np.float64 if loss.dtype == np.float32 else np.longdouble)
-    if a.reduction == "mean":
+    if reduction == "none":
+        return converted(loss, dtype)[()]
+    loss = loss.sum(dtype=np.float64 if loss.dtype == np.float32 else np.longdouble)
+    if reduction == "mean":
         loss = loss / divisor if divisor else math.nan
-    return converted(np.asarray(loss), a.loss_dtype)[()]
+    return converted(np.asarray(loss), dtype)[()]
 
 
 def _loss_of_rows(a, x, dx, grad_scale, wants_lse):
@@ -194,7 +227,7 @@ def linear_cross_entropy(hidden, linear_weight, target, linear_bias, weight, ign
         loss = np.zeros(len(hidden), dtype)
         if divisor != 0:
             layer.compute(a, 1 / divisor, loss)
-        loss = _reduced(a, loss, divisor)
+        loss = _reduced(a.reduction, loss, divisor, a.loss_dtype)
         return (loss, layer.gradients()) if return_grad else loss
 
 

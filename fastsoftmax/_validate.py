@@ -483,6 +483,8 @@ def _target(target, rows, shape, like, count, ignore_index):
     if target.shape != rows:
         raise ValueError(f"target of shape {target.shape} does not fit {like}: class numbers have shape {rows}")
     ignore_index = _int(ignore_index, "ignore_index")
+    if not 0 <= ignore_index < count and target.size and target.min() >= 0 and target.max() < count:    # none ignored
+        return converted(target, np.dtype(np.int64)), None
     ignored = np.asarray(target == ignore_index)
     wrong = ~ignored & ((target < 0) | (target >= count))
     if wrong.any():

@@ -5,6 +5,7 @@ of the row (3 where two rounded terms are subtracted), which is p or the target,
 """
 
 import itertools
+import timeit
 import tracemalloc
 import warnings
 
@@ -15,6 +16,8 @@ from helpers import LAYOUTS, assert_accurate, assert_same_bits, wide
 
 import fastsoftmax
 from fastsoftmax import (
+    _dispatch,
+    _fastpath,
     _losses,
     _softmax,
     _threads,
@@ -23,6 +26,7 @@ from fastsoftmax import (
     log_softmax,
     logsumexp,
     reference,
+    softmax,
 )
 
 INF, NAN = np.inf, np.nan
@@ -114,7 +118,8 @@ def assert_gradient(got, exact, ulp, terms):
     assert fine.all(), float((abs(got.astype(exact.dtype) - exact) / slack).max()) * ulp
 
 
-SHAPES = [((5, 37), -1), ((37, 5), 0), ((2, 10, 70), 1), ((3, 10, 4, 5), 1), ((600, 3), -1), ((3, 1000), -1)]
+SHAPES = [((5, 37), -1), ((37, 5), 0), ((2, 10, 70), 1), ((3, 10, 4, 5), 1), ((600, 3), -1), ((3, 1000), -1),
+          ((70, 10, 3), 1), ((90, 100), -1), ((70, 200), -1)]
 
 
 # ---------------------------------------------------------------- accuracy
@@ -149,6 +154,100 @@ def test_terms_larger_than_their_sum_add_no_rounding(kernel):
                 exact = reference.cross_entropy(logits.astype(wide(kernel.dtype)), target, label_smoothing=0.1,
                                                 reduction="none")
                 assert_accurate(loss, exact, 1.5)
+
+
+def test_rows_are_computed_alike_whatever_is_beside_them(kernel):
+    """Alone, in groups of dense rows, and in tiles."""
+    for n in (3, 10, 40, 100, 200, 1100):
+        logits, classes, target = example(kernel.dtype, (90, n))
+        for t, more in ((classes, {}), (classes, {"label_smoothing": 0.1, "z_loss": 1e-3}), (target, {})):
+            options = {"reduction": "none", "return_lse": True, "return_grad": True}
+            whole = cross_entropy(logits, t, **options, **more)
+            options |= more
+            columns = cross_entropy(np.ascontiguousarray(logits.T), t if t is classes else t.T, 0, **options)
+            parts = t.reshape(30, 3) if t is classes else t.reshape(30, 3, n).swapaxes(1, 2)
+            three = cross_entropy(np.ascontiguousarray(logits.reshape(30, 3, n).swapaxes(1, 2)), parts, 1, **options)
+            for i in range(2):
+                assert_same_bits(columns[i], whole[i])
+                assert_same_bits(three[i].reshape(90), whole[i])
+            assert_same_bits(columns[2].T, whole[2])
+            assert_same_bits(three[2].swapaxes(1, 2).reshape(90, n), whole[2])
+            for i in (0, 7, 89):
+                for one, other in zip(cross_entropy(logits[i], t[i], **options), whole, strict=True):
+                    assert_same_bits(one, other[i])
+
+
+@pytest.mark.parametrize(("n", "most"), [(10, 1.7), (64, 1.25), (1000, 1.25)])
+def test_loss_and_gradient_take_no_longer_than_softmax_and_logsumexp(n, most):
+    """It took 1.9 times as long for 10 classes, 1.3 times for more: rows waited for each other, and weights were
+    computed twice. The limits are those of AVX2, on a Zen 3; other instruction sets have twice as much."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(256_000 // n, n)).astype(np.float32)
+    classes, out = rng.integers(0, n, len(logits)), np.empty_like(logits)
+    calls = [lambda: softmax(logits, -1, out=out), lambda: logsumexp(logits, -1),
+             lambda: cross_entropy(logits, classes, grad_into=out)]
+    with fastsoftmax.num_threads(1):
+        softmax_, logsumexp_, loss = np.min([[timeit.timeit(call, number=1) for call in calls] for _ in range(60)], 0)
+    assert loss < most * (softmax_ + logsumexp_) * (1 if _dispatch.isa() == "x86_64_v3" else 2)
+
+
+@pytest.mark.parametrize("n", [32, 64])
+def test_probabilities_take_no_longer_than_four_times_class_numbers(n):
+    """It was 5 times: their shares were computed one by one. The limit is that of AVX2, as above."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(256_000 // n, n)).astype(np.float32)
+    classes, target, out = rng.integers(0, n, len(logits)), softmax(logits[::-1], -1), np.empty_like(logits)
+    calls = [lambda t=t: cross_entropy(logits, t, grad_into=out) for t in (classes, target)]
+    with fastsoftmax.num_threads(1):
+        of_classes, of_target = np.min([[timeit.timeit(call, number=1) for call in calls] for _ in range(60)], 0)
+    assert of_target < 4 * of_classes * (1 if _dispatch.isa() == "x86_64_v3" else 2)
+
+
+def test_the_fast_path_covers_ordinary_calls(monkeypatch):
+    """And gives what the long way gives."""
+    logits, classes, _ = example(np.float32, (6, 5, 7), 1)
+    moved, rows = np.ascontiguousarray(logits.swapaxes(1, 2)), {"return_lse": True, "return_grad": True}
+    calls = [((logits, classes), {"axis": 1, **rows}), ((logits, classes), {"axis": -2})]
+    calls += [((moved, classes), options) for options in (
+        {}, rows, {"axis": 2}, {"label_smoothing": 0.1, **rows}, {"z_loss": 1e-3, "return_grad": True},
+        {"grad_into": np.empty_like(moved)})]
+    calls += [((moved, np.where(classes < 0, 3, classes)), {"ignore_index": 3, **rows})]
+    calls += [((moved, classes), {"reduction": reduction, **rows}) for reduction in REDUCTIONS]
+    calls += [((moved[0, 0], np.asarray(2)), {"return_grad": True})]
+    calls += [((moved.astype(dtype), classes), rows) for dtype in DTYPES]
+    fast = []
+    with monkeypatch.context() as patch:
+        patch.setattr(_losses, "_of_any", None)
+        for arrays, options in calls:
+            got = cross_entropy(*arrays, **options)
+            fast.append([np.copy(v) for v in got] if type(got) is tuple else [np.copy(got)])
+    monkeypatch.setattr(_fastpath, "loss_operands", lambda *_: None)
+    for (arrays, options), got in zip(calls, fast, strict=True):
+        expected = cross_entropy(*arrays, **options)
+        for one, other in zip(got, expected if type(expected) is tuple else [expected], strict=True):
+            assert_same_bits(one, np.asarray(other))
+
+
+def test_what_the_fast_path_does_not_take_is_computed_all_the_same():
+    logits, classes, _ = example(np.float64, (6, 5))
+    expected = cross_entropy(logits, classes, return_grad=True)
+    for x, t in ((logits[::-1][::-1], classes), (logits, classes.astype(np.int8)), (logits, list(classes)),
+                 (np.asfortranarray(logits), classes), (logits, np.repeat(classes, 2)[::2]),
+                 (logits.astype(">f8"), classes.astype(">i8"))):
+        for one, other in zip(cross_entropy(x, t, return_grad=True), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    into = logits.copy()
+    overlapping = into.ravel()[:6].view(np.int64)           # class numbers in the memory of the gradient
+    overlapping[:] = [0, 1, 2, 3, 4, 0]
+    numbers = overlapping.copy()
+    loss, grad = cross_entropy(logits, overlapping, grad_into=into)
+    assert grad is into
+    assert_same_bits(grad, cross_entropy(logits, numbers, return_grad=True)[1])
+    with pytest.raises(IndexError, match=r"target\[4\] is class 5"):
+        cross_entropy(logits, np.array([0, 1, 2, 3, 5, 6]))
+    with pytest.raises(IndexError, match=r"target\[0\] is class -1"):
+        cross_entropy(logits, np.array([-1, 1, 2, 3, 4, 0]), grad_into=into)
+    assert np.isnan(cross_entropy(logits, np.full(6, -100)))
 
 
 def test_a_long_row(kernel):

@@ -18,6 +18,7 @@ cdef enum GradKind:                             # the same numbers as in _gradie
     GRAD_ENTROPY = 3
 
 cdef enum:
+    GRAD_NARROW_MAX = 32                        # elements: contiguous rows up to this are as fast in tiles, or faster
     MIN_STREAMED = 2048                         # elements: streaming shorter rows costs more, if they share cache lines
 
 cdef struct GradRows:
@@ -353,7 +354,10 @@ cdef inline void dense_grad_rows(GradKind kind, bint scaled, const GradRows* a, 
     else:
         chunked_grad_rows(a, first_row, last_row, workspace)
 
-# Tiles. The operands of a block stand in tile.p (x) and tile.f (g).
+# Tiles, for other rows, and for narrow ones. The operands of a block stand in tile.p (x) and tile.f (g).
+
+cdef inline bint uses_grad_tiles(const GradRows* a) noexcept nogil:
+    return uses_tiles(&a.rows) and not (has_sum(a.kind) and is_one_contiguous_chunk(a) and a.rows.n > GRAD_NARROW_MAX)
 
 cdef void load_grad_tiles(const GradRows* a, const TilePosition* position, const TilePosition* grad,
                           Py_ssize_t j, Py_ssize_t count, TileWorkspace* tile) noexcept nogil:
@@ -382,19 +386,44 @@ cdef GradShift tile_grad_shift(const GradRows* a, const TilePosition* position, 
     s.g, s.value = load(g), load(value)
     return s
 
+cdef inline GradTerms tile_terms(GradKind kind, Py_ssize_t part, int c, Py_ssize_t count,
+                                 const TileWorkspace* tile) noexcept nogil:
+    """The sum of elements part, part + PARTIALS, ... below count, at most 4."""
+    cdef GradTerms sum = no_grad_terms()
+    cdef Py_ssize_t k, at
+    for k in range(ceil_div(count - part, PARTIALS)):
+        at = (part + k * PARTIALS) * PARTIALS + c * LANES
+        add_grad_term(kind, &sum, load(tile.p + at), load(tile.f + at))
+    return sum
+
 cdef inline void sum_grad_block(GradKind kind, Py_ssize_t count, TileWorkspace* tile) noexcept nogil:
     """The terms of a block, which is a step: elements part, part + PARTIALS, ... join partial sum `part`."""
     cdef GradTerms sum
-    cdef Py_ssize_t part, k, at
+    cdef Py_ssize_t part, at
     cdef int c
     for part in range(min(count, <Py_ssize_t>PARTIALS)):
         for c in range(PARTIAL_REGS):
-            sum = no_grad_terms()
-            for k in range(ceil_div(count - part, PARTIALS)):
-                at = (part + k * PARTIALS) * PARTIALS + c * LANES
-                add_grad_term(kind, &sum, load(tile.p + at), load(tile.f + at))
+            sum = tile_terms(kind, part, c, count, tile)
             at = part * PARTIAL_REGS + c
             tile.moments[at] = join_grad_terms(kind, tile.moments[at], &sum)
+
+cdef inline void sum_single_grad_block(GradKind kind, Py_ssize_t n, const TileWorkspace* tile,
+                                       GradShift* s) noexcept nogil:
+    """The sums of rows of at most a block: a partial sum is a step, and need not be kept."""
+    cdef GradTerms sum
+    cdef vdd_sum total
+    cdef Py_ssize_t first, parts = min(n, <Py_ssize_t>PARTIALS)
+    cdef int c, k
+    for c in range(PARTIAL_REGS):
+        total = dd_sum_start()
+        first = 0
+        while first < parts:
+            for k in range(4):
+                if first + k < parts:
+                    sum = tile_terms(kind, first + k, c, n, tile)
+                    total.chain[k] = dd_add(total.chain[k], dd_end(join_grad_terms(kind, dd_zero(), &sum)))
+            first += 4
+        split_exact(dd_sum_end(total), &s[c].hi, &s[c].lo)
 
 cdef inline void grad_tile_of_rows(GradKind kind, bint scaled, const GradRows* a, const TilePosition* position,
                                    const TilePosition* grad, const RowWorkspace* workspace) noexcept nogil:
@@ -405,8 +434,11 @@ cdef inline void grad_tile_of_rows(GradKind kind, bint scaled, const GradRows* a
     cdef int c
     for c in range(PARTIAL_REGS):
         s[c] = tile_grad_shift(a, position, c)
-    if has_sum(kind):
-        clear_exact_tile(tile)
+    if has_sum(kind) and n <= BLOCK:
+        load_grad_tiles(a, position, grad, 0, n, tile)
+        sum_single_grad_block(kind, n, tile, s)
+    elif has_sum(kind):
+        clear_exact_tile(n, tile.moments, tile.weights)
         j = 0
         while j < n:
             count = min(n - j, <Py_ssize_t>BLOCK)
@@ -414,9 +446,9 @@ cdef inline void grad_tile_of_rows(GradKind kind, bint scaled, const GradRows* a
             sum_grad_block(kind, count, tile)
             j += BLOCK
             if j % CHUNK == 0 or j >= n:
-                end_exact_tile_chunk(tile)
+                end_exact_tile_chunk(n, tile.moments, tile.weights)
         for c in range(PARTIAL_REGS):
-            split_exact(exact_tile_sum(c, tile), &s[c].hi, &s[c].lo)
+            split_exact(exact_tile_sum(n, c, tile.weights), &s[c].hi, &s[c].lo)
     j = 0
     while j < n:
         count = min(n - j, <Py_ssize_t>BLOCK)
@@ -441,7 +473,7 @@ cdef inline void grad_rows_of(GradKind kind, bint scaled, const GradTasks* tasks
                               const RowWorkspace* workspace) noexcept nogil:
     cdef const GradRows* a = tasks.a
     cdef TilePosition position, grad
-    cdef Py_ssize_t t
+    cdef Py_ssize_t t, at
     if has_sum(kind) and tasks.in_strips:
         grad_strips(kind, scaled, a, start, min(stop, a.rows.outer * strips_of(&a.rows)))
         return
@@ -449,10 +481,11 @@ cdef inline void grad_rows_of(GradKind kind, bint scaled, const GradTasks* tasks
         dense_grad_rows(kind, scaled, a, start, min(stop, a.rows.outer * a.rows.inner) - 1, workspace)
         return
     for t in range(start, min(stop, a.rows.outer * tiles_of(&a.rows))):
-        position = tile_position(&a.rows, t)
+        at = tile_in_turn(&a.rows, t)
+        position = tile_position(&a.rows, at)
         grad = position
         if has_sum(kind):
-            grad = tile_position(&a.grads, t)
+            grad = tile_position(&a.grads, at)
         grad_tile_of_rows(kind, scaled, a, &position, &grad, workspace)
 
 cdef Py_ssize_t softmax_grad_task(const void* context, Py_ssize_t task, int thread) noexcept nogil:
@@ -558,11 +591,14 @@ def softmax_backward_rows(int kind, const elem[:, :, :] x, const elem[:, :, :] g
         a.g_inner = g.strides[1] // <Py_ssize_t>sizeof(real)
         a.value_outer = value.strides[0] // <Py_ssize_t>sizeof(real)
         a.value_inner = value.strides[1] // <Py_ssize_t>sizeof(real)
-    if a.rows.inner == 1:
-        outer_to_inner(&a.rows)
-        outer_to_inner(&a.grads)
+    arrange(&a.rows)
+    arrange(&a.grads)                           # which has the same shape
+    if a.rows.in_turns:
+        a.g_outer, a.g_inner = a.g_inner, a.g_outer
+        a.value_outer, a.value_inner = a.value_inner, a.value_outer
+    elif x.shape[2] == 1:
         a.g_inner, a.value_inner = a.g_outer, a.value_outer
-    tasks.a, tasks.in_tiles, tasks.in_strips = &a, uses_tiles(&a.rows), uses_strips(&a)
+    tasks.a, tasks.in_tiles, tasks.in_strips = &a, uses_grad_tiles(&a), uses_strips(&a)
     row_size, row_count = a.rows.n, a.rows.outer * a.rows.inner
     if tasks.in_strips:
         a.rows.peel = strip_peel(&a.rows)

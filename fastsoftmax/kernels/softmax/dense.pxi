@@ -33,8 +33,10 @@ cdef inline int binary_exponent_between(const Rows* rows, const Row* row, const 
 # if it has contiguous reals that are stored through the caches.
 
 cdef inline bint keeps_weights_in_place(const Rows* rows) noexcept nogil:
-    return (rows.op == SOFTMAX and sizeof(elem) == sizeof(real) and rows.y_n == 1 and rows.where == NULL
-            and not rows.nontemporal)
+    if rows.op == CROSS_ENTROPY and rows.x == rows.y:       # which reads x again
+        return False
+    return (keeps_weights_of(first_sum(rows.op)) and sizeof(elem) == sizeof(real) and rows.y_n == 1
+            and rows.where == NULL and not rows.nontemporal)
 
 cdef inline bint keeps_weights(const Rows* rows, Py_ssize_t n) noexcept nogil:
     return n <= KEEP or keeps_weights_in_place(rows)
@@ -115,7 +117,7 @@ cdef inline void sum_row(SumKind sum, const Rows* rows, const Row* row, const Sh
 
 cdef void refine_sum(const Rows* rows, Row row, const Shift* s, const RowWorkspace* workspace,
                      Normalizer* normalizer) noexcept nogil:
-    """Computes the normalizer again by SUM_EXACT, where SUM_EXCLUDING_MAX was not accurate. `row` is a copy, so that
+    """Computes the normalizer again by SUM_EXACT, where the first sum was not accurate. `row` is a copy, so that
     the caller can keep its own in registers."""
     cdef Sums sums
     sum_row(SUM_EXACT, rows, &row, s, workspace, &sums)

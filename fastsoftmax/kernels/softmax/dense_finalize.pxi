@@ -19,14 +19,14 @@ cdef inline Normalizer dense_normalizer(SumKind sum, Py_ssize_t n, bint scaled, 
 
 cdef bint finalize(SumKind sum, bint scaled, Py_ssize_t n, const Shift* s, const Sums* sums,
                    Normalizer* normalizer) noexcept nogil:
-    """Computes the normalizer. Returns whether SUM_EXCLUDING_MAX needs SUM_EXACT, or SUM_WEIGHTS STORE_WEIGHTS_OR_ONE.
+    """Computes the normalizer. Returns whether it needs SUM_EXACT, or for SUM_WEIGHTS STORE_WEIGHTS_OR_ONE.
     """
     # one call for each case, so that the compiler specialises each
     cdef vmask needs_refinement
     if sum == SUM_WEIGHTS:
         normalizer[0] = dense_normalizer(SUM_WEIGHTS, n, scaled, s, sums, &needs_refinement)
         return any_lane(needs_refinement) and find_one(s, scaled, normalizer)
-    if sum == SUM_EXCLUDING_MAX:
+    if may_be_inaccurate(sum):
         normalizer[0] = dense_normalizer(SUM_EXCLUDING_MAX, n, scaled, s, sums, &needs_refinement)
         return any_lane(needs_refinement)
     if sum == SUM_MOMENTS:

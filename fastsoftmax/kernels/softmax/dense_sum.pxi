@@ -41,6 +41,9 @@ cdef inline void exp_and_sum_registers(int steps, int v, SumKind sum, const Shif
         for a in range(4 * steps):
             running.largest[v] = vmax(e[a], running.largest[v])
     exp_scores(4 * steps, e, s, False, scaled, not plain, plain, p, f)
+    if sum == SUM_KEEPING_WEIGHTS:
+        for a in range(4 * steps):
+            store(weights_buf + (a * PARTIAL_REGS + v) * LANES, fma_(p[a], f[a], f[a]))
     if sum != SUM_WEIGHTS:
         for a in range(4 * steps):
             exclude_max(sum, s, e[a], &f[a], &running.ties[v])
@@ -92,8 +95,8 @@ cdef inline void end_runs(SumKind sum, Py_ssize_t k, bint halves, Running* runni
 cdef inline void exp_and_sum(SumKind sum, const Shift* shift, bint scaled, bint plain, bint finds_max, bint halves,
                              const elem* x, Py_ssize_t count, Py_ssize_t n, real* weights_buf, const Prefetch* ahead,
                              Sums* sums) noexcept nogil:
-    """x (count): a chunk of a row of n elements. Adds to `sums`; SUM_WEIGHTS writes weights_buf (count). `ahead` may be
-    NULL. finds_max: sums.largest takes part. halves: has_half_runs(n)."""
+    """x (count): a chunk of a row of n elements. Adds to `sums`, and keeps weights in weights_buf (count). `ahead` may
+    be NULL. finds_max: sums.largest takes part. halves: has_half_runs(n)."""
     cdef Running running
     cdef ShortRowWeights short_row
     cdef Shift s = shift[0]
@@ -164,6 +167,10 @@ cdef inline void exp_and_sum_chunk(SumKind sum, bint scaled, const Shift* s, con
         exp_and_sum(SUM_EXCLUDING_MAX, s, False, True, False, halves, x, count, n, weights_buf, ahead, sums)
     elif sum == SUM_EXCLUDING_MAX:
         exp_and_sum(SUM_EXCLUDING_MAX, s, False, False, False, halves, x, count, n, weights_buf, ahead, sums)
+    elif sum == SUM_KEEPING_WEIGHTS and plain and not scaled:
+        exp_and_sum(SUM_KEEPING_WEIGHTS, s, False, True, False, halves, x, count, n, weights_buf, ahead, sums)
+    elif sum == SUM_KEEPING_WEIGHTS:            # a temperature of 1 gives the same bits as none
+        exp_and_sum(SUM_KEEPING_WEIGHTS, s, True, False, False, halves, x, count, n, weights_buf, ahead, sums)
     else:
         exp_and_sum(SUM_EXACT, s, sums_as_scaled(SUM_EXACT, scaled), False, False, halves, x, count, n, weights_buf,
                     ahead, sums)

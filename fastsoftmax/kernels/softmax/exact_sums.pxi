@@ -32,23 +32,27 @@ cdef inline void split_exact(vdd sum, vreal* hi, vreal* lo) noexcept nogil:
     dd_split(sum, hi, lo)
     lo[0] = finite_or_none(lo[0])
 
-# The same for a tile: a line of lanes for each partial sum; tile.moments holds the running sums.
+# The same for a tile of rows of n elements: `running` and `chunks` (min(n, PARTIALS), PARTIAL_REGS), a line of lanes
+# for each partial sum that has elements.
 
-cdef inline void clear_exact_tile(TileWorkspace* tile) noexcept nogil:
+cdef inline Py_ssize_t exact_tile_parts(Py_ssize_t n) noexcept nogil:
+    return min(n, <Py_ssize_t>PARTIALS)
+
+cdef inline void clear_exact_tile(Py_ssize_t n, vdd* running, vdd* chunks) noexcept nogil:
     cdef Py_ssize_t k
-    for k in range(PARTIALS * PARTIAL_REGS):
-        tile.weights[k] = dd_zero()
-        tile.moments[k] = dd_zero()
+    for k in range(exact_tile_parts(n) * PARTIAL_REGS):
+        running[k] = dd_zero()
+        chunks[k] = dd_zero()
 
-cdef void end_exact_tile_chunk(TileWorkspace* tile) noexcept nogil:
+cdef void end_exact_tile_chunk(Py_ssize_t n, vdd* running, vdd* chunks) noexcept nogil:
     cdef Py_ssize_t k
-    for k in range(PARTIALS * PARTIAL_REGS):
-        tile.weights[k] = dd_add(tile.weights[k], dd_end(tile.moments[k]))
-        tile.moments[k] = dd_zero()
+    for k in range(exact_tile_parts(n) * PARTIAL_REGS):
+        chunks[k] = dd_add(chunks[k], dd_end(running[k]))
+        running[k] = dd_zero()
 
-cdef inline vdd exact_tile_sum(int c, const TileWorkspace* tile) noexcept nogil:
+cdef inline vdd exact_tile_sum(Py_ssize_t n, int c, const vdd* chunks) noexcept nogil:
     cdef vdd_sum sum = dd_sum_start()
-    cdef int part
-    for part in range(PARTIALS):
-        sum.chain[part % 4] = dd_add(sum.chain[part % 4], tile.weights[part * PARTIAL_REGS + c])
+    cdef Py_ssize_t part
+    for part in range(exact_tile_parts(n)):
+        sum.chain[part % 4] = dd_add(sum.chain[part % 4], chunks[part * PARTIAL_REGS + c])
     return dd_sum_end(sum)

@@ -88,7 +88,7 @@ cdef void sum_long_tiles(const LongTiles* a, Py_ssize_t chunk, Py_ssize_t first,
                 continue
             load_tile(rows, &tile[t].position, j, lines, ws.x, unused)
             exp_and_sum_block(a.sum, rows.scaled, registers_in_use(&tile[t].position), now + t * PARTIAL_REGS, lines,
-                              ws.x, &ws.tile[t], ties + t * PARTIAL_REGS)
+                              ws.x, 0, &ws.tile[t], ties + t * PARTIAL_REGS)
             if j + BLOCK <= rows.n and ends_run(j + BLOCK, rows.n):
                 end_runs_of_tile(a.sum, j + BLOCK, rows.n, &ws.tile[t])
         j += BLOCK
@@ -121,7 +121,7 @@ cdef void store_long_tiles(const LongTiles* a, Py_ssize_t chunk, Py_ssize_t firs
             load_tile(rows, &tile[t].position, j, lines, ws.x, unused)
             if tile[t].stored != STORE_LOGS:    # the weights once more; the sums are not used
                 exp_and_sum_block(SUM_WEIGHTS, rows.scaled, registers_in_use(&tile[t].position), tile[t].s, lines,
-                                  ws.x, &ws.tile[0], ties)
+                                  ws.x, 0, &ws.tile[0], ties)
             normalize_store_tile(tile[t].stored, rows, &tile[t].position, j, lines, tile[t].s, tile[t].normalizer, ws.x)
         j += BLOCK
     if rows.nontemporal:
@@ -179,7 +179,7 @@ cdef void normalizers_of_long_tile(const LongTiles* a, Py_ssize_t t, TileWorkspa
             ties[c] = ties[c] + sums.ties[c]
     for c in range(PARTIAL_REGS):
         normalizer[c] = finalize_column(a.sum, a.rows.scaled, &tile.s[c], a.rows.n, c, total, ties[c],
-                                        &needs_refinement[c])
+                                        NULL, &needs_refinement[c])
         if c >= registers_in_use(&tile.position):
             needs_refinement[c] = nowhere()
 

@@ -1,10 +1,12 @@
 # From the sums of a row to its normalizer: the results are weights * (hi + lo), or scores - (hi + lo). hi + lo has
 # nearly twice the digits of a real.
 #
-# needs_refinement marks rows whose normalizer is not final. For SUM_EXCLUDING_MAX: the sum is not accurate enough. For
-# SUM_WEIGHTS: the largest weight may outweigh all others together. The weight was rounded and the sum was not, so a
+# needs_refinement marks rows whose normalizer is not final. Where may_be_inaccurate: the sum is not accurate enough.
+# For SUM_WEIGHTS: the largest weight may outweigh all others together. The weight was rounded and the sum was not, so a
 # result that should be 1 comes out one step below it, as NEARLY_ONE, in one of seven such rows. Those rows store `one`
 # in its place.
+#
+# After a SUM_KEEPING_WEIGHTS a tile has PARTIAL_REGS normalizers for logarithms, and then as many for weights.
 
 cdef struct Normalizer:
     vreal hi
@@ -96,7 +98,17 @@ cdef inline Normalizer normalizer_of(SumKind sum, const Shift* s, bint scaled, b
         moments = dd_div(dd_div(moments, of_max), dd_add(dd_of_sum(broadcast(1), zero), others))
         dd_split_sum(zero, zero, dd_sub(dd_log1p(others), moments), &normalizer.hi, &normalizer.lo)
         return normalizer
-    if sum == SUM_EXCLUDING_MAX:
+    if may_be_inaccurate(sum):
         dd_split(others, &hi, &lo)
         needs_refinement[0] = lt(hi, broadcast(<real>n / <real>(1 << LEAST)))
     return logarithm_of(s, scaled, others)
+
+cdef inline Normalizer normalizer_of_weights(const Shift* s, bint scaled, vdd weights, vreal ties) noexcept nogil:
+    """By which weights are multiplied, after a SUM_KEEPING_WEIGHTS. It needs no refinement."""
+    cdef Normalizer normalizer
+    cdef vreal p, f
+    largest_weight(s, scaled, &p, &f)
+    weights = dd_add_product(weights, factor_of(f), factor_of(ties))
+    weights = dd_end(dd_add_small_product(weights, factor_of(p * f), factor_of(ties)))
+    dd_split(dd_div(dd_of_sum(broadcast(1), broadcast(0)), weights), &normalizer.hi, &normalizer.lo)
+    return normalizer

@@ -8,9 +8,10 @@
 #   LOG_SOFTMAX   maximum   SUM_EXCLUDING_MAX; if it is small, SUM_EXACT   STORE_LOGS
 #   LOGSUMEXP     maximum   SUM_EXCLUDING_MAX; if it is small, SUM_EXACT   STORE_SCALAR
 #   ENTROPY       maximum   SUM_MOMENTS                                    STORE_SCALAR
+#   CROSS_ENTROPY maximum   SUM_KEEPING_WEIGHTS; likewise SUM_EXACT        that of cross_entropy.pxi
 #
-# The gradients are in backward.pxi, which has passes of its own over the same rows; cross entropy is in
-# cross_entropy.pxi, which uses the passes of LOG_SOFTMAX and SOFTMAX.
+# The gradients are in backward.pxi, which has passes of its own over the same rows. Cross entropy without its gradient
+# has the passes of LOG_SOFTMAX.
 #
 # Rows are computed in one of two ways, chosen by shape:
 #   dense     one row at a time, its elements in the lanes                      (dense.pxi, contiguous.pxi)
@@ -42,12 +43,14 @@ cdef enum Op:                       # the same numbers as in _fastpath.pyx
     LOG_SOFTMAX = 1
     LOGSUMEXP = 2
     ENTROPY = 3
+    CROSS_ENTROPY = 4               # with its gradient
 
 cdef enum SumKind:
     SUM_WEIGHTS = 0                 # sum(weights); the pass also keeps the weights
     SUM_EXACT = 2                   # sum(weights) without the largest, accurate however small it is
     SUM_MOMENTS = 3                 # SUM_EXACT, and sum(weights * (scores - largest score))
     SUM_EXCLUDING_MAX = 4           # SUM_EXACT in fewer instructions, accurate unless it is small: see row_sums.pxi
+    SUM_KEEPING_WEIGHTS = 5         # SUM_EXCLUDING_MAX; the pass also keeps the weights
 
 cdef enum StoreKind:
     STORE_WEIGHTS = 0               # weights times the normalizer
@@ -59,14 +62,23 @@ cdef inline bint is_reduction(Op op) noexcept nogil:
     return op == LOGSUMEXP or op == ENTROPY
 
 cdef inline SumKind first_sum(Op op) noexcept nogil:
+    if op == CROSS_ENTROPY:
+        return SUM_KEEPING_WEIGHTS
     return SUM_WEIGHTS if op == SOFTMAX else SUM_MOMENTS if op == ENTROPY else SUM_EXCLUDING_MAX
 
 cdef inline StoreKind first_store(Op op) noexcept nogil:
     return STORE_WEIGHTS if op == SOFTMAX else STORE_LOGS if op == LOG_SOFTMAX else STORE_SCALAR
 
+cdef inline bint may_be_inaccurate(SumKind sum) noexcept nogil:
+    """Whether a small sum must be computed again by SUM_EXACT."""
+    return sum == SUM_EXCLUDING_MAX or sum == SUM_KEEPING_WEIGHTS
+
+cdef inline bint keeps_weights_of(SumKind sum) noexcept nogil:
+    return sum == SUM_WEIGHTS or sum == SUM_KEEPING_WEIGHTS
+
 cdef inline bint is_fast_sum(SumKind sum) noexcept nogil:
     """Whether the sum starts at START: see row_sums.pxi."""
-    return sum == SUM_WEIGHTS or sum == SUM_EXCLUDING_MAX
+    return sum == SUM_WEIGHTS or may_be_inaccurate(sum)
 
 cdef struct Rows:
     Op op

@@ -13,8 +13,8 @@
 # A fast sum (is_fast_sum) starts at START, above every term, so that FastTwoSum, three operations, finds the error;
 # `lost` then holds the digits far below START, rounded to a real. In rows longer than BASES_MIN a weight may exceed 1,
 # and the sum starts at LONG_START. log_softmax needs log1p of the sum without the largest weight.
-# SUM_EXCLUDING_MAX is the fast version of this sum. It is accurate if it exceeds n * 2**-LEAST; below that the row is
-# summed again by SUM_EXACT, which starts at 0 and uses TwoSum, six operations.
+# SUM_EXCLUDING_MAX is the fast version of this sum, and so is SUM_KEEPING_WEIGHTS. It is accurate if it exceeds
+# n * 2**-LEAST; below that the row is summed again by SUM_EXACT, which starts at 0 and uses TwoSum, six operations.
 
 cdef enum:
     START = 8               # times SCALE: above every f and every rest
@@ -79,7 +79,7 @@ cdef inline void exclude_max(SumKind sum, const Shift* s, vreal x, vreal* f, vco
     exclude elements that are too small for a weight; SUM_EXCLUDING_MAX need not, since their effect is below its error.
     """
     cdef vmask tie = eq(x, s.row_max)
-    if sum == SUM_EXCLUDING_MAX:
+    if may_be_inaccurate(sum):
         f[0] = zero_where(tie, f[0])
         ties[0] = count_where(tie, ties[0])
     elif sum != SUM_WEIGHTS:

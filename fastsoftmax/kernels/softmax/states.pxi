@@ -201,7 +201,8 @@ cdef void tile_from_states(const StateRows* a, const TilePosition* position,
         load_tile(rows, position, j, count, x, row_max)
         if rows.op == SOFTMAX:                  # the weights; the sums are not used
             start_chunk(SUM_WEIGHTS, rows.n, workspace.tile)
-            exp_and_sum_block(SUM_WEIGHTS, rows.scaled, registers_in_use(position), s, count, x, workspace.tile, ties)
+            exp_and_sum_block(SUM_WEIGHTS, rows.scaled, registers_in_use(position), s, count, x, 0, workspace.tile,
+                              ties)
         normalize_store_tile(stored, rows, position, j, count, s, normalizer, x)
         j += BLOCK
 

@@ -163,7 +163,8 @@ cdef void sum_blocks(SumKind sum, const Rows* rows, const TilePosition* position
             if bases != NULL:
                 start_chunk_from_bases(j // CHUNK, bases, s, now, workspace.tile)
             start_chunk(sum, rows.n, workspace.tile)
-        exp_and_sum_block(sum, rows.scaled, registers_in_use(position), now, count, x, workspace.tile, ties)
+        exp_and_sum_block(sum, rows.scaled, registers_in_use(position), now, count, x, kept_at(sum, rows.n),
+                          workspace.tile, ties)
         j += BLOCK
         if j <= rows.n and ends_run(j, rows.n):
             end_runs_of_tile(sum, j, rows.n, workspace.tile)
@@ -173,7 +174,7 @@ cdef void sum_blocks(SumKind sum, const Rows* rows, const TilePosition* position
         rescale_tile(bases, s, rows.n // CHUNK, workspace.weights_buf)
     for c in range(PARTIAL_REGS):
         normalizer[c] = finalize_column(sum, rows.scaled, &s[c], rows.n, c, workspace.tile,
-                                        real_count(ties[c]), &needs_refinement[c])
+                                        real_count(ties[c]), normalizer + PARTIAL_REGS + c, &needs_refinement[c])
         if c >= registers_in_use(position):     # it has no sums
             needs_refinement[c] = nowhere()
 
@@ -192,7 +193,7 @@ cdef inline StoreKind normalizers_of_tile(const Rows* rows, const TilePosition* 
     cdef Normalizer[PARTIAL_REGS] exact
     cdef vmask[PARTIAL_REGS] needs_refinement, unused
     sum_tile(sum, rows, position, bases, s, workspace, normalizer, needs_refinement)
-    if sum == SUM_EXCLUDING_MAX and any_column(needs_refinement):
+    if may_be_inaccurate(sum) and any_column(needs_refinement):
         sum_tile(SUM_EXACT, rows, position, NULL, s, workspace, exact, unused)
         select_refined(needs_refinement, exact, normalizer)
     elif sum == SUM_WEIGHTS and find_ones(s, rows.scaled, needs_refinement, normalizer):
@@ -359,8 +360,7 @@ cdef void wide_tiles(const Rows* rows, Py_ssize_t first_tile, Py_ssize_t end,
         if count > 1:
             strided_strip(rows, t, count, workspace)
         else:
-            # where tiles take turns, those of all matrices that start at the same row follow one another
-            position = tile_position(rows, t % rows.outer * tiles + t // rows.outer if rows.in_turns else t)
+            position = tile_position(rows, tile_in_turn(rows, t))
             if rows.causal:
                 causal_tile(rows, &position, workspace)
             else:

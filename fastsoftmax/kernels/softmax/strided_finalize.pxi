@@ -52,7 +52,9 @@ cdef void end_chunk(SumKind sum, Py_ssize_t n, TileWorkspace* tile) noexcept nog
         tile.weights[k] = dd_add(tile.weights[k], sum_of_chunk(sum, n, has_half_runs(n), total, lost, half, runs))
 
 cdef Normalizer finalize_column(SumKind sum, bint scaled, const Shift* s, Py_ssize_t n, int c,
-                                const TileWorkspace* tile, vreal ties, vmask* needs_refinement) noexcept nogil:
+                                const TileWorkspace* tile, vreal ties, Normalizer* of_weights,
+                                vmask* needs_refinement) noexcept nogil:
+    """of_weights is written for SUM_KEEPING_WEIGHTS alone."""
     cdef vdd_sum weight_sum = dd_sum_start(), moments = dd_sum_start()
     cdef vdd weights
     cdef int part
@@ -62,4 +64,6 @@ cdef Normalizer finalize_column(SumKind sum, bint scaled, const Shift* s, Py_ssi
     if sum == SUM_MOMENTS:
         for part in range(PARTIALS):
             moments.chain[part % 4] = dd_add(moments.chain[part % 4], tile.moments[part * PARTIAL_REGS + c])
+    if sum == SUM_KEEPING_WEIGHTS:
+        of_weights[0] = normalizer_of_weights(s, scaled, weights, ties)
     return normalizer_of(sum, s, scaled, False, n, weights, dd_sum_end(moments), ties, needs_refinement)

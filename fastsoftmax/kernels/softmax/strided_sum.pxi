@@ -4,6 +4,10 @@
 # A full block takes one step: four elements of a partial sum together. The last block of a row, which may be nearly
 # empty, takes two: exp_block, then sum_block.
 
+cdef inline Py_ssize_t kept_at(SumKind sum, Py_ssize_t n) noexcept nogil:
+    """How far behind the elements of a tile their weights are kept: those of SUM_WEIGHTS replace them."""
+    return (ceil_div(n, 4) * 4 + 1) * PARTIALS if sum == SUM_KEEPING_WEIGHTS else 0
+
 cdef inline bint any_center(const Shift* s) noexcept nogil:
     """Whether the center of a row is not zero: see exp4_scores."""
     cdef vreal largest_center = broadcast(0)
@@ -13,7 +17,7 @@ cdef inline bint any_center(const Shift* s) noexcept nogil:
     return hmax(largest_center) != 0
 
 cdef inline void full_block(SumKind sum, bint scaled, bint centered, int registers, const Shift* shift, real* x,
-                            TileWorkspace* tile, vcount* ties) noexcept nogil:
+                            Py_ssize_t kept, TileWorkspace* tile, vcount* ties) noexcept nogil:
     cdef Shift s
     cdef vreal[4] e, p, f
     cdef vreal total, lost, rest, moment
@@ -26,10 +30,10 @@ cdef inline void full_block(SumKind sum, bint scaled, bint centered, int registe
             for a in range(4):
                 e[a] = load(x + at + a * PARTIALS * PARTIALS)
             exp4_scores(e, &s, False, scaled, centered, p, f)
-            if sum == SUM_WEIGHTS:
+            if keeps_weights_of(sum):
                 for a in range(4):
-                    store(x + at + a * PARTIALS * PARTIALS, fma_(p[a], f[a], f[a]))
-            else:
+                    store(x + at + kept + a * PARTIALS * PARTIALS, fma_(p[a], f[a], f[a]))
+            if sum != SUM_WEIGHTS:
                 for a in range(4):
                     exclude_max(sum, &s, e[a], &f[a], &ties[c])
             if sum == SUM_MOMENTS:
@@ -46,9 +50,9 @@ cdef inline void full_block(SumKind sum, bint scaled, bint centered, int registe
             store(tile.lost + at, lost)
             store(tile.rest + at, rest)
 
-cdef inline void exp_block(SumKind sum, bint scaled, const Shift* shift, Py_ssize_t count, real* x, TileWorkspace* tile,
-                           vcount* ties) noexcept nogil:
-    """Step 1: p and f of x (count, PARTIALS) into `tile`. SUM_WEIGHTS replaces the elements by their weights."""
+cdef inline void exp_block(SumKind sum, bint scaled, const Shift* shift, Py_ssize_t count, real* x, Py_ssize_t kept,
+                           TileWorkspace* tile, vcount* ties) noexcept nogil:
+    """Step 1: p and f of x (count, PARTIALS) into `tile`; weights at x + kept."""
     cdef Shift[PARTIAL_REGS] s
     cdef vreal[4] e, p, f
     cdef Py_ssize_t step, k
@@ -63,9 +67,9 @@ cdef inline void exp_block(SumKind sum, bint scaled, const Shift* shift, Py_ssiz
             e[a] = load(x + k + a * LANES)
         exp4_scores(e, s, True, scaled, True, p, f)
         for a in range(4):
-            if sum == SUM_WEIGHTS:
-                store(x + k + a * LANES, fma_(p[a], f[a], f[a]))
-            else:
+            if keeps_weights_of(sum):
+                store(x + k + kept + a * LANES, fma_(p[a], f[a], f[a]))
+            if sum != SUM_WEIGHTS:
                 exclude_max(sum, &s[a % PARTIAL_REGS], e[a], &f[a], &ties[a % PARTIAL_REGS])
             store(tile.p + k + a * LANES, p[a])
             store(tile.f + k + a * LANES, f[a])
@@ -118,29 +122,33 @@ cdef inline void sum_block(SumKind sum, bint scaled, const Shift* s, Py_ssize_t 
             store(tile.rest + at, rest)
 
 cdef inline void exp_and_sum_tile(SumKind sum, bint scaled, int registers, const Shift* s, Py_ssize_t count,
-                                  real* x, TileWorkspace* tile, vcount* ties) noexcept nogil:
-    """x (count, PARTIALS). Adds to the running sums in `tile`; SUM_WEIGHTS replaces the elements by their weights."""
+                                  real* x, Py_ssize_t kept, TileWorkspace* tile, vcount* ties) noexcept nogil:
+    """x (count, PARTIALS). Adds to the running sums in `tile`, and keeps weights at x + kept."""
     if count == BLOCK and not scaled and is_fast_sum(sum) and not any_center(s):
-        full_block(sum, False, False, registers, s, x, tile, ties)
+        full_block(sum, False, False, registers, s, x, kept, tile, ties)
     elif count == BLOCK:
-        full_block(sum, scaled, True, registers, s, x, tile, ties)
+        full_block(sum, scaled, True, registers, s, x, kept, tile, ties)
     else:
-        exp_block(sum, scaled, s, count, x, tile, ties)
+        exp_block(sum, scaled, s, count, x, kept, tile, ties)
         sum_block(sum, scaled, s, count, x, tile)
 
 cdef void exp_and_sum_block(SumKind sum, bint scaled, int registers, const Shift* s, Py_ssize_t count, real* x,
-                            TileWorkspace* tile, vcount* ties) noexcept nogil:
+                            Py_ssize_t kept, TileWorkspace* tile, vcount* ties) noexcept nogil:
     """The rows of so many registers; in a block that is not full, of all."""
     # one call for each case, so that the compiler makes each its own loop
     if sum == SUM_WEIGHTS and scaled:
-        exp_and_sum_tile(SUM_WEIGHTS, True, registers, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_WEIGHTS, True, registers, s, count, x, 0, tile, ties)
     elif sum == SUM_WEIGHTS:
-        exp_and_sum_tile(SUM_WEIGHTS, False, registers, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_WEIGHTS, False, registers, s, count, x, 0, tile, ties)
     elif sum == SUM_MOMENTS:
-        exp_and_sum_tile(SUM_MOMENTS, sums_as_scaled(SUM_MOMENTS, scaled), registers, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_MOMENTS, sums_as_scaled(SUM_MOMENTS, scaled), registers, s, count, x, 0, tile, ties)
     elif sum == SUM_EXCLUDING_MAX and scaled:
-        exp_and_sum_tile(SUM_EXCLUDING_MAX, True, registers, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_EXCLUDING_MAX, True, registers, s, count, x, 0, tile, ties)
     elif sum == SUM_EXCLUDING_MAX:
-        exp_and_sum_tile(SUM_EXCLUDING_MAX, False, registers, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_EXCLUDING_MAX, False, registers, s, count, x, 0, tile, ties)
+    elif sum == SUM_KEEPING_WEIGHTS and scaled:
+        exp_and_sum_tile(SUM_KEEPING_WEIGHTS, True, registers, s, count, x, kept, tile, ties)
+    elif sum == SUM_KEEPING_WEIGHTS:
+        exp_and_sum_tile(SUM_KEEPING_WEIGHTS, False, registers, s, count, x, kept, tile, ties)
     else:
-        exp_and_sum_tile(SUM_EXACT, sums_as_scaled(SUM_EXACT, scaled), registers, s, count, x, tile, ties)
+        exp_and_sum_tile(SUM_EXACT, sums_as_scaled(SUM_EXACT, scaled), registers, s, count, x, 0, tile, ties)

@@ -21,6 +21,11 @@ cdef inline TilePosition tile_position(const Rows* rows, Py_ssize_t tile) noexce
     position.tile_rows = min((t + 1) * PARTIALS - rows.peel, rows.inner) - i
     return position
 
+cdef inline Py_ssize_t tile_in_turn(const Rows* rows, Py_ssize_t t) noexcept nogil:
+    """The t-th tile to be computed: where tiles take turns, those of all matrices that start at the same row follow one
+    another."""
+    return t % rows.outer * tiles_of(rows) + t // rows.outer if rows.in_turns else t
+
 cdef inline int registers_in_use(const TilePosition* position) noexcept nogil:
     """The registers that hold rows."""
     return PARTIAL_REGS if PARTIAL_REGS == 1 else <int>ceil_div(position.tile_rows, LANES)
