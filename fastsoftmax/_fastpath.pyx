@@ -321,6 +321,18 @@ cdef inline const Kernels* kernels_taking(x) except? NULL:
     return kernels_of(<cnp.ndarray>x)
 
 
+cdef inline int axis_from_zero(axis, int ndim) except -2:
+    """-1 if it is not an int, or out of range."""
+    cdef int overflow = 0
+    cdef long given
+    if not PyLong_CheckExact(axis):
+        return -1
+    given = PyLong_AsLongAndOverflow(axis, &overflow)
+    if overflow or given >= ndim or given < -ndim:
+        return -1
+    return <int>(given + ndim if given < 0 else given)
+
+
 cdef inline double temperature_of(temperature) except -1:
     """The temperature of all rows; 0 for one that a kernel does not take."""
     cdef double t
@@ -358,8 +370,7 @@ def rows(int op, x, axis, temperature, where=None, dtype=None, out=None, dim=Non
     """The result for a C-contiguous array along one axis or all of it; None for any other call."""
     cdef cnp.ndarray array, y
     cdef const Kernels* kernels
-    cdef int ndim, reduced_axis = -1, i, overflow = 0, threads = 1
-    cdef long given_axis
+    cdef int ndim, reduced_axis = -1, i, threads = 1
     cdef Py_ssize_t outer = 1, n = 1, inner = 1, size
     cdef double t
     cdef cnp.npy_intp* shape
@@ -375,18 +386,15 @@ def rows(int op, x, axis, temperature, where=None, dtype=None, out=None, dim=Non
 
     if axis is None:
         n = size
-    elif PyLong_CheckExact(axis):
-        given_axis = PyLong_AsLongAndOverflow(axis, &overflow)
-        if overflow or given_axis >= ndim or given_axis < -ndim:
+    else:
+        reduced_axis = axis_from_zero(axis, ndim)
+        if reduced_axis < 0:
             return None
-        reduced_axis = given_axis + ndim if given_axis < 0 else given_axis
         for i in range(reduced_axis):
             outer *= shape[i]
         n = shape[reduced_axis]
         for i in range(reduced_axis + 1, ndim):
             inner *= shape[i]
-    else:
-        return None
     t = temperature_of(temperature)
     if t == 0:
         return None
@@ -485,8 +493,7 @@ def gradient_operands(grad, y, axis, temperature, out):
     For C-contiguous arrays of one dtype and shape, along one axis or all, at temperature 1; None for any other call.
     """
     cdef cnp.ndarray x, g, dx
-    cdef int number, ndim, reduced_axis = -1, i, overflow = 0
-    cdef long given_axis
+    cdef int number, ndim, reduced_axis = -1, i
     cdef bint in_place
     cdef cnp.npy_intp* shape
     cdef cnp.npy_intp[3] sizes = [1, 1, 1]
@@ -499,12 +506,9 @@ def gradient_operands(grad, y, axis, temperature, out):
             or not PyArray_ISCARRAY_RO(g) or kernels_of(x) == NULL or not same_kind(x, g)):
         return None
     if axis is not None:
-        if not PyLong_CheckExact(axis):
+        reduced_axis = axis_from_zero(axis, ndim)
+        if reduced_axis < 0:
             return None
-        given_axis = PyLong_AsLongAndOverflow(axis, &overflow)
-        if overflow or given_axis >= ndim or given_axis < -ndim:
-            return None
-        reduced_axis = given_axis + ndim if given_axis < 0 else given_axis
     for i in range(ndim):
         sizes[1 if axis is None or i == reduced_axis else 0 if i < reduced_axis else 2] *= shape[i]
 
@@ -535,7 +539,7 @@ def loss_operands(logits, target, axis, ignore_index, grad_into, bint has_grad):
     """
     cdef cnp.ndarray x, classes, kept_classes, dx = None
     cdef int ndim, reduced_axis, i, overflow = 0
-    cdef long given_axis, ignored
+    cdef long ignored
     cdef long long one
     cdef Py_ssize_t count, k, kept = 0
     cdef bint in_place = False
@@ -545,14 +549,13 @@ def loss_operands(logits, target, axis, ignore_index, grad_into, bint has_grad):
     cdef const long long* numbers
     cdef long long* kept_numbers
 
-    if kernels_taking(logits) == NULL or not PyArray_CheckExact(target) or not PyLong_CheckExact(axis):
+    if kernels_taking(logits) == NULL or not PyArray_CheckExact(target) or not PyLong_CheckExact(ignore_index):
         return None
     x, classes = <cnp.ndarray>logits, <cnp.ndarray>target
     ndim, shape = cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x)
-    given_axis = PyLong_AsLongAndOverflow(axis, &overflow)
-    if overflow or given_axis >= ndim or given_axis < -ndim or not PyLong_CheckExact(ignore_index):
+    reduced_axis = axis_from_zero(axis, ndim)
+    if reduced_axis < 0:
         return None
-    reduced_axis = given_axis + ndim if given_axis < 0 else given_axis
     ignored = PyLong_AsLongAndOverflow(ignore_index, &overflow)
     if (overflow or cnp.PyArray_TYPE(classes) != cnp.NPY_INT64 or not PyArray_ISCARRAY_RO(classes)
             or cnp.PyArray_NDIM(classes) != ndim - 1):
