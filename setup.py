@@ -26,8 +26,9 @@ ISAS = {                                    # from the plainest to the best; the
     "arm64": {"arm64": []},
     "other": {"generic": []},
 }
-# Instruction sets that only some dtypes have; the others use the one before it.
-DTYPES_OF_ISA = {"x86_64_v4_bf16": {"bf16"}}
+# Instruction sets that only some dtypes have, and these for attention's forward pass alone: its modules hold nothing
+# else. All the rest uses the instruction set before it.
+ATTENTION_DTYPES = {"x86_64_v4_bf16": {"bf16"}}
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
 
 DEBUG = os.environ.get("FASTSOFTMAX_DEBUG") == "1"          # bounds checks, no optimisation
@@ -50,7 +51,12 @@ def isas():
 
 def modules():
     """(dtype, ISA) of every kernel module."""
-    return [(dtype, isa) for dtype in DTYPES for isa in isas() if dtype in DTYPES_OF_ISA.get(isa, DTYPES)]
+    return [(dtype, isa) for dtype in DTYPES for isa in isas() if dtype in ATTENTION_DTYPES.get(isa, DTYPES)]
+
+
+def kind(dtype, isa):
+    """The text that a kernel module is made of."""
+    return DTYPES[dtype] + ("_attention" if isa in ATTENTION_DTYPES else "")
 
 
 def compile_flags(openmp=True, isa=None):
@@ -83,15 +89,19 @@ def link_flags(openmp=True):
 
 
 def stubs():
-    """The sources that are not in the project, and their texts: the kernels for each kind of elements, and the modules.
+    """The sources that are not in the project, and their texts: the kernels of each kind, and the modules.
 
     Cython sees the kernels once for each kind, as one module; the C of that is compiled in every module of the kind,
     which differ in their macros and flags.
     """
-    texts = {f"{kind}.pyx": f'include "simd/elem_{kind}.pxi"\ninclude "kernels.pxi"\n' for kind in DTYPES.values()}
+    texts = {}
     for dtype, isa in modules():
-        kind = DTYPES[dtype]
-        texts[f"{dtype}_{isa}.c"] = f'#define PyInit_{kind} PyInit_{dtype}_{isa}\n#include "{kind}.c"\n'
+        name, elements = kind(dtype, isa), f'include "simd/elem_{DTYPES[dtype]}.pxi"\n'
+        if isa in ATTENTION_DTYPES:
+            texts[f"{name}.pyx"] = elements + 'include "base.pxi"\ninclude "attention_forward.pxi"\n'
+        else:
+            texts[f"{name}.pyx"] = elements + 'include "kernels.pxi"\n'
+        texts[f"{dtype}_{isa}.c"] = f'#define PyInit_{name} PyInit_{dtype}_{isa}\n#include "{name}.c"\n'
     return {STUBS / KERNELS / name: text for name, text in texts.items()}
 
 
@@ -108,14 +118,14 @@ def extensions():
     runtime = {"include_dirs": ["fastsoftmax"], "depends": sorted(map(str, KERNELS.glob("runtime/*.h")))}
     tables = [("FASTSOFTMAX_DTYPES", f'"{" ".join(DTYPES)}"'), ("FASTSOFTMAX_ISAS", f'"{" ".join(isas())}"'),
               ("FASTSOFTMAX_MODULES", '"' + " ".join(f"{dtype}_{isa}" for dtype, isa in modules()) + '"')]
-    plainest, *others = isas()                  # what takes longest to compile comes first: processors end together
-    isas_by_cost = [plainest, *reversed(others)]
+    plainest, *others = (isa for isa in isas() if isa not in ATTENTION_DTYPES)
+    isas_by_cost = [plainest, *reversed(others), *ATTENTION_DTYPES]   # the longest first: processors end together
     kernels = [
         Extension(
             f"{PACKAGE}.{dtype}_{isa}", [str(STUBS / KERNELS / f"{dtype}_{isa}.c")], include_dirs=[str(KERNELS)],
             define_macros=[(f"DTYPE_{dtype}", None), (f"ISA_{isa}", None)],
             extra_compile_args=compile_flags(isa=isa) + isas()[isa],
-            depends=[*texts, str(STUBS / KERNELS / f"{DTYPES[dtype]}.c")], **parallel)
+            depends=[*texts, str(STUBS / KERNELS / f"{kind(dtype, isa)}.c")], **parallel)
         for dtype, isa in sorted(modules(), key=lambda module: isas_by_cost.index(module[1]))
     ]
     return [

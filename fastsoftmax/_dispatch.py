@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 try:
     from fastsoftmax import _cpu, _fastpath, _openmp, _thread_pool  # noqa: F401  (the last two before any kernel)
@@ -40,13 +41,20 @@ def supported_by(tag):
     return [isa for dtype, isa in modules(supported()) if dtype == tag]
 
 
-def best_isa(tag, isas, modules_built):
-    """The last of the instruction sets that has a module of this dtype."""
-    return [isa for isa in isas if f"{tag}_{isa}" in modules_built][-1]
+def load(tag, isas):
+    """The kernels of a dtype for the last of the instruction sets that has a module of it.
+
+    A module that holds attention alone is completed by that of the instruction set before it.
+    """
+    names = [f"{tag}_{isa}" for isa in isas if f"{tag}_{isa}" in _cpu.modules_built]
+    best = importlib.import_module(f"fastsoftmax.kernels.{names[-1]}")
+    if hasattr(best, "softmax_rows"):
+        return best
+    return SimpleNamespace(**{**vars(load(tag, isas[:-1])), **vars(best)})
 
 
 def isa():
-    """The instruction set in use. A dtype without a module of it uses the one before."""
+    """The instruction set in use. What has no module of it uses the one before."""
     return _isa
 
 
@@ -63,8 +71,7 @@ def use(name):
             "is unknown or not part of this build" if name else "is empty")
         raise ImportError(f"FASTSOFTMAX_ISA={name!r} {reason}; supported here: {', '.join(supported())}")
     isas = supported()[:supported().index(name) + 1]
-    loaded = {tag: importlib.import_module(f"fastsoftmax.kernels.{tag}_{best_isa(tag, isas, _cpu.modules_built)}")
-              for tag in DTYPES}
+    loaded = {tag: load(tag, isas) for tag in DTYPES}
     _modules, _isa = loaded, name
     _fastpath.use(*((m.contiguous_address, m.causal_address, m.causal_mask_address)
                     for m in (loaded[tag] for tag in ("f16", "bf16", "f32", "f64"))))

@@ -1,4 +1,4 @@
-"""Runs the tests of the x86_64_v4 kernels on a CPU that has AVX2 but no AVX-512.
+"""Runs the tests of the x86_64_v4 and x86_64_v4_bf16 kernels on a CPU that has AVX2 but no AVX-512.
 
     python tests/emulate_avx512.py [arguments for pytest]
 
@@ -19,20 +19,22 @@ from unittest import mock
 import pytest
 import setuptools
 
-ISA = "x86_64_v4"
+ISAS = ("x86_64_v4", "x86_64_v4_bf16")
 TESTS = Path(__file__).resolve().parent
 
 
 def build(folder):
-    """Compile the kernels of ISA in a copy of the checkout; the folder of the modules."""
+    """Compile the kernels of ISAS in a copy of the checkout; the folder of the modules."""
     shutil.copytree(TESTS.parent / "fastsoftmax", folder / "fastsoftmax", ignore=shutil.ignore_patterns("*.so", "*.c"))
     os.chdir(folder)
     with mock.patch("setuptools.setup"):
         project = runpy.run_path(os.fspath(TESTS.parent / "setup.py"))
-    modules = [module for module in project["extensions"]() if module.name.endswith(ISA)]
+    modules = [module for module in project["extensions"]() if module.name.endswith(ISAS)]
     for module in modules:
         module.include_dirs.insert(0, os.fspath(TESTS / "emulated"))
-        module.extra_compile_args += project["ISAS"]["x86_64"]["x86_64_v3"]     # the last -march counts
+        newer = {flag for isa in ISAS for flag in project["ISAS"]["x86_64"][isa]}
+        module.extra_compile_args = [flag for flag in module.extra_compile_args if flag not in newer]
+        module.extra_compile_args += project["ISAS"]["x86_64"]["x86_64_v3"]
     setuptools.setup(
         name="emulated", packages=[], ext_modules=modules, cmdclass={"build_ext": project["BuildKernels"]},
         script_args=["--quiet", "build_ext", "--build-lib", os.fspath(folder / "built")])
@@ -43,14 +45,14 @@ def build(folder):
 def main():
     from fastsoftmax import _cpu, kernels
 
-    if _cpu.supports(ISA):
-        sys.exit(f"this CPU has {ISA}: its own kernels are tested by pytest")
+    if _cpu.supports(ISAS[0]):
+        sys.exit(f"this CPU has {ISAS[0]}: its own kernels are tested by pytest")
     supports = _cpu.supports
     with tempfile.TemporaryDirectory() as folder:
         kernels.__path__.insert(0, os.fspath(build(Path(folder))))
         # test_isa_variable... asks a process of its own, which knows nothing of this
-        _cpu.supports = lambda isa: isa == ISA or supports(isa)
-        sys.exit(pytest.main(["-k", f"{ISA} and not isa_variable", *(sys.argv[1:] or [os.fspath(TESTS)])]))
+        _cpu.supports = lambda isa: isa in ISAS or supports(isa)
+        sys.exit(pytest.main(["-k", f"{ISAS[0]} and not isa_variable", *(sys.argv[1:] or [os.fspath(TESTS)])]))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,12 +177,22 @@ def test_a_bad_count_is_an_error_at_import(variable, value):
     assert value in done.stderr
 
 
-def test_a_dtype_may_lack_an_instruction_set():
-    """It uses the one before."""
-    built = {"f32_generic", "f32_v3", "f32_v4", "bf16_generic", "bf16_v3", "bf16_v4", "bf16_v4_bf16"}
+def test_a_dtype_may_lack_an_instruction_set_or_have_it_for_attention_alone(monkeypatch):
+    """What an instruction set does not have is that of the one before."""
+    whole = ["f32_generic", "f32_v3", "f32_v4", "bf16_generic", "bf16_v3", "bf16_v4"]
+    built = {f"fastsoftmax.kernels.{name}": SimpleNamespace(softmax_rows=name, attention=name) for name in whole}
+    built["fastsoftmax.kernels.bf16_v4_bf16"] = SimpleNamespace(attention="bf16_v4_bf16")
+    monkeypatch.setattr(_dispatch, "_cpu", SimpleNamespace(modules_built={*whole, "bf16_v4_bf16"}))
+    monkeypatch.setattr(_dispatch.importlib, "import_module", built.__getitem__)
+
+    def chosen(tag, isas):
+        kernels = _dispatch.load(tag, isas)
+        return kernels.softmax_rows, kernels.attention
+
     isas = ["generic", "v3", "v4", "v4_bf16"]
-    assert [_dispatch.best_isa("f32", isas[:n], built) for n in (1, 2, 3, 4)] == ["generic", "v3", "v4", "v4"]
-    assert _dispatch.best_isa("bf16", isas, built) == "v4_bf16"
+    assert [chosen("f32", isas[:n])[0] for n in (1, 2, 3, 4)] == ["f32_generic", "f32_v3", "f32_v4", "f32_v4"]
+    assert chosen("bf16", isas[:3]) == ("bf16_v4", "bf16_v4")
+    assert chosen("bf16", isas) == ("bf16_v4", "bf16_v4_bf16")
 
 
 @pytest.mark.parametrize("isa", _dispatch.supported())

@@ -1,12 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # Table of contents. Everything in this folder is compiled once for each element type and instruction set.
-from cython.parallel cimport prange, threadid
-from cpython.exc cimport PyErr_CheckSignals
-
-include "simd/vec.pxi"                      # the vocabulary: registers, exp, log
-include "runtime/workspace.pxi"             # memory
-include "runtime/contention.pxi"            # when other programs have the cores
-include "runtime/parallel.pxi"              # the one loop over tasks
+include "base.pxi"
 
 include "softmax/params.pxi"                # the arguments of a call; op, sum, store
 include "softmax/rows.pxi"                  # the iterator of rows
@@ -51,19 +45,7 @@ include "sampling/draw.pxi"                 # the token that a uniform number dr
 include "sampling/sampling.pxi"             # sample, filter_logits
 include "sampling/penalize.pxi"             # penalize_
 
-include "attention/kv_layout.pxi"           # addresses: arrays, packed sequences, pages
-include "attention/params.pxi"              # the arguments of a call
-include "attention/mask.pxi"                # masks and biases
-include "attention/online_softmax.pxi"      # scores to weights, states of rows
-include "attention/nonfinite.pxi"           # values that are NaN or infinite
-include "attention/gemm.pxi"                # the microkernel and the two products of prefill
-include "attention/query_tile.pxi"          # a tile of queries
-include "attention/pack.pxi"                # queries into the lanes, and results out of them
-include "attention/pairs.pxi"               # products of bfloat16 in pairs
-include "attention/sequences.pxi"           # their order, and which of them decode takes
-include "attention/prefill.pxi"             # many queries, in the lanes
-include "attention/combine.pxi"             # states in memory, and splits
-include "attention/decode.pxi"              # few queries
+include "attention_forward.pxi"
 include "attention/grad_weights.pxi"        # gradients: weights again, and dS
 include "attention/backward.pxi"            # gradients
-include "attention/attention.pxi"           # scaled_dot_product_attention, varlen_attention, paged_attention
+include "attention/attention_backward.pxi"  # scaled_dot_product_attention_backward, varlen_attention_backward

@@ -130,6 +130,28 @@ EMULATED int emulated_less_mask(__m512 a, __m512 b)
         mask |= _mm256_movemask_ps(_mm256_cmp_ps(HALF(floats_, a), HALF(floats_, b), _CMP_LT_OQ)) << 8 * h;
     return mask;
 }
+/* Two products of bfloat16 a lane, the upper one first, each added with one rounding; what is below 2**-126 is 0. */
+EMULATED __m256 emulated_flush(__m256 a)
+{
+    const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a), sign = _mm256_and_ps(_mm256_set1_ps(-0.0f), a);
+    const __m256 tiny = _mm256_cmp_ps(size, _mm256_set1_ps(0x1p-126f), _CMP_LT_OQ);
+    return _mm256_blendv_ps(a, sign, tiny);
+}
+EMULATED __m256 emulated_upper(__m256 a) { return (__m256)_mm256_and_si256((__m256i)a, _mm256_set1_epi32(-65536)); }
+EMULATED __m256 emulated_lower(__m256 a) { return (__m256)_mm256_slli_epi32((__m256i)a, 16); }
+EMULATED __m256 emulated_add_product(__m256 a, __m256 b, __m256 sum)
+{
+    return emulated_flush(_mm256_fmadd_ps(emulated_flush(a), emulated_flush(b), emulated_flush(sum)));
+}
+EMULATED __m512 emulated_dpbf16_ps(__m512 sum, __m512 a, __m512 b)
+{
+    floats_ r = {.whole = sum}, x = {.whole = a}, y = {.whole = b};
+    for (int h = 0; h < 2; h++) {
+        r.half[h] = emulated_add_product(emulated_upper(x.half[h]), emulated_upper(y.half[h]), r.half[h]);
+        r.half[h] = emulated_add_product(emulated_lower(x.half[h]), emulated_lower(y.half[h]), r.half[h]);
+    }
+    return r.whole;
+}
 
 #define _mm512_mask_loadu_ps emulated_mask_loadu_ps
 #define _mm512_mask_loadu_pd emulated_mask_loadu_pd
@@ -175,3 +197,4 @@ EMULATED int emulated_less_mask(__m512 a, __m512 b)
 #define _mm512_cvtph_ps emulated_cvtph_ps
 #undef _mm512_cvtps_ph
 #define _mm512_cvtps_ph emulated_cvtps_ph
+#define _mm512_dpbf16_ps(sum, a, b) emulated_dpbf16_ps(sum, (__m512)(a), (__m512)(b))
