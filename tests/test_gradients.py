@@ -279,6 +279,22 @@ def test_infinite_gradients(kernel):
                 check(name, got[::2], (grad[::2], x[::2]))
 
 
+def test_a_weight_of_zero_stays_one_where_gradients_are_huge(kernel):
+    """grad - sum overflows there, and 0 times infinity would be NaN. A gradient of -0 would have other bits."""
+    largest = float(np.finfo(kernel.wide if kernel.tag == "f64" else np.float32).max)
+    huge = np.array(min(largest, float(ml_dtypes.finfo(kernel.dtype).max))).astype(kernel.dtype)
+    for n, sign in itertools.product((3, 14, 40, 64, 200, 1003, 5001), (1, -1)):
+        y = np.zeros((40, n), kernel.dtype)
+        y[::2, 0], y[1::2, :2] = 1, 0.5
+        grad = np.full((40, n), -sign * huge, kernel.dtype)
+        grad[:, 0] = sign * huge
+        for axis, turned in ((1, lambda a: a), (0, lambda a: np.ascontiguousarray(a.T))):
+            got = turned(softmax_backward(turned(grad), turned(y), axis))
+            assert not bits(np.ascontiguousarray(got[:, 2:])).any()
+            np.testing.assert_array_equal(got[::2].astype(float), np.zeros((20, n)))
+            np.testing.assert_array_equal(got[1::2, :2], grad[1::2, :2] / 2)
+
+
 def test_grad_of_a_row_is_not_read_where_a_weight_underflows(kernel):
     for n in (2, 40, 700):
         x = np.full((2, n), -1e4).astype(kernel.dtype)
@@ -536,10 +552,10 @@ def test_few_columns_of_many_matrices(kernel, name):
 # ---------------------------------------------------------------- speed
 
 
-@pytest.mark.parametrize(("n", "most"), [(10, 1.7), (64, 1.0), (100, 1.0), (1000, 1.0)])
-def test_gradients_of_narrow_rows_take_no_longer_than_softmax(n, most):
-    """Rows of up to 112 elements took 1.2 times as long as softmax, and twice as long as without tiles. The limits are
-    those of AVX2, on a Zen 3; other instruction sets have twice as much."""
+@pytest.mark.parametrize(("n", "most"), [(10, 1.7), (24, 0.8), (48, 0.6), (64, 0.6), (100, 0.6), (1000, 0.9)])
+def test_gradients_take_a_part_of_the_time_of_softmax(n, most):
+    """Rows of 24 and 48 elements took 0.94 and 0.73 of it, when they went through tiles, and the sums through memory.
+    The limits are those of AVX2, on a Zen 3; other instruction sets have twice as much."""
     rng = np.random.default_rng(0)
     grad = rng.normal(size=(256_000 // n, n)).astype(np.float32)
     y, out = softmax(grad[::-1], -1), np.empty_like(grad)

@@ -69,6 +69,7 @@ SIMD_INLINE vproducts add_elements_at(vproducts sum, const elem *a, const elem *
 {
     return fma_(load_elem(a), load_elem(b), sum);
 }
+SIMD_INLINE vproducts add_reals_at(vproducts sum, const real *a, const real *b) { return fma_(load(a), load(b), sum); }
 SIMD_INLINE vdd dd_join_products(vdd a, vproducts b) { return dd_add_term(a, factor_of(b)); }
 #else
 typedef vdd vproducts;
@@ -81,5 +82,53 @@ SIMD_INLINE vproducts add_elements_at(vproducts sum, const elem *a, const elem *
 {
     return dd_add_product(sum, load_factor(a), load_factor(b));
 }
+SIMD_INLINE vproducts add_reals_at(vproducts sum, const real *a, const real *b) { return add_elements_at(sum, a, b); }
 SIMD_INLINE vdd dd_join_products(vdd a, vproducts b) { return dd_join(a, b); }
 #endif
+
+/* One step of a dense row: x[0 .. count - 1] and g likewise, 1 <= count <= UNROLL, which `before` elements precede. Sums
+ * of four products, or of g alone, join the running sums. If `hiding`, g is left out where x is `hidden`. */
+SIMD_INLINE vreal load_part(const elem *x, ptrdiff_t count, ptrdiff_t before)
+{
+    return zero_from(before + count >= LANES ? load_last(x + count, count) : load_first(x, count), count);
+}
+typedef struct { vproducts products; vdd terms; } step_sum;
+SIMD_INLINE step_sum add_to_step(int is_product, int hiding, real hidden, step_sum sum, vreal x, vreal g)
+{
+    if (hiding)
+        g = zero_where(eq(x, broadcast(hidden)), g);
+    if (is_product)
+        sum.products = add_elements(sum.products, x, g);
+    else
+        sum.terms = dd_add_term(sum.terms, factor_of(g));
+    return sum;
+}
+SIMD_INLINE void add_step(int is_product, int hiding, real hidden, const elem *x, const elem *g, ptrdiff_t count,
+                          ptrdiff_t before, vdd *running)
+{
+    const ptrdiff_t rest = count % LANES, whole = count - rest;
+    step_sum sum[PARTIAL_REGS];
+    for (int v = 0; v < PARTIAL_REGS; v++)
+        sum[v] = (step_sum){no_products(), dd_zero()};
+#if defined __GNUC__
+#pragma GCC unroll 16                       /* or the sums would be kept in memory */
+#endif
+    for (int r = 0; r < 4 * PARTIAL_REGS; r++) {
+        const ptrdiff_t at = r * LANES;
+        step_sum *to = &sum[r % PARTIAL_REGS];
+        if (at >= whole)
+            break;
+        if (is_product && !hiding)
+            to->products = add_elements_at(to->products, x + at, g + at);
+        else
+            *to = add_to_step(is_product, hiding, hidden, *to, load_elem(x + at), load_elem(g + at));
+    }
+    if (rest != 0) {
+        const vreal x_ = load_part(x + whole, rest, before + whole), g_ = load_part(g + whole, rest, before + whole);
+        for (int v = 0; v < PARTIAL_REGS; v++)
+            if (whole / LANES % PARTIAL_REGS == v)
+                sum[v] = add_to_step(is_product, hiding, hidden, sum[v], x_, g_);
+    }
+    for (int v = 0; v < PARTIAL_REGS; v++)
+        running[v] = is_product ? dd_join_products(running[v], sum[v].products) : dd_join(running[v], sum[v].terms);
+}

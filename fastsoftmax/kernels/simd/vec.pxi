@@ -125,6 +125,8 @@ cdef extern from "simd/vec.h" nogil:
     vproducts no_products() noexcept
     vproducts add_elements(vproducts, vreal, vreal) noexcept
     vproducts add_elements_at(vproducts, const elem*, const elem*) noexcept
+    vproducts add_reals_at(vproducts, const real*, const real*) noexcept
+    void add_step(bint, bint, real, const elem*, const elem*, Py_ssize_t, Py_ssize_t, vdd*) noexcept
     vdd dd_join_products(vdd, vproducts) noexcept
     vdd dd_add_small_product(vdd, vfactor, vfactor) noexcept
     vdd dd_join(vdd, vdd) noexcept

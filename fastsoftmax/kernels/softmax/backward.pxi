@@ -16,9 +16,14 @@ cdef enum GradKind:                             # the same numbers as in _gradie
     GRAD_LOG_SOFTMAX = 1
     GRAD_LOGSUMEXP = 2
     GRAD_ENTROPY = 3
+    GRAD_SOFTMAX_FINITE = 4                     # the store of GRAD_SOFTMAX where is_harmless(sum)
 
 cdef enum:
-    GRAD_NARROW_MAX = 32                        # elements: contiguous rows up to this are as fast in tiles, or faster
+    GRAD_NARROW_MAX = 12                        # elements: contiguous rows up to this are as fast in tiles, or faster
+    LOG_GRAD_NARROW_MAX = 24                    # likewise where exp is computed
+    GRAD_DELAYED_MAX = 64                       # elements: rows up to this are stored after the sum of the next one
+    GRAD_DELAYED_IN_CACHE = 256                 # likewise in arrays of up to FAR_ELEMENTS
+    GRAD_ALIGNED = 16 * LANES                   # elements: for shorter rows, alignment costs more than it saves
     MIN_STREAMED = 2048                         # elements: streaming shorter rows costs more, if they share cache lines
 
 cdef struct GradRows:
@@ -30,22 +35,31 @@ cdef struct GradRows:
     Py_ssize_t g_outer, g_inner, value_outer, value_inner
 
 cdef inline bint has_sum(GradKind kind) noexcept nogil:
-    return kind == GRAD_SOFTMAX or kind == GRAD_LOG_SOFTMAX
+    return kind == GRAD_SOFTMAX or kind == GRAD_LOG_SOFTMAX or kind == GRAD_SOFTMAX_FINITE
 
 cdef struct GradShift:                          # the constants of one row, or of LANES rows
     vreal hi, lo                                # the sum
     vreal g, value
     vreal factor, factor_lo                     # 1 / temperature
+    bint harmless                               # the sum
 
 cdef inline vmask has_no_weight(GradKind kind, vreal x) noexcept nogil:
     return eq(x, broadcast(0) if kind == GRAD_SOFTMAX else broadcast(-INFINITY))
 
 # UNROLL elements are a step: the up to 4 terms of each partial sum are added up, and join it together, so that most
 # additions need not wait for one another. A weight of 0 makes a term of 0 unless g is infinite or NaN, so a row is
-# first summed without `hiding` g there, and again if the sum is not finite.
+# first summed without `hiding` g there, and again if the sum is not finite. Where it is, all g are, and y needs no mask
+# either: unless g - sum overflows, 0 times it is 0.
 
 cdef inline bint must_hide(GradKind kind) noexcept nogil:
     return kind != GRAD_SOFTMAX
+
+cdef inline bint is_harmless(real sum_) noexcept nogil:
+    """Whether all g are finite, and so is g - sum_ for any."""
+    return -HUGE_BIAS < sum_ < HUGE_BIAS
+
+cdef inline vmask are_harmless(vreal sums) noexcept nogil:
+    return lt(vabs(sums), broadcast(HUGE_BIAS))
 
 cdef struct GradTerms:                          # the sum of up to 4; `products` for GRAD_SOFTMAX alone
     vproducts products
@@ -69,8 +83,8 @@ cdef inline vdd join_grad_terms(GradKind kind, vdd running, const GradTerms* sum
 cdef inline vreal grad_of(GradKind kind, bint scaled, const GradShift* s, vreal x, vreal g) noexcept nogil:
     cdef vreal d, weight, y
     cdef vmask none = has_no_weight(kind, x)
-    if kind == GRAD_SOFTMAX:
-        y = x * ((g - s.hi) - s.lo)
+    if kind == GRAD_SOFTMAX or kind == GRAD_SOFTMAX_FINITE:
+        y = fma_(x, (g - s.hi) - s.lo, broadcast(0))                # 0, not -0, where x is 0
     elif kind == GRAD_LOG_SOFTMAX:
         weight = exp_(vmin(broadcast(1), x))    # exp_ is valid to 1, and no log weight is above 0
         y = fma_(-weight, s.lo, fma_(-weight, s.hi, g))
@@ -85,7 +99,7 @@ cdef inline vreal grad_of(GradKind kind, bint scaled, const GradShift* s, vreal 
         y = -(s.g * weight) * (x + s.value)
     if scaled:
         y = fma_(y, s.factor, y * s.factor_lo)
-    return zero_where(none, y)
+    return y if kind == GRAD_SOFTMAX_FINITE else zero_where(none, y)
 
 cdef GradShift grad_shift(const GradRows* a, const Row* row) noexcept nogil:
     """All but the sum."""
@@ -93,6 +107,7 @@ cdef GradShift grad_shift(const GradRows* a, const Row* row) noexcept nogil:
     cdef Shift unused
     cdef double t
     s.hi = s.lo = s.g = s.value = broadcast(0)
+    s.harmless = False
     if not has_sum(a.kind):
         s.g = broadcast(a.g[row.o * a.g_outer + row.i * a.g_inner])
         s.value = broadcast(a.value[row.o * a.value_outer + row.i * a.value_inner])
@@ -105,76 +120,73 @@ cdef GradShift grad_shift(const GradRows* a, const Row* row) noexcept nogil:
 
 # Dense rows.
 
-cdef inline void sum_grad_step(GradKind kind, bint hiding, const elem* x, const elem* g, vdd* running) noexcept nogil:
-    cdef GradTerms sum = no_grad_terms()
-    cdef int a
-    for a in range(4):
-        if hiding:
-            add_grad_term(kind, &sum, load_elem(x + a * PARTIALS), load_elem(g + a * PARTIALS))
-        else:
-            sum.products = add_elements_at(sum.products, x + a * PARTIALS, g + a * PARTIALS)
-    running[0] = join_grad_terms(kind, running[0], &sum)
-
-cdef inline void sum_grad_end(GradKind kind, bint hiding, const elem* x, const elem* g, Py_ssize_t k, Py_ssize_t count,
-                              ExactSums* sums) noexcept nogil:
-    """Elements k .. count - 1 of a chunk, fewer than UNROLL."""
-    cdef GradTerms sum
-    cdef vreal x_, g_
-    cdef Py_ssize_t at
-    cdef int a, v
-    for v in range(PARTIAL_REGS):
-        sum = no_grad_terms()
-        for a in range(4):
-            at = k + a * PARTIALS + v * LANES
-            if at >= count:
-                break
-            if not hiding and at + LANES <= count:
-                sum.products = add_elements_at(sum.products, x + at, g + at)
-                continue
-            x_, g_ = load_upto(x, at, count, 0), load_upto(g, at, count, 0)
-            if at + LANES > count:
-                g_ = zero_from(g_, count - at)
-                if kind == GRAD_SOFTMAX:
-                    x_ = zero_from(x_, count - at)
-            add_grad_term(kind, &sum, x_, g_)
-        sums.running[v] = join_grad_terms(kind, sums.running[v], &sum)
-
-cdef inline void sum_grad_chunk(GradKind kind, bint hiding, const elem* x, const elem* g, Py_ssize_t count,
-                                ExactSums* sums) noexcept nogil:
+cdef inline void add_grad_steps(GradKind kind, bint hiding, const elem* x, const elem* g, Py_ssize_t count,
+                                vdd* running) noexcept nogil:
+    """The elements of a chunk."""
+    cdef bint is_product = kind == GRAD_SOFTMAX
+    cdef real hidden = <real>0 if is_product else <real>-INFINITY
     cdef Py_ssize_t k = 0
-    cdef int v
     while k + UNROLL <= count:
-        for v in range(PARTIAL_REGS):
-            sum_grad_step(kind, hiding, x + k + v * LANES, g + k + v * LANES, &sums.running[v])
+        add_step(is_product, hiding, hidden, x + k, g + k, UNROLL, 0, running)
         k += UNROLL
     if k < count:
-        sum_grad_end(kind, hiding, x, g, k, count, sums)
-    end_exact_chunk(sums)
+        add_step(is_product, hiding, hidden, x + k, g + k, count - k, k, running)
+
+cdef inline void add_grad_chunk(GradKind kind, bint hiding, const elem* x, const elem* g, Py_ssize_t count,
+                                ExactSums* sums) noexcept nogil:
+    cdef vdd[PARTIAL_REGS] running
+    cdef int v
+    for v in range(PARTIAL_REGS):
+        running[v] = dd_zero()
+    add_grad_steps(kind, hiding, x, g, count, running)
+    for v in range(PARTIAL_REGS):
+        sums.chunks[v] = dd_add(sums.chunks[v], dd_end(running[v]))
+
+# One function for each case, which all rows but contiguous ones of one chunk share.
+
+cdef void sum_grad_chunk(GradKind kind, bint hiding, const elem* x, const elem* g, Py_ssize_t count,
+                         ExactSums* sums) noexcept nogil:
+    if kind == GRAD_LOG_SOFTMAX:
+        add_grad_chunk(GRAD_LOG_SOFTMAX, True, x, g, count, sums)
+    elif hiding:
+        add_grad_chunk(GRAD_SOFTMAX, True, x, g, count, sums)
+    else:
+        add_grad_chunk(GRAD_SOFTMAX, False, x, g, count, sums)
 
 # A load is taken for one of what was stored just before if their addresses agree modulo 4096, as those of large arrays
 # of NumPy nearly do. So the next registers are loaded before one is stored.
+
+cdef inline void store_grad(bint nontemporal, elem* y, vreal grad) noexcept nogil:
+    if nontemporal:
+        stream(<real*>y, grad)
+    else:
+        store_elem(y, grad)
 
 cdef inline Py_ssize_t store_whole_grads(GradKind kind, bint scaled, bint nontemporal, const GradShift* s,
                                          const elem* x, const elem* g, elem* y, Py_ssize_t k,
                                          Py_ssize_t count) noexcept nogil:
     """Elements k .. count - 1, in whole registers. Returns the element after them."""
-    cdef vreal x_, g_, grad
-    g_ = broadcast(0)
+    cdef vreal x_, g_, x_next, g_next, grad
+    g_ = g_next = broadcast(0)
     if k + LANES > count:
         return k
     x_ = load_elem(x + k)
     if has_sum(kind):
         g_ = load_elem(g + k)
+    if kind == GRAD_SOFTMAX_FINITE:             # one in a turn takes 1.5 times as long (Zen 3)
+        while k + 3 * LANES <= count:
+            x_next, g_next = load_elem(x + k + LANES), load_elem(g + k + LANES)
+            store_grad(nontemporal, y + k, grad_of(kind, scaled, s, x_, g_))
+            x_, g_ = load_elem(x + k + 2 * LANES), load_elem(g + k + 2 * LANES)
+            store_grad(nontemporal, y + k + LANES, grad_of(kind, scaled, s, x_next, g_next))
+            k += 2 * LANES
     while k + LANES <= count:
         grad = grad_of(kind, scaled, s, x_, g_)
         if k + 2 * LANES <= count:
             x_ = load_elem(x + k + LANES)
             if has_sum(kind):
                 g_ = load_elem(g + k + LANES)
-        if nontemporal:
-            stream(<real*>y + k, grad)
-        else:
-            store_elem(y + k, grad)
+        store_grad(nontemporal, y + k, grad)
         k += LANES
     return k
 
@@ -226,16 +238,6 @@ cdef inline const elem* gather_grads(const GradRows* a, const Row* grad, Py_ssiz
                                      const RowWorkspace* workspace) noexcept nogil:
     return gather_chunk(&a.grads, grad, start, count, <elem*>workspace.weights_buf)
 
-cdef inline void sum_grad_chunks(GradKind kind, bint hiding, const GradRows* a, const Row* row, const Row* grad,
-                                 Py_ssize_t first, Py_ssize_t last, const RowWorkspace* workspace,
-                                 ExactSums* sums) noexcept nogil:
-    cdef Py_ssize_t chunk, start, count
-    for chunk in range(first, last):
-        start = chunk * CHUNK
-        count = min(row.n - start, CHUNK)
-        sum_grad_chunk(kind, hiding, gather_chunk(&a.rows, row, start, count, workspace.elements),
-                       gather_grads(a, grad, start, count, workspace), count, sums)
-
 cdef inline void store_grad_chunks(GradKind kind, bint scaled, const GradRows* a, const Row* row, const Row* grad,
                                    Py_ssize_t first, Py_ssize_t last, const GradShift* s,
                                    const RowWorkspace* workspace) noexcept nogil:
@@ -249,24 +251,28 @@ cdef inline void store_grad_chunks(GradKind kind, bint scaled, const GradRows* a
         store_grad_chunk(kind, scaled, s, gather_chunk(&a.rows, row, start, count, workspace.elements), g,
                          row.y + start * a.rows.y_n, a.rows.y_n, count, a.rows.nontemporal)
 
-# Chunks first .. last - 1 of one row. One call for each case, so that the compiler makes each its own loop.
+# Chunks first .. last - 1 of one row.
 
 cdef void sum_chunks_of(const GradRows* a, bint hiding, const Row* row, const Row* grad, Py_ssize_t first,
                         Py_ssize_t last, const RowWorkspace* workspace, ExactSums* sums) noexcept nogil:
-    if a.kind == GRAD_LOG_SOFTMAX:
-        sum_grad_chunks(GRAD_LOG_SOFTMAX, True, a, row, grad, first, last, workspace, sums)
-    elif hiding:
-        sum_grad_chunks(GRAD_SOFTMAX, True, a, row, grad, first, last, workspace, sums)
-    else:
-        sum_grad_chunks(GRAD_SOFTMAX, False, a, row, grad, first, last, workspace, sums)
+    cdef Py_ssize_t chunk, start, count
+    for chunk in range(first, last):
+        start = chunk * CHUNK
+        count = min(row.n - start, CHUNK)
+        sum_grad_chunk(a.kind, hiding, gather_chunk(&a.rows, row, start, count, workspace.elements),
+                       gather_grads(a, grad, start, count, workspace), count, sums)
+
+# One call for each case, so that the compiler makes each its own loop.
 
 cdef void store_chunks_of(const GradRows* a, const Row* row, const Row* grad, Py_ssize_t first, Py_ssize_t last,
                           const GradShift* s, const RowWorkspace* workspace) noexcept nogil:
     cdef bint scaled = a.rows.scaled
-    if a.kind == GRAD_SOFTMAX and scaled:
-        store_grad_chunks(GRAD_SOFTMAX, True, a, row, grad, first, last, s, workspace)
+    if a.kind == GRAD_SOFTMAX and not s.harmless:
+        store_grad_chunks(GRAD_SOFTMAX, scaled, a, row, grad, first, last, s, workspace)
+    elif a.kind == GRAD_SOFTMAX and scaled:
+        store_grad_chunks(GRAD_SOFTMAX_FINITE, True, a, row, grad, first, last, s, workspace)
     elif a.kind == GRAD_SOFTMAX:
-        store_grad_chunks(GRAD_SOFTMAX, False, a, row, grad, first, last, s, workspace)
+        store_grad_chunks(GRAD_SOFTMAX_FINITE, False, a, row, grad, first, last, s, workspace)
     elif a.kind == GRAD_LOG_SOFTMAX:
         store_grad_chunks(GRAD_LOG_SOFTMAX, scaled, a, row, grad, first, last, s, workspace)
     elif a.kind == GRAD_LOGSUMEXP:
@@ -275,14 +281,12 @@ cdef void store_chunks_of(const GradRows* a, const Row* row, const Row* grad, Py
         store_grad_chunks(GRAD_ENTROPY, scaled, a, row, grad, first, last, s, workspace)
 
 cdef inline bint set_grad_sum(vdd total, GradShift* s) noexcept nogil:
-    """Returns whether the sum is finite."""
+    """Returns whether the sum is harmless."""
     cdef real hi, lo
     dd_split_total(total, &hi, &lo)
-    if -INFINITY < hi < INFINITY:
-        s.hi, s.lo = broadcast(hi), broadcast(lo)
-        return True
-    s.hi, s.lo = broadcast(hi), broadcast(0)
-    return False
+    s.harmless = is_harmless(hi)
+    s.hi, s.lo = broadcast(hi), finite_or_none(broadcast(lo))
+    return s.harmless
 
 cdef void sum_hidden_grads(const GradRows* a, Row row, Row grad, const RowWorkspace* workspace,
                            GradShift* s) noexcept nogil:
@@ -291,6 +295,7 @@ cdef void sum_hidden_grads(const GradRows* a, Row row, Row grad, const RowWorksp
     clear_exact(&sums)
     sum_chunks_of(a, True, &row, &grad, 0, ceil_div(row.n, CHUNK), workspace, &sums)
     set_grad_sum(dd_total(sums.chunks), s)
+    s.harmless = False
 
 cdef void chunked_grad_rows(const GradRows* a, Py_ssize_t first_row, Py_ssize_t last_row,
                             const RowWorkspace* workspace) noexcept nogil:
@@ -319,45 +324,112 @@ cdef inline bint is_one_contiguous_chunk(const GradRows* a) noexcept nogil:
     return (LANES <= a.rows.n <= CHUNK and a.rows.x_n == 1 and a.grads.x_n == 1 and a.rows.y_n == 1
             and not a.rows.nontemporal)
 
+cdef struct GradSum:                            # of one row
+    real hi, lo
+    bint harmless
+
+cdef inline GradSum sum_contiguous_grads(GradKind kind, const elem* x, const elem* g, Py_ssize_t n) noexcept nogil:
+    cdef vdd[PARTIAL_REGS] sums
+    cdef GradSum sum
+    cdef int v
+    for v in range(PARTIAL_REGS):
+        sums[v] = dd_zero()
+    add_grad_steps(kind, must_hide(kind), x, g, n, sums)
+    for v in range(PARTIAL_REGS):
+        sums[v] = dd_end(sums[v])
+    dd_split_total(dd_total(sums), &sum.hi, &sum.lo)
+    sum.harmless = is_harmless(sum.hi)
+    return sum
+
 cdef inline void store_contiguous_grads(GradKind kind, bint scaled, const GradShift* shift, const elem* x,
                                         const elem* g, elem* y, Py_ssize_t n) noexcept nogil:
-    """y may be x or g. The first and the last register overlap others, and are read before these are written."""
+    """y may be x or g. A first or last register that overlaps others is read before these are written."""
     cdef GradShift s = shift[0]
-    cdef vreal x_first = load_elem(x), g_first = load_elem(g)
-    cdef vreal x_last = load_elem(x + n - LANES), g_last = load_elem(g + n - LANES)
-    store_whole_grads(kind, scaled, False, &s, x, g, y, peel_to_register(y), n)
-    store_elem(y, grad_of(kind, scaled, &s, x_first, g_first))
-    store_elem(y + n - LANES, grad_of(kind, scaled, &s, x_last, g_last))
+    cdef Py_ssize_t last = n - LANES, peel = peel_to_register(y) if n >= GRAD_ALIGNED else 0
+    cdef vreal x_first, g_first, x_last, g_last
+    cdef bint overlaps = (n - peel) % LANES != 0
+    x_first = g_first = x_last = g_last = broadcast(0)
+    if peel:
+        x_first, g_first = load_elem(x), load_elem(g)
+    if overlaps:
+        x_last, g_last = load_elem(x + last), load_elem(g + last)
+    store_whole_grads(kind, scaled, False, &s, x, g, y, peel, n)
+    if peel:
+        store_elem(y, grad_of(kind, scaled, &s, x_first, g_first))
+    if overlaps:
+        store_elem(y + last, grad_of(kind, scaled, &s, x_last, g_last))
 
-cdef inline void contiguous_grad_rows(GradKind kind, bint scaled, const GradRows* a, Py_ssize_t first_row,
-                                      Py_ssize_t last_row, const RowWorkspace* workspace) noexcept nogil:
-    cdef Row row = row_at(&a.rows, first_row), grad = row_at(&a.grads, first_row)
-    cdef Py_ssize_t r
+cdef void store_hidden_grads(bint scaled, GradShift s, const elem* x, const elem* g, elem* y,
+                             Py_ssize_t n) noexcept nogil:
+    """A row of GRAD_SOFTMAX whose sum is not harmless."""
     cdef ExactSums sums
-    cdef GradShift s = grad_shift(a, &row)
-    for r in range(first_row, last_row + 1):
-        clear_exact(&sums)
-        sum_grad_chunk(kind, must_hide(kind), row.x, grad.x, a.rows.n, &sums)
-        if scaled:
-            s = grad_shift(a, &row)
-        if not set_grad_sum(dd_total(sums.chunks), &s) and not must_hide(kind):
-            sum_hidden_grads(a, row, grad, workspace, &s)
-        store_contiguous_grads(kind, scaled, &s, row.x, grad.x, row.y, a.rows.n)
-        if r < last_row:
-            next_row(&a.rows, &row)
-            next_row(&a.grads, &grad)
+    clear_exact(&sums)
+    sum_grad_chunk(GRAD_SOFTMAX, True, x, g, n, &sums)
+    set_grad_sum(dd_total(sums.chunks), &s)
+    store_contiguous_grads(GRAD_SOFTMAX, scaled, &s, x, g, y, n)
 
-cdef inline void dense_grad_rows(GradKind kind, bint scaled, const GradRows* a, Py_ssize_t first_row,
-                                 Py_ssize_t last_row, const RowWorkspace* workspace) noexcept nogil:
-    if has_sum(kind) and is_one_contiguous_chunk(a):
-        contiguous_grad_rows(kind, scaled, a, first_row, last_row, workspace)
+cdef void store_contiguous_log_grads(bint scaled, GradShift s, const elem* x, const elem* g, elem* y,
+                                     Py_ssize_t n) noexcept nogil:
+    """A function of its own: exp needs all registers."""
+    s.lo = finite_or_none(s.lo)
+    if scaled:
+        store_contiguous_grads(GRAD_LOG_SOFTMAX, True, &s, x, g, y, n)
     else:
-        chunked_grad_rows(a, first_row, last_row, workspace)
+        store_contiguous_grads(GRAD_LOG_SOFTMAX, False, &s, x, g, y, n)
+
+# A short row is stored after the sum of the next one, which does not wait for that of its own. Of arrays beyond the
+# caches, only the shortest: one row is read while another is written.
+
+cdef inline bint stores_late(const GradRows* a) noexcept nogil:
+    if a.rows.outer * a.rows.inner * a.rows.n <= FAR_ELEMENTS:
+        return a.rows.n <= GRAD_DELAYED_IN_CACHE
+    return a.rows.n <= GRAD_DELAYED_MAX
+
+cdef inline void contiguous_grad_rows(GradKind kind, const GradRows* a, Py_ssize_t first_row,
+                                      Py_ssize_t last_row) noexcept nogil:
+    cdef bint scaled = a.rows.scaled
+    cdef Py_ssize_t r = first_row, n = a.rows.n, delay = stores_late(a), count, i, x_step, g_step, y_step
+    cdef const elem* x
+    cdef const elem* g
+    cdef elem* y
+    cdef Row row
+    cdef GradSum sum, before
+    cdef GradShift s
+    x_step, g_step, y_step = a.rows.x_inner, a.grads.x_inner, a.rows.y_inner
+    while r <= last_row:
+        row = row_at(&a.rows, r)
+        s = grad_shift(a, &row)
+        x, g, y = row.x, row_at(&a.grads, r).x, row.y - delay * y_step
+        count = min(last_row + 1 - r, a.rows.inner - row.i)         # rows of one matrix
+        sum.hi = sum.lo = 0
+        sum.harmless = True
+        for i in range(count + delay):
+            before = sum
+            if i < count:
+                sum = sum_contiguous_grads(kind, x, g, n)
+            if not delay:
+                before = sum
+            if i >= delay:
+                if scaled:
+                    row.i = row.i + (i > delay)
+                    s = grad_shift(a, &row)
+                s.hi, s.lo = broadcast(before.hi), broadcast(before.lo)
+                if kind == GRAD_LOG_SOFTMAX:
+                    store_contiguous_log_grads(scaled, s, x - delay * x_step, g - delay * g_step, y, n)
+                elif not before.harmless:
+                    store_hidden_grads(scaled, s, x - delay * x_step, g - delay * g_step, y, n)
+                elif scaled:
+                    store_contiguous_grads(GRAD_SOFTMAX_FINITE, True, &s, x - delay * x_step, g - delay * g_step, y, n)
+                else:
+                    store_contiguous_grads(GRAD_SOFTMAX_FINITE, False, &s, x - delay * x_step, g - delay * g_step, y, n)
+            x, g, y = x + x_step, g + g_step, y + y_step
+        r += count
 
 # Tiles, for other rows, and for narrow ones. The operands of a block stand in tile.p (x) and tile.f (g).
 
 cdef inline bint uses_grad_tiles(const GradRows* a) noexcept nogil:
-    return uses_tiles(&a.rows) and not (has_sum(a.kind) and is_one_contiguous_chunk(a) and a.rows.n > GRAD_NARROW_MAX)
+    cdef Py_ssize_t narrow = GRAD_NARROW_MAX if a.kind == GRAD_SOFTMAX else LOG_GRAD_NARROW_MAX
+    return uses_tiles(&a.rows) and not (has_sum(a.kind) and is_one_contiguous_chunk(a) and a.rows.n > narrow)
 
 cdef void load_grad_tiles(const GradRows* a, const TilePosition* position, const TilePosition* grad,
                           Py_ssize_t j, Py_ssize_t count, TileWorkspace* tile) noexcept nogil:
@@ -376,6 +448,7 @@ cdef GradShift tile_grad_shift(const GradRows* a, const TilePosition* position, 
     cdef real[LANES] g, value
     cdef Py_ssize_t k, i
     s.hi = s.lo = s.g = s.value = broadcast(0)
+    s.harmless = False                          # not used
     s.factor, s.factor_lo = shift.factor, shift.factor_lo
     if has_sum(a.kind):
         return s
@@ -386,28 +459,31 @@ cdef GradShift tile_grad_shift(const GradRows* a, const TilePosition* position, 
     s.g, s.value = load(g), load(value)
     return s
 
-cdef inline GradTerms tile_terms(GradKind kind, Py_ssize_t part, int c, Py_ssize_t count,
+cdef inline GradTerms tile_terms(GradKind kind, bint hiding, Py_ssize_t part, int c, Py_ssize_t count,
                                  const TileWorkspace* tile) noexcept nogil:
     """The sum of elements part, part + PARTIALS, ... below count, at most 4."""
     cdef GradTerms sum = no_grad_terms()
     cdef Py_ssize_t k, at
     for k in range(ceil_div(count - part, PARTIALS)):
         at = (part + k * PARTIALS) * PARTIALS + c * LANES
-        add_grad_term(kind, &sum, load(tile.p + at), load(tile.f + at))
+        if hiding:
+            add_grad_term(kind, &sum, load(tile.p + at), load(tile.f + at))
+        else:
+            sum.products = add_reals_at(sum.products, tile.p + at, tile.f + at)
     return sum
 
-cdef inline void sum_grad_block(GradKind kind, Py_ssize_t count, TileWorkspace* tile) noexcept nogil:
+cdef inline void sum_grad_block(GradKind kind, bint hiding, Py_ssize_t count, TileWorkspace* tile) noexcept nogil:
     """The terms of a block, which is a step: elements part, part + PARTIALS, ... join partial sum `part`."""
     cdef GradTerms sum
     cdef Py_ssize_t part, at
     cdef int c
     for part in range(min(count, <Py_ssize_t>PARTIALS)):
         for c in range(PARTIAL_REGS):
-            sum = tile_terms(kind, part, c, count, tile)
+            sum = tile_terms(kind, hiding, part, c, count, tile)
             at = part * PARTIAL_REGS + c
             tile.moments[at] = join_grad_terms(kind, tile.moments[at], &sum)
 
-cdef inline void sum_single_grad_block(GradKind kind, Py_ssize_t n, const TileWorkspace* tile,
+cdef inline void sum_single_grad_block(GradKind kind, bint hiding, Py_ssize_t n, const TileWorkspace* tile,
                                        GradShift* s) noexcept nogil:
     """The sums of rows of at most a block: a partial sum is a step, and need not be kept."""
     cdef GradTerms sum
@@ -420,36 +496,39 @@ cdef inline void sum_single_grad_block(GradKind kind, Py_ssize_t n, const TileWo
         while first < parts:
             for k in range(4):
                 if first + k < parts:
-                    sum = tile_terms(kind, first + k, c, n, tile)
+                    sum = tile_terms(kind, hiding, first + k, c, n, tile)
                     total.chain[k] = dd_add(total.chain[k], dd_end(join_grad_terms(kind, dd_zero(), &sum)))
             first += 4
         split_exact(dd_sum_end(total), &s[c].hi, &s[c].lo)
 
-cdef inline void grad_tile_of_rows(GradKind kind, bint scaled, const GradRows* a, const TilePosition* position,
-                                   const TilePosition* grad, const RowWorkspace* workspace) noexcept nogil:
-    cdef TileWorkspace* tile = workspace.tile
-    cdef Py_ssize_t j, k, count, n = a.rows.n
-    cdef GradShift[PARTIAL_REGS] s
-    cdef real* at
+cdef inline bint sum_grad_tile(GradKind kind, bint hiding, const GradRows* a, const TilePosition* position,
+                               const TilePosition* grad, TileWorkspace* tile, GradShift* s) noexcept nogil:
+    """Returns whether all sums are harmless."""
+    cdef Py_ssize_t j = 0, count, n = a.rows.n
+    cdef vreal harmless = broadcast(1)
     cdef int c
-    for c in range(PARTIAL_REGS):
-        s[c] = tile_grad_shift(a, position, c)
-    if has_sum(kind) and n <= BLOCK:
-        load_grad_tiles(a, position, grad, 0, n, tile)
-        sum_single_grad_block(kind, n, tile, s)
-    elif has_sum(kind):
+    if n <= BLOCK:
+        sum_single_grad_block(kind, hiding, n, tile, s)
+    else:
         clear_exact_tile(n, tile.moments, tile.weights)
-        j = 0
         while j < n:
             count = min(n - j, <Py_ssize_t>BLOCK)
             load_grad_tiles(a, position, grad, j, count, tile)
-            sum_grad_block(kind, count, tile)
+            sum_grad_block(kind, hiding, count, tile)
             j += BLOCK
             if j % CHUNK == 0 or j >= n:
                 end_exact_tile_chunk(n, tile.moments, tile.weights)
         for c in range(PARTIAL_REGS):
             split_exact(exact_tile_sum(n, c, tile.weights), &s[c].hi, &s[c].lo)
-    j = 0
+    for c in range(PARTIAL_REGS):
+        harmless = select_or_zero(are_harmless(s[c].hi), harmless)
+    return hmax(-harmless) == -1
+
+cdef inline void store_grad_tile(GradKind kind, bint scaled, const GradRows* a, const TilePosition* position,
+                                 const TilePosition* grad, TileWorkspace* tile, const GradShift* s) noexcept nogil:
+    cdef Py_ssize_t j = 0, k, count, n = a.rows.n
+    cdef real* at
+    cdef int c
     while j < n:
         count = min(n - j, <Py_ssize_t>BLOCK)
         if n > BLOCK or not has_sum(kind):
@@ -461,6 +540,27 @@ cdef inline void grad_tile_of_rows(GradKind kind, bint scaled, const GradRows* a
         store_tile_of_results(&a.rows, position, j, count, tile.p)
         j += BLOCK
 
+cdef void hidden_grad_tile(const GradRows* a, TilePosition position, TilePosition grad, TileWorkspace* tile,
+                           GradShift* s) noexcept nogil:
+    """A tile of GRAD_SOFTMAX with a sum that is not harmless. Positions are copies, as those of sum_hidden_grads."""
+    sum_grad_tile(GRAD_SOFTMAX, True, a, &position, &grad, tile, s)
+    store_grad_tile(GRAD_SOFTMAX, a.rows.scaled, a, &position, &grad, tile, s)
+
+cdef inline void grad_tile_of_rows(GradKind kind, bint scaled, const GradRows* a, const TilePosition* position,
+                                   const TilePosition* grad, const RowWorkspace* workspace) noexcept nogil:
+    cdef TileWorkspace* tile = workspace.tile
+    cdef GradShift[PARTIAL_REGS] s
+    cdef int c
+    for c in range(PARTIAL_REGS):
+        s[c] = tile_grad_shift(a, position, c)
+    if has_sum(kind):
+        if a.rows.n <= BLOCK:
+            load_grad_tiles(a, position, grad, 0, a.rows.n, tile)
+        if not sum_grad_tile(kind, must_hide(kind), a, position, grad, tile, s) and not must_hide(kind):
+            hidden_grad_tile(a, position[0], grad[0], tile, s)
+            return
+    store_grad_tile(GRAD_SOFTMAX_FINITE if kind == GRAD_SOFTMAX else kind, scaled, a, position, grad, tile, s)
+
 # Tasks, and the choice among the kinds.
 
 cdef struct GradTasks:
@@ -469,16 +569,13 @@ cdef struct GradTasks:
     Py_ssize_t size                             # rows, tiles or strips
     const RowWorkspace* workspaces
 
-cdef inline void grad_rows_of(GradKind kind, bint scaled, const GradTasks* tasks, Py_ssize_t start, Py_ssize_t stop,
-                              const RowWorkspace* workspace) noexcept nogil:
+cdef inline void tiles_or_strips(GradKind kind, bint scaled, const GradTasks* tasks, Py_ssize_t start,
+                                 Py_ssize_t stop, const RowWorkspace* workspace) noexcept nogil:
     cdef const GradRows* a = tasks.a
     cdef TilePosition position, grad
     cdef Py_ssize_t t, at
     if has_sum(kind) and tasks.in_strips:
         grad_strips(kind, scaled, a, start, min(stop, a.rows.outer * strips_of(&a.rows)))
-        return
-    if not tasks.in_tiles:
-        dense_grad_rows(kind, scaled, a, start, min(stop, a.rows.outer * a.rows.inner) - 1, workspace)
         return
     for t in range(start, min(stop, a.rows.outer * tiles_of(&a.rows))):
         at = tile_in_turn(&a.rows, t)
@@ -493,19 +590,28 @@ cdef Py_ssize_t softmax_grad_task(const void* context, Py_ssize_t task, int thre
     cdef const GradTasks* tasks = <const GradTasks*>context
     cdef Py_ssize_t start = task * tasks.size, stop = start + tasks.size
     cdef const RowWorkspace* workspace = &tasks.workspaces[thread]
-    cdef bint scaled = tasks.a.rows.scaled
-    if tasks.a.kind == GRAD_SOFTMAX:
-        if scaled:
-            grad_rows_of(GRAD_SOFTMAX, True, tasks, start, stop, workspace)
+    cdef const GradRows* a = tasks.a
+    cdef bint scaled = a.rows.scaled, is_dense = not tasks.in_tiles and not tasks.in_strips
+    cdef Py_ssize_t last_row = min(stop, a.rows.outer * a.rows.inner) - 1
+    if is_dense and has_sum(a.kind) and is_one_contiguous_chunk(a):
+        if a.kind == GRAD_SOFTMAX:
+            contiguous_grad_rows(GRAD_SOFTMAX, a, start, last_row)
         else:
-            grad_rows_of(GRAD_SOFTMAX, False, tasks, start, stop, workspace)
-    elif tasks.a.kind == GRAD_LOG_SOFTMAX:
-        grad_rows_of(GRAD_LOG_SOFTMAX, scaled, tasks, start, stop, workspace)
-    elif tasks.a.kind == GRAD_LOGSUMEXP:
-        grad_rows_of(GRAD_LOGSUMEXP, False, tasks, start, stop, workspace)
+            contiguous_grad_rows(GRAD_LOG_SOFTMAX, a, start, last_row)
+    elif is_dense:
+        chunked_grad_rows(a, start, last_row, workspace)
+    elif a.kind == GRAD_SOFTMAX:
+        if scaled:
+            tiles_or_strips(GRAD_SOFTMAX, True, tasks, start, stop, workspace)
+        else:
+            tiles_or_strips(GRAD_SOFTMAX, False, tasks, start, stop, workspace)
+    elif a.kind == GRAD_LOG_SOFTMAX:
+        tiles_or_strips(GRAD_LOG_SOFTMAX, scaled, tasks, start, stop, workspace)
+    elif a.kind == GRAD_LOGSUMEXP:
+        tiles_or_strips(GRAD_LOGSUMEXP, False, tasks, start, stop, workspace)
     else:
-        grad_rows_of(GRAD_ENTROPY, scaled, tasks, start, stop, workspace)
-    if tasks.a.rows.nontemporal:
+        tiles_or_strips(GRAD_ENTROPY, scaled, tasks, start, stop, workspace)
+    if a.rows.nontemporal:
         stream_end()
     return 1
 
@@ -527,14 +633,14 @@ cdef void long_grad_chunk(const void* context, Py_ssize_t chunk, const RowWorksp
         sum_chunks_of(now.a, now.hiding, &now.row, &now.grad, chunk, chunk + 1, workspace, &now.sums[chunk])
 
 cdef bint finish_long_sum(LongGrad* now) noexcept nogil:
-    """Returns whether the sum is finite."""
+    """Returns whether the sum is harmless."""
     cdef fp_state modes = fp_enter()
     cdef ExactSums sums
-    cdef bint finite
+    cdef bint harmless
     add_exact_chunks(now.sums, ceil_div(now.row.n, CHUNK), &sums)
-    finite = set_grad_sum(dd_total(sums.chunks), &now.s)
+    harmless = set_grad_sum(dd_total(sums.chunks), &now.s)
     fp_leave(modes)
-    return finite
+    return harmless
 
 cdef void start_long_grad(LongGrad* now, Py_ssize_t r) noexcept nogil:
     cdef fp_state modes = fp_enter()
@@ -561,6 +667,7 @@ cdef int long_grad_row(const GradRows* a, Py_ssize_t r, int threads) except -1:
                 now.hiding = True
                 run_pass(long_grad_chunk, &now, a.rows.n, memory.workspaces, &region)
                 finish_long_sum(&now)
+                now.s.harmless = False
         now.storing = True
         run_pass(long_grad_chunk, &now, a.rows.n, memory.workspaces, &region)
         close_region(&region)

@@ -130,9 +130,9 @@ cdef inline vdd strip_total(const vdd* chunks, Py_ssize_t r) noexcept nogil:
     return dd_sum_end(sum)
 
 cdef inline bint sum_strip(GradKind kind, bint hiding, const Strip* s, GradShift* shifts) noexcept nogil:
-    """Returns whether all sums are finite."""
+    """Returns whether all sums are harmless."""
     cdef vdd[PARTIALS * STRIP_REGS] running, chunks
-    cdef vreal finite = broadcast(1)
+    cdef vreal harmless = broadcast(1)
     cdef Py_ssize_t j = 0, r, regs = registers_of(s)
     clear_strip(regs, running)
     clear_strip(regs, chunks)
@@ -143,12 +143,8 @@ cdef inline bint sum_strip(GradKind kind, bint hiding, const Strip* s, GradShift
             end_strip_chunk(regs, running, chunks)
     for r in range(regs):
         split_exact(strip_total(chunks, r), &shifts[r].hi, &shifts[r].lo)
-        finite = select_or_zero(lt(vabs(shifts[r].hi), broadcast(INFINITY)), finite)
-    return hmax(-finite) == -1
-
-cdef void sum_hidden_strip(Strip s, GradShift* shifts) noexcept nogil:
-    """The sums without g where a weight is 0. The strip is a copy, so that the caller can keep its own in registers."""
-    sum_strip(GRAD_SOFTMAX, True, &s, shifts)
+        harmless = select_or_zero(are_harmless(shifts[r].hi), harmless)
+    return hmax(-harmless) == -1
 
 cdef inline void store_strip(GradKind kind, bint scaled, bint nontemporal, const Strip* s,
                              const GradShift* shifts) noexcept nogil:
@@ -181,8 +177,17 @@ cdef inline void store_strip(GradKind kind, bint scaled, bint nontemporal, const
                 store_elem(y + other + v * LANES, grad_of(kind, scaled, &shifts[regs + v], x_other[v], g_other[v]))
         x, g, y = x + s.x_n, g + s.g_n, y + s.y_n
 
+cdef void hidden_strip(bint scaled, Strip s, GradShift* shifts) noexcept nogil:
+    """A strip of GRAD_SOFTMAX with a sum that is not harmless. It is a copy, as the rows of sum_hidden_grads are."""
+    sum_strip(GRAD_SOFTMAX, True, &s, shifts)
+    if scaled:                                  # two calls: GCC 12 fails on the one with `scaled`, for double and SSE2
+        store_strip(GRAD_SOFTMAX, True, False, &s, shifts)
+    else:
+        store_strip(GRAD_SOFTMAX, False, False, &s, shifts)
+
 cdef inline void grad_strips(GradKind kind, bint scaled, const GradRows* a, Py_ssize_t first,
                              Py_ssize_t end) noexcept nogil:
+    cdef GradKind stored = GRAD_SOFTMAX_FINITE if kind == GRAD_SOFTMAX else kind
     cdef GradShift[STRIP_REGS] shifts
     cdef TilePosition position
     cdef Strip s
@@ -194,8 +199,8 @@ cdef inline void grad_strips(GradKind kind, bint scaled, const GradRows* a, Py_s
             position.first = row_of(&a.rows, o, i + strip_register(&s, r))
             shifts[r] = tile_grad_shift(a, &position, 0)
         if not sum_strip(kind, must_hide(kind), &s, shifts) and not must_hide(kind):
-            sum_hidden_strip(s, shifts)
-        if s.nontemporal:
-            store_strip(kind, scaled, True, &s, shifts)
+            hidden_strip(scaled, s, shifts)
+        elif s.nontemporal:
+            store_strip(stored, scaled, True, &s, shifts)
         else:
-            store_strip(kind, scaled, False, &s, shifts)
+            store_strip(stored, scaled, False, &s, shifts)
