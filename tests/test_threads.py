@@ -178,7 +178,7 @@ def test_a_bad_count_is_an_error_at_import(variable, value):
 
 
 def test_a_dtype_may_lack_an_instruction_set_or_have_it_for_attention_alone(monkeypatch):
-    """What an instruction set does not have is that of the one before."""
+    """All that a dtype lacks in an instruction set is that of the one before."""
     whole = ["f32_generic", "f32_v3", "f32_v4", "bf16_generic", "bf16_v3", "bf16_v4"]
     built = {f"fastsoftmax.kernels.{name}": SimpleNamespace(softmax_rows=name, attention=name) for name in whole}
     built["fastsoftmax.kernels.bf16_v4_bf16"] = SimpleNamespace(attention="bf16_v4_bf16")

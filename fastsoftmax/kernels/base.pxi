@@ -1,4 +1,4 @@
-# What all kernels stand on.
+# Registers, memory, and the loop over tasks, for all kernels.
 from cython.parallel cimport prange, threadid
 from cpython.exc cimport PyErr_CheckSignals
 
