@@ -68,7 +68,9 @@ def compile_flags(openmp=True, isa=None):
     if SANITIZE:
         speed += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     if "clang" not in os.environ.get("CC", "") and sys.platform != "darwin":
-        if isa != "x86_64":                                 # where attention takes an eighth longer with it
+        if isa == "x86_64":                                 # for old CPUs: a fifth less time to compile, 1.5 % slower
+            speed += ["-fno-gcse", "-fno-gcse-after-reload", "-fno-thread-jumps"]
+        else:                                               # with x86_64, attention would take an eighth longer
             speed += ["-fschedule-insns", "-fsched-pressure"]   # exp of four registers at once: 8 % fewer cycles
         # no copies of functions and loops for some values of their arguments: an eighth of the code, without any gain
         speed += ["-fno-inline-functions", "-fno-ipa-cp-clone", "-fno-split-loops"]
