@@ -138,6 +138,19 @@ def test_equal_logits_share_equally(kernel):
         check("softmax", softmax(x, -1), x, -1)
 
 
+@family
+@pytest.mark.parametrize("steps", [2, 4, 8, 16])
+def test_every_element_at_the_end_of_a_step_of_exp(kernel, function, steps):
+    """exp takes so many steps between two powers of two. At their ends its polynomial and the errors of it are largest.
+    In a row of ends of one side, these errors and those of the sum have one sign."""
+    rng = np.random.default_rng(steps)
+    for n in (40, 130, 513, 1000, 5000, 30_000):
+        end = rng.choice([-0.499, 0.499, 0.4, -0.45], (40_000 // n + 1, 1))
+        for lowest in (-1, -5 * steps):
+            x = (np.log(2) / steps * (rng.integers(lowest, 1, (len(end), n)) + end)).astype(kernel.dtype)
+            check(function, call(function, x), x)
+
+
 @pytest.mark.parametrize("function", ["softmax", "log_softmax"])
 def test_monotone(kernel, function):
     if kernel.dtype.itemsize == 2:  # every value there is
@@ -175,6 +188,23 @@ def test_subnormal_weights_are_kept(kernel):
         quantum = kernel.wide(np.nextafter(kernel.dtype.type(0), kernel.dtype.type(1)))
         assert np.all(y[1:5].astype(kernel.wide) > 0)
         assert np.all(abs(y.astype(kernel.wide) - exact)[1:5] <= quantum)
+
+
+def test_results_just_above_the_subnormal(kernel):
+    """A product of a weight and of the lower half of 1 / sum is subnormal there, but must not be lost."""
+    tiny = {"f32": 2.0**-126, "f64": 2.0**-1022, "f16": 2.0**-14, "bf16": 2.0**-126}[kernel.tag]
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 70):
+        x = -rng.random((100_000 // n, n)) * 0.5
+        x[:, 1:] += np.log(tiny) + np.log(2) * 5 * rng.random((len(x), n - 1))
+        x = x.astype(kernel.dtype)
+        exact = oracle("softmax", x)
+        normal = exact >= tiny
+        y = softmax(x, -1)
+        assert_accurate(y[normal], exact[normal], 1.7)
+        for row in range(0, len(x), 97):        # whatever is beside them
+            assert_same_bits(softmax(x[row]), y[row])
+        assert_same_bits(softmax(x.T.copy(), 0).T, y)
 
 
 @pytest.mark.parametrize("n", [2, 10, 16, 17, 64, 100, 4096, 9000])

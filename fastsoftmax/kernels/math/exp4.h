@@ -1,28 +1,38 @@
 /* exp of several registers at once, for softmax, as the two numbers whose sum it is.
  *
  * exp_regs(d): BASE * exp(d) = f + p * f, with a constant BASE that cancels in every result. Relative error of f + p * f:
- * at most 2**-27 for float, 2**-55 for double. Valid for limit <= d (see Shift), so that f is normal; NaN gives a NaN p.
+ * at most 2**-27 for float (2**-26 with four steps), 2**-55 for double. Valid for limit <= d (see Shift), so that f is
+ * normal; NaN gives a NaN p.
  *
  * BASE * exp(d) = f + p * f, f = BASE * 2**n, n = round(STEPS * d / ln 2) / STEPS, p = exp(r) - 1 at r = d - n ln 2.
  *
  * Method. Tang's (1989): the more steps between two powers of two, the smaller r, and with it the rounding errors of r
  * and p. With STEPS = 1 these alone are 0.6 ULP, in a weight and in the sum once more: results were up to 2.35 ULP off.
+ * float has eight steps, or four where FOUR_STEPS says that a look-up among four numbers takes less time.
  * Without a fused multiply-add p * f is rounded before it is added to f. For double that was 0.02 ULP too many with two
  * steps; with four, p and what is lost of it are half as large.
- * 2**(k / STEPS) comes from a table. BASE is chosen so that all of its entries are reals to within 2**-28.4 (float),
- * 2**-64 or, with four steps, 2**-63.6 (double), found by trying every float, and some millions of doubles, between 1
- * and 2 (after Gal's accurate tables, 1986). ln 2 is in two parts (Cody and Waite): n * LN2_FIRST is exact
- * for every n that occurs (13 bits by 9 for float, 14 by 39 for double), and so is its difference from d, because d is a
- * score as it stands in the array and not a rounded difference: see softmax/shift.pxi. p = r + r*r*q(r), with q a
- * minimax polynomial (Remez exchange, weight r*r / exp(r), computed in 240-bit arithmetic). d / ln 2 is rounded
- * to 1 / STEPS by adding a large constant, whose low bits also hold the exponent bias, so that a shift makes 2**n.
+ * 2**(k / STEPS) comes from a table. BASE is chosen so that all of its entries are reals to within 2**-28.4 (float;
+ * 2**-31.2 with four steps), 2**-64 or, with four steps, 2**-63.6 (double), found by trying every float, and some
+ * millions of doubles, between 1 and 2 (after Gal's accurate tables, 1986). ln 2 is in two parts (Cody and Waite):
+ * n * LN2_FIRST is exact for every n that occurs (13 bits by 9 for float, 14 by 39 for double), and so is its difference
+ * from d, because d is a score as it stands in the array and not a rounded difference: see softmax/shift.pxi.
+ * p = r + r*r*q(r), with q a minimax polynomial (Remez exchange, weight r*r / exp(r), computed in 240-bit arithmetic; by
+ * linear programming on 1200 points for four steps). d / ln 2 is rounded to 1 / STEPS by adding a large constant, whose
+ * low bits also hold the exponent bias, so that a shift makes 2**n.
  * Where an instruction multiplies by 2**n (NATIVE_SCALE), it does that for plain rows. f is the same.
  *
  * RUN: elements of a row whose p*f are summed with rounding before they join an exact sum. Each partial sum takes four of
- * UNROLL elements; the sums of 8 * UNROLL may add 2**-25.9 relative for float, were all errors largest and of one sign.
+ * UNROLL elements; the sums of 8 * UNROLL may add 2**-25.9 relative for float, were all errors largest and of one sign,
+ * and 2**-23.4 with four steps and ADDS_TERMS. No such row was found, not among rows of equal or the largest p either.
  */
 #if REAL_BITS == 32
+#if defined FOUR_STEPS
+#define STEPS 4
+#define STEP_BITS 2
+#else
 #define STEPS 8
+#define STEP_BITS 3
+#endif
 #define LOG2E 1.44269504088896341f
 #define LN2_FIRST 0.693359375f                  /* 355 / 512 */
 #define LN2_REST (-2.12194440054e-4f)
@@ -35,7 +45,7 @@
 #define LARGE 256.0f                            /* a maximum beyond this is subtracted: exactly, see Shift */
 #define HUGE_SCORE 0x1p100f
 #define SHRINK 0x1p-14f                         /* keeps the largest differences small enough for two_prod_err */
-#define RUN (8 * UNROLL)                        /* |p| < 0.045 */
+#define RUN (8 * UNROLL)                        /* |p| < 0.045, or 0.091 */
 #if defined NATIVE_SCALE
 #define PLAIN 40.0f                             /* |base| below this: SCALE * exp(-base) is a normal float */
 #else
@@ -74,8 +84,12 @@ SIMD_INLINE vreal rounder_of(vreal exponent)
 SIMD_INLINE vreal power_of(vint t)
 {
 #if REAL_BITS == 32
+#if STEPS == 4
+    static const ireal POWERS[STEPS] = {242838, -221183, -376204, -163760};
+#else
     static const ireal POWERS[STEPS] = {735806, 513060, 365058, 298565, 320958, 440282, 665310, 1005609};
-    return from_bits(shift_left(t, MANTISSA - 3) + bits(table_lookup((const real *)POWERS, t)));
+#endif
+    return from_bits(shift_left(t, MANTISSA - STEP_BITS) + bits(table_lookup((const real *)POWERS, t)));
 #elif FUSED
     static const ireal POWERS[STEPS] = {745807135919264, 668382798001686};
     const vmask odd = lt_bits(shift_left(t, 63), broadcast_bits(0));
@@ -110,7 +124,11 @@ SIMD_INLINE void exp_regs(const int count, const vreal *d, const vreal *d_lo, co
 {
 #if REAL_BITS == 32
     enum { DEGREE = 2 };
+#if STEPS == 4
+    const real q_[DEGREE + 1] = {0.50000020381957234f, 0.16672103060644796f, 0.041641758487224076f};
+#else
     const real q_[DEGREE + 1] = {0.50000001285360187f, 0.16668031315787589f, 0.041660407048071488f};
+#endif
 #else
     enum { DEGREE = 8 };
     const real q_[DEGREE + 1] = {

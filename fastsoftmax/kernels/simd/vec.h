@@ -82,6 +82,12 @@ enum { STEPS_AT_ONCE = 2 };                 /* steps of a loop along a row that 
 enum { STEPS_AT_ONCE = 1 };
 #endif
 
+/* Whether the p * f of a row are added one after another, which takes fewer instructions than four at a time: see
+ * softmax/row_sums.pxi. */
+#ifndef ADDS_TERMS
+#define ADDS_TERMS 0
+#endif
+
 /* gemm_tile of attention multiplies TILE_n rows by n <= COLUMNS registers: n * TILE_n sums, n registers of the right
  * matrix and one of the left, as many as there are registers; TILE_1 = 16 leaves some, and no rest of 16 or 64 rows. */
 enum { COLUMNS = 3 };
@@ -233,10 +239,11 @@ SIMD_INLINE vmask is_subnormal(vreal a)
 
 #define UP ((real)(REAL_BITS == 32 ? 0x1p64 : 0x1p512))   /* subnormal numbers times this are normal */
 
-/* Whether a * (hi + lo) may be subnormal or 0 in any lane; where it may be subnormal; and where it is 0, however it is
- * rounded: below two fifths of the smallest subnormal number, as for the weights of hidden elements. The products here
- * do not underflow. On some processors a product that does takes as long as a hundred others. */
-#define LEAST_NORMAL_UP (UP * LEAST_NORMAL * (1 + 4 * EPSILON))
+/* Whether a * (hi + lo) may be subnormal or 0 in any lane, or so little above that a * lo is; where it may be so small;
+ * and where it is 0, however it is rounded: below two fifths of the smallest subnormal number, as for the weights of
+ * hidden elements. The products here do not underflow. On some processors a product that does takes as long as a
+ * hundred others. */
+#define LEAST_NORMAL_UP (UP * LEAST_NORMAL * 16)
 #define VANISHING_UP (UP * LEAST_NORMAL * EPSILON * (real)0.4)
 SIMD_INLINE int any_below_normal(vreal a, vreal hi)
 {
@@ -249,13 +256,17 @@ SIMD_INLINE vmask result_is_subnormal(vreal a, vreal hi)
 }
 SIMD_INLINE vmask result_vanishes(vreal a, vreal hi) { return lt(a * (hi * broadcast(UP)), broadcast(VANISHING_UP)); }
 
-/* mul_dd(a, hi, lo), but rounded only once where the result is subnormal. There a * lo of mul_dd is below half of the
- * smallest step, and lost. So the product is computed on a larger scale and rounded, and the error of that is added. */
+/* mul_dd(a, hi, lo) where the result is subnormal, or little above. There a * lo of mul_dd is less than the smallest
+ * step, and lost. So the product is computed on a larger scale. If the result is subnormal, it would be rounded twice:
+ * then the product is rounded, and the error of that is added. A larger result is that of mul_dd, as beside others. */
 COLD vreal mul_dd_rounded_once(vreal a, vreal hi, vreal lo)
 {
-    vreal hi_up = hi * broadcast(UP), product = a * hi_up;
-    vreal low = two_prod_err(a, hi_up, product) + a * (lo * broadcast(UP));
-    vreal weight = mul_dd(a, hi, lo), rounded = product * broadcast(1 / UP);
+    vreal hi_up = hi * broadcast(UP), lo_up = lo * broadcast(UP), product = a * hi_up;
+    vreal low = two_prod_err(a, hi_up, product) + a * lo_up;
+    vreal weight = mul_dd(a, hi, lo);           /* without FUSED it scales up itself */
+    if (FUSED)
+        weight = vselect(lt(product, broadcast(LEAST_NORMAL_UP)), mul_dd(a, hi_up, lo_up) * broadcast(1 / UP), weight);
+    vreal rounded = product * broadcast(1 / UP);
     rounded = rounded + ((product - rounded * broadcast(UP)) + low) * broadcast(1 / UP);
     return vselect(is_subnormal(weight), rounded, weight);
 }

@@ -11,7 +11,7 @@ cdef extern from "simd/vec.h" nogil:
     ctypedef struct fp_state:
         pass
     enum:
-        LANES, PARTIALS, PARTIAL_REGS, UNROLL, STEPS_AT_ONCE, TRANSPOSE_ROWS
+        LANES, PARTIALS, PARTIAL_REGS, UNROLL, STEPS_AT_ONCE, ADDS_TERMS, TRANSPOSE_ROWS
         COLUMNS, TILE_1, TILE_2, TILE_3, MAX_TILE
         PAIRED                                  # whether prefill multiplies bfloat16 in pairs: simd/pairs.h
     elem ELEM_MINUS_INFINITY

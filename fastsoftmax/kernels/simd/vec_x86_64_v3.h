@@ -11,10 +11,14 @@ SIMD_INLINE vreal fnma(vreal a, vreal b, vreal c) { return _mm256_fnmadd_ps(a, b
 SIMD_INLINE vreal vmax(vreal a, vreal b) { return _mm256_max_ps(a, b); }
 SIMD_INLINE vreal vmin(vreal a, vreal b) { return _mm256_min_ps(a, b); }
 SIMD_INLINE void stream(real *p, vreal a) { _mm256_stream_ps(p, a); }
-SIMD_INLINE vreal table_lookup(const real *table, vint index) /* table[index mod 8] of each lane */
+/* table[index mod 4] of each lane. On a Zen 3 a look-up among eight keeps the multipliers for 1.8 cycles, this for half
+ * of one. */
+#define FOUR_STEPS
+SIMD_INLINE vreal table_lookup(const real *table, vint index)
 {
-    return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)index);
+    return _mm256_permutevar_ps(_mm256_broadcast_ps((const __m128 *)table), (__m256i)index);
 }
+#define ADDS_TERMS 1
 SIMD_INLINE __m256d widen_low(vreal a) { return _mm256_cvtps_pd(_mm256_castps256_ps128(a)); }
 SIMD_INLINE __m256d widen_high(vreal a) { return _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)); }
 SIMD_INLINE vreal narrow(__m256d low, __m256d high) { return _mm256_set_m128(_mm256_cvtpd_ps(high),

@@ -139,6 +139,10 @@ cdef void delayed_softmax(const Rows* rows, Py_ssize_t first_row, Py_ssize_t las
 cdef enum:
     GROUP_ELEMENTS = 4096                       # so that the group is in the L1 cache
 
+cdef inline bint is_far(const Rows* rows) noexcept nogil:
+    """Whether the array may be beyond the L2 cache. In a nearer one, prefetches cost a twentieth of the time."""
+    return rows.outer * rows.inner * rows.n > NEAR_ELEMENTS
+
 cdef inline bint is_grouped(const Rows* rows) noexcept nogil:
     """Rows of at most PARTIALS elements have sums of another kind."""
     return rows.op != SOFTMAX and PARTIALS < rows.n <= GROUP_ELEMENTS // 3
@@ -200,7 +204,8 @@ cdef inline void sum_group(const Rows* rows, const RowWorkspace* workspace, RowG
         clear(&sums)
         ahead.x = group.row[k].x + group.count * rows.x_inner
         ahead.y = group.row[k].x if rows.op == LOGSUMEXP or rows.nontemporal else group.row[k].y
-        exp_and_sum_row(SUM_EXCLUDING_MAX, &s, group.row[k].x, rows.n, workspace.weights_buf, &ahead, &sums)
+        exp_and_sum_row(SUM_EXCLUDING_MAX, &s, group.row[k].x, rows.n, workspace.weights_buf,
+                        &ahead if is_far(rows) else NULL, &sums)
         dd_put(&group.weights, k, dd_total(sums.weights))
         ties = sums.ties[0]
         for c in range(1, PARTIAL_REGS):

@@ -110,6 +110,9 @@ cdef inline void exp_and_sum(SumKind sum, const Shift* shift, bint scaled, bint 
         running.half[v] = broadcast(0)
         running.ties[v] = no_count()
         running.runs[v] = dd_zero()
+    if ADDS_TERMS:                              # GCC would clear them by halves, and a load of the whole would wait
+        for v in range(opaque(PARTIAL_REGS)):
+            running.ties[v] = no_count()
     if STEPS_AT_ONCE == 2 and is_fast_sum(sum):
         while k + 2 * UNROLL <= whole:
             if ahead != NULL:

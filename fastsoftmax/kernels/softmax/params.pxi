@@ -33,6 +33,7 @@ cdef enum:
     CAUSAL_TILE_MAX = 2 * PARTIALS  # the same for causal rows: all of a tile take as long as the longest
     DELAYED_MAX = 48 * PARTIALS     # elements: contiguous rows up to this are stored after the next row is summed
     FAR_ELEMENTS = 1 << 20          # elements: larger arrays are not in the L2 cache
+    NEAR_ELEMENTS = 1 << 16         # elements: arrays up to this may be in the L2 cache with their results
     FEW_ROWS = 4                    # rows of a matrix: see matrices_to_rows
     PEELED_MIN = 4 * PARTIALS       # rows: of fewer, one tile more costs more than aligned lines save
     STRIP_TILES = 8                 # tiles side by side that are computed together: see strided.pxi

@@ -2,8 +2,7 @@
 #
 # Compensated summation: the rounding error of each addition is computed exactly and added to `lost` (FastTwoSum,
 # Dekker; TwoSum, Knuth). A weight is f + p * f, which is more accurate than its rounded value. The p * f are so small
-# that they may be rounded: `rest` sums them, and joins the total once a RUN. exp4.h has the bound of this error:
-# 2**-25.9 relative for float, if all errors were largest and of one sign.
+# that they may be rounded: `rest` sums them, and joins the total once a RUN. exp4.h has the bound of this error.
 #
 # Where the largest weight is nearly all of a row, what the others add is in `lost` alone. If they are alike, so are the
 # rounding errors of `lost`, which then do not cancel. So the errors of four terms are added to each other first. In
@@ -60,19 +59,25 @@ cdef inline vdd sum_of_chunk(SumKind sum, Py_ssize_t n, bint halves, vreal total
         return dd_add(runs, dd_of_sum(total, half + lost))
     return dd_of_sum(total, lost)
 
+cdef inline vreal sum_of_products(const vreal* p, const vreal* f) noexcept nogil:
+    return fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0])))
+
 cdef inline void add_weights(SumKind sum, vreal* total, vreal* lost, vreal* rest, const vreal* p,
                              const vreal* f) noexcept nogil:
-    """Adds the four f to the total, and the sum of their p * f to the rest."""
-    cdef vreal pf = fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0])))
+    """Adds the four f to the total, and their p * f to the rest."""
+    cdef vreal products = broadcast(0) if ADDS_TERMS else sum_of_products(p, f)
     cdef vreal error = add_exactly(sum, total, f[0])
     cdef int a
     for a in range(1, 4):
         error = error + add_exactly(sum, total, f[a])
     lost[0] = lost[0] + error
     if RUN == UNROLL:
-        lost[0] = lost[0] + add_exactly(sum, total, pf)
+        lost[0] = lost[0] + add_exactly(sum, total, products)
+    elif ADDS_TERMS:
+        for a in range(4):
+            rest[0] = fma_(p[a], f[a], rest[0])
     else:
-        rest[0] = rest[0] + pf
+        rest[0] = rest[0] + products
 
 cdef inline void exclude_max(SumKind sum, const Shift* s, vreal x, vreal* f, vcount* ties) noexcept nogil:
     """Makes the weights of the largest elements 0, and counts these elements in `ties`. SUM_EXACT and SUM_MOMENTS also
@@ -88,7 +93,7 @@ cdef inline void exclude_max(SumKind sum, const Shift* s, vreal x, vreal* f, vco
 
 cdef inline vdd sum_of_step(const vreal* p, const vreal* f) noexcept nogil:
     """The sum of a row of at most UNROLL elements."""
-    cdef vreal pf = fma_(p[3], f[3], fma_(p[2], f[2], fma_(p[1], f[1], p[0] * f[0])))
+    cdef vreal pf = sum_of_products(p, f)
     return dd_add(dd_add(dd_of_sum(f[0], f[1]), dd_of_sum(f[2], f[3])), dd_of_sum(pf, broadcast(0)))
 
 # The sum of a row of at most PARTIALS elements; `lost` is small beside `total`.

@@ -1,9 +1,8 @@
 # The constants of one row, or of the LANES rows of a register, and the weights of the elements.
 #
 # scores = x / temperature, and weights = exp(scores - largest score), times a factor that cancels in every result: a
-# number between 2**-1/2 and 2**1/2, BASE and SCALE. exp4.h has the method of exp, its valid range and its error: at
-# most 2**-27 relative for float, 2**-55 for double. The largest score is the base of the weights, or another: see
-# below.
+# number between 2**-1/2 and 2**1/2, BASE and SCALE. exp4.h has the method of exp, its valid range and its error. The
+# largest score is the base of the weights, or another: see below.
 #
 # The plain x - row_max would be rounded. Its error, half an ULP of a number up to 104, would be 64 ULP of the weight.
 # So a small maximum is not subtracted from x: the weight is exp(x), and the power of two nearest to exp(row_max) is
