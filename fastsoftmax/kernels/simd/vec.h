@@ -243,16 +243,16 @@ SIMD_INLINE vmask is_subnormal(vreal a)
  * and where it is 0, however it is rounded: below two fifths of the smallest subnormal number, as for the weights of
  * hidden elements. The products here do not underflow. On some processors a product that does takes as long as a
  * hundred others. */
-#define LEAST_NORMAL_UP (UP * LEAST_NORMAL * 16)
+#define LEAST_USUAL_UP (UP * LEAST_NORMAL * 16)
 #define VANISHING_UP (UP * LEAST_NORMAL * EPSILON * (real)0.4)
-SIMD_INLINE int any_below_normal(vreal a, vreal hi)
+SIMD_INLINE int any_near_subnormal(vreal a, vreal hi)
 {
-    return any_lt(a * (hi * broadcast(UP)), broadcast(LEAST_NORMAL_UP));
+    return any_lt(a * (hi * broadcast(UP)), broadcast(LEAST_USUAL_UP));
 }
-SIMD_INLINE vmask result_is_subnormal(vreal a, vreal hi)
+SIMD_INLINE vmask result_is_near_subnormal(vreal a, vreal hi)
 {
     const vreal up = a * (hi * broadcast(UP));
-    return both(lt(broadcast(VANISHING_UP), up), lt(up, broadcast(LEAST_NORMAL_UP)));
+    return both(lt(broadcast(VANISHING_UP), up), lt(up, broadcast(LEAST_USUAL_UP)));
 }
 SIMD_INLINE vmask result_vanishes(vreal a, vreal hi) { return lt(a * (hi * broadcast(UP)), broadcast(VANISHING_UP)); }
 
@@ -265,7 +265,7 @@ COLD vreal mul_dd_rounded_once(vreal a, vreal hi, vreal lo)
     vreal low = two_prod_err(a, hi_up, product) + a * lo_up;
     vreal weight = mul_dd(a, hi, lo);           /* without FUSED it scales up itself */
     if (FUSED)
-        weight = vselect(lt(product, broadcast(LEAST_NORMAL_UP)), mul_dd(a, hi_up, lo_up) * broadcast(1 / UP), weight);
+        weight = vselect(lt(product, broadcast(LEAST_USUAL_UP)), mul_dd(a, hi_up, lo_up) * broadcast(1 / UP), weight);
     vreal rounded = product * broadcast(1 / UP);
     rounded = rounded + ((product - rounded * broadcast(UP)) + low) * broadcast(1 / UP);
     return vselect(is_subnormal(weight), rounded, weight);

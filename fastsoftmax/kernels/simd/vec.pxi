@@ -59,8 +59,8 @@ cdef extern from "simd/vec.h" nogil:
     vreal fma_(vreal, vreal, vreal) noexcept
     vreal two_prod_err(vreal, vreal, vreal) noexcept
     vreal mul_dd(vreal, vreal, vreal) noexcept  # a * (hi + lo)
-    bint any_below_normal(vreal, vreal) noexcept        # of a weight, and of a normalizer's upper part
-    vmask result_is_subnormal(vreal, vreal) noexcept
+    bint any_near_subnormal(vreal, vreal) noexcept        # of a weight, and of a normalizer's upper part
+    vmask result_is_near_subnormal(vreal, vreal) noexcept
     vmask result_vanishes(vreal, vreal) noexcept
     vreal mul_dd_rounded_once(vreal, vreal, vreal) noexcept
     void mul_dd_in_place(real*, Py_ssize_t, Py_ssize_t, vreal, vreal) noexcept

@@ -12,7 +12,7 @@ cdef inline vmask clear_vanishing(Py_ssize_t step, Py_ssize_t count, real* x, vr
     cdef Py_ssize_t k
     for k in range(count):
         weight = load(x + k * step)
-        subnormal = either(subnormal, result_is_subnormal(weight, hi))
+        subnormal = either(subnormal, result_is_near_subnormal(weight, hi))
         store(x + k * step, zero_where(result_vanishes(weight, hi), weight))
     return subnormal
 
@@ -25,7 +25,7 @@ cdef inline void normalize_weights(StoreKind stored, Normalizer normalizer, int 
         least = load(x)
         for a in range(1, count):
             least = vmin(load(x + a * LANES), least)
-        if any_below_normal(least, normalizer.hi) and any_lane(clear_vanishing(LANES, count, x, normalizer.hi)):
+        if any_near_subnormal(least, normalizer.hi) and any_lane(clear_vanishing(LANES, count, x, normalizer.hi)):
             mul_dd_in_place(x, LANES, count, normalizer.hi, normalizer.lo)
             normalizer.hi, normalizer.lo = broadcast(1), broadcast(0)
     for a in range(count):
@@ -60,8 +60,8 @@ cdef inline vreal normal_result_of(StoreKind stored, const Shift* s, const Norma
 
 cdef inline vreal result_of(StoreKind stored, const Shift* s, const Normalizer* normalizer, bint scaled,
                             vreal x) noexcept nogil:
-    if stored != STORE_LOGS and sizeof(elem) == sizeof(real) and any_below_normal(x, normalizer.hi):
-        if any_lane(result_is_subnormal(x, normalizer.hi)):
+    if stored != STORE_LOGS and sizeof(elem) == sizeof(real) and any_near_subnormal(x, normalizer.hi):
+        if any_lane(result_is_near_subnormal(x, normalizer.hi)):
             x = mul_dd_rounded_once(x, normalizer.hi, normalizer.lo)
             return vselect(eq(x, broadcast(NEARLY_ONE)), normalizer.one, x) if stored == STORE_WEIGHTS_OR_ONE else x
         x = zero_where(result_vanishes(x, normalizer.hi), x)

@@ -92,7 +92,7 @@ cdef inline vmask any_subnormal(Py_ssize_t count, real* tile, const Normalizer* 
     if sizeof(elem) == sizeof(real):
         for k in range(count):
             least = vmin(load(tile + k * PARTIALS), least)
-        if any_below_normal(least, normalizer.hi):
+        if any_near_subnormal(least, normalizer.hi):
             return clear_vanishing(PARTIALS, count, tile, normalizer.hi)
     return nowhere()
 
