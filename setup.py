@@ -22,13 +22,14 @@ ISAS = {                                    # from the plainest to the best; the
         "x86_64_v3": ["-march=x86-64-v3"],
         "x86_64_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
         "x86_64_v4_bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"],
+        "x86_64_v4_amx": ["-march=x86-64-v4", "-mamx-tile", "-mamx-bf16", "-mprefer-vector-width=512"],
     },
     "arm64": {"arm64": []},
     "other": {"generic": []},
 }
 # Instruction sets that only some dtypes have, and these for attention's forward pass alone: its modules hold nothing
 # else. All the rest uses the instruction set before it.
-ATTENTION_DTYPES = {"x86_64_v4_bf16": {"bf16"}}
+ATTENTION_DTYPES = {"x86_64_v4_bf16": {"bf16"}, "x86_64_v4_amx": {"bf16"}}
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
 
 DEBUG = os.environ.get("FASTSOFTMAX_DEBUG") == "1"          # bounds checks, no optimisation

@@ -22,6 +22,7 @@ INTEL = {  # family 6, by model
     79: "Broadwell", 85: "Skylake or Cascade Lake", 106: "Ice Lake", 108: "Ice Lake", 143: "Sapphire Rapids",
     151: "Alder Lake", 154: "Alder Lake", 183: "Raptor Lake", 207: "Emerald Rapids", 173: "Granite Rapids",
 }
+WITH_AMX = ("Sapphire Rapids", "Emerald Rapids", "Granite Rapids")
 ARM = {"0xd0c": "Neoverse N1", "0xd40": "Neoverse V1", "0xd49": "Neoverse N2", "0xd4f": "Neoverse V2"}
 UNITS = {"elements": "G elements/s", "flops": "GFLOP/s", "bytes": "GB/s"}
 
@@ -146,19 +147,27 @@ def identity(model, names):
     """The name as people know it: "AMD EPYC, family 25 model 17 (Zen 4)"."""
     if "cpu family" in names:
         model += f", family {names['cpu family']} model {names['model']}"
-        found = generation(names.get("vendor_id"), int(names["cpu family"]), int(names["model"]))
+        found = generation(names.get("vendor_id"), int(names["cpu family"]), int(names["model"]),
+                           names.get("flags", "").split())
     else:
         found = ARM.get(names.get("CPU part"))
     return model + (f" ({found})" if found else "")
 
 
-def generation(vendor, family, model):
-    """The generation of an x86 processor by its CPUID, or None where it is not known here."""
+def generation(vendor, family, model, flags=()):
+    """The generation of an x86 processor by its CPUID, or None where it is not known here.
+
+    Virtual machines may show the model of another processor, which has no AMX.
+    """
     if vendor == "AuthenticAMD":
         if family == 25:
             return "Zen 4" if 0x10 <= model < 0x20 or 0x60 <= model < 0x80 or 0xA0 <= model < 0xB0 else "Zen 3"
         return {23: "Zen 2" if model >= 0x30 else "Zen", 26: "Zen 5"}.get(family)
-    return INTEL.get(model) if vendor == "GenuineIntel" and family == 6 else None
+    if vendor != "GenuineIntel" or family != 6:
+        return None
+    if "amx_tile" in flags and INTEL.get(model) not in WITH_AMX:
+        return "Granite Rapids" if "amx_fp16" in flags else "Sapphire or Emerald Rapids"
+    return INTEL.get(model)
 
 
 def slug(cpu):

@@ -9,6 +9,7 @@ cdef extern from "kernels/runtime/cpu_features.h" nogil:
     bint supports_v3()
     bint supports_v4()
     bint supports_v4_bf16()
+    bint supports_v4_amx()
 
 cdef extern from *:
     const char* DTYPES "FASTSOFTMAX_DTYPES"
@@ -33,6 +34,7 @@ def supports(isa):
     return {
         "generic": True, "arm64": True, "x86_64": True,
         "x86_64_v3": supports_v3(), "x86_64_v4": supports_v4(), "x86_64_v4_bf16": supports_v4_bf16(),
+        "x86_64_v4_amx": supports_v4_amx(),
     }[isa]
 
 

@@ -53,7 +53,7 @@ def assert_same_bits(got, expected):
 
 def weight_rounding():
     """The relative error of a weight of attention in bfloat16: the kernels in use round weights, or not."""
-    return 2.0**-8 if _dispatch.kernels("bf16").paired else 0.0
+    return _dispatch.kernels("bf16").weight_error
 
 
 def assert_accurate(got, exact, ulp, units=None, more=0):

@@ -119,6 +119,15 @@ def test_a_processor_is_named_by_its_generation(bench, vendor, family, model, na
     assert bench("figures").generation(vendor, family, model) == name
 
 
+def test_a_processor_of_a_virtual_machine_is_named_by_its_features(bench):
+    name = bench("figures").identity("Intel(R) Xeon(R) Processor", {
+        "vendor_id": "GenuineIntel", "cpu family": "6", "model": "167", "flags": "fpu avx512f amx_bf16 amx_tile"})
+    assert name == "Intel(R) Xeon(R) Processor, family 6 model 167 (Sapphire or Emerald Rapids)"
+    assert bench("figures").generation("GenuineIntel", 6, 167, ["amx_tile", "amx_fp16"]) == "Granite Rapids"
+    assert bench("figures").generation("GenuineIntel", 6, 143, ["amx_tile"]) == "Sapphire Rapids"
+    assert bench("figures").generation("GenuineIntel", 6, 85, ["avx512f"]) == "Skylake or Cascade Lake"
+
+
 def test_a_file_of_results_is_named_after_the_processor(bench):
     slug = bench("figures").slug
     assert slug("AMD EPYC, family 26 model 2 (Zen 5)") == "amd-epyc-zen5"

@@ -59,7 +59,7 @@ def found(pattern, module):
 
 
 @x86
-@pytest.mark.parametrize("module", [m for m in MODULES if not m.endswith(("_v3", "_v4", "_v4_bf16"))])
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.endswith(("_v3", "_v4", "_v4_bf16", "_v4_amx"))])
 def test_no_newer_instruction(module):
     wrong = found(FORBIDDEN, module)
     assert not wrong, wrong[:5]
@@ -87,6 +87,7 @@ def test_what_should_be_there_is_found(tag):
 @x86
 def test_products_of_pairs_are_in_their_own_module_alone():
     assert [m for m in MODULES if found("vdpbf16ps", m)] == ["kernels.bf16_x86_64_v4_bf16"]
+    assert [m for m in MODULES if found("(tdpbf16ps|ldtilecfg|tileloadd)", m)] == ["kernels.bf16_x86_64_v4_amx"]
     assert not found(r"v(cvtne2?ps2bf16|dpbf16ps)[xyz]?", "kernels.bf16_x86_64_v4")
 
 

@@ -213,6 +213,23 @@ def test_an_isa_that_cannot_run_is_an_error_that_lists_those_that_can(isa):
         assert available in done.stderr
 
 
+@pytest.mark.skipif("x86_64_v4_amx" not in _dispatch.supported(), reason="this CPU has no AMX, or Linux refuses it")
+def test_amx_is_left_out_where_a_signal_stack_has_no_room_for_its_registers():
+    code = """
+import ctypes
+class Stack(ctypes.Structure):
+    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+memory = ctypes.create_string_buffer(6144)
+stack = Stack(ctypes.addressof(memory), 0, 6144)
+assert ctypes.CDLL(None, use_errno=True).sigaltstack(ctypes.byref(stack), None) == 0, ctypes.get_errno()
+import ml_dtypes, numpy as np, fastsoftmax
+x = np.zeros((64, 64), ml_dtypes.bfloat16)
+fastsoftmax.scaled_dot_product_attention(x, x, x)
+print(fastsoftmax.show_config("dicts")["isa"])
+"""
+    assert printed(code) == "x86_64_v4_bf16"
+
+
 def test_show_config(capsys):
     config = show_config(mode="dicts")
     assert {"version", "compiler", "isa", "isa_available", "threads", "openmp"} <= set(config)

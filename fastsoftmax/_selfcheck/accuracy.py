@@ -251,7 +251,7 @@ def check_attention(pairs, tag, isa):
                 worst[column] = max(worst[column], ulp)
     rounded = {} if tag in ("f32", "f64") else dict.fromkeys(("sizes", "long", "decoding", "options"), ROUNDED)
     with _dispatch.using(isa):
-        if _dispatch.kernels(tag).paired:
+        if _dispatch.kernels(tag).weight_error == 2.0**-8:      # of weights rounded to bfloat16
             rounded |= dict.fromkeys(("sizes", "long", "options"), ROUNDED_WEIGHTS)
     return print_errors(tag, isa, worst, {**ATTENTION_BOUNDS, **rounded})
 

@@ -8,6 +8,7 @@ include "attention/gemm.pxi"                # the microkernel and the two produc
 include "attention/query_tile.pxi"          # a tile of queries
 include "attention/pack.pxi"                # queries into the lanes, and results out of them
 include "attention/pairs.pxi"               # products of bfloat16 in pairs
+include "attention/matrix.pxi"              # these products by a matrix unit
 include "attention/sequences.pxi"           # their order, and which of them decode takes
 include "attention/prefill.pxi"             # many queries, in the lanes
 include "attention/combine.pxi"             # states in memory, and splits

@@ -1,6 +1,8 @@
-/* The AVX-512 intrinsics of vec_x86_64_v4.h as pairs of AVX2 ones, for emulate_avx512.py. It stands before the
+/* The AVX-512 and AMX intrinsics of vec_x86_64_v4*.h as AVX2 ones, for emulate_avx512.py. It stands before the
  * compiler's header of this name; 64-byte vector types need no help, the compiler splits them itself. */
 #include_next <immintrin.h>
+#include <stddef.h>
+#include <string.h>
 
 #define EMULATED static inline __attribute__((always_inline, unused))
 typedef union { __m512 whole; __m256 half[2]; } floats_;
@@ -152,6 +154,48 @@ EMULATED __m512 emulated_dpbf16_ps(__m512 sum, __m512 a, __m512 b)
     }
     return r.whole;
 }
+/* Tiles, all of 16 rows of 16 words, each thread's own. In a product, the upper halves of words are summed apart from the
+ * lower ones. */
+static _Thread_local float emulated_tiles[8][16][16];
+EMULATED void emulated_load_tile(int tile, const void *from, ptrdiff_t stride)
+{
+    for (int row = 0; row < 16; row++)
+        memcpy(emulated_tiles[tile][row], (const char *)from + row * stride, 64);
+}
+EMULATED void emulated_store_tile(int tile, void *to, ptrdiff_t stride)
+{
+    for (int row = 0; row < 16; row++)
+        memcpy((char *)to + row * stride, emulated_tiles[tile][row], 64);
+}
+static __attribute__((noinline, unused)) void emulated_multiply_tiles(int to, int left, int right)
+{
+    for (int row = 0; row < 16; row++)
+        for (int at = 0; at < 16; at += 8) {
+            __m256 lower = _mm256_setzero_ps(), upper = lower, sum = _mm256_loadu_ps(emulated_tiles[to][row] + at);
+            for (int k = 0; k < 16; k++) {
+                int pair;
+                memcpy(&pair, &emulated_tiles[left][row][k], sizeof pair);
+                const __m256 x = (__m256)_mm256_set1_epi32(pair), y = _mm256_loadu_ps(emulated_tiles[right][k] + at);
+                lower = emulated_add_product(emulated_lower(x), emulated_lower(y), lower);
+                upper = emulated_add_product(emulated_upper(x), emulated_upper(y), upper);
+            }
+            sum = emulated_flush(_mm256_add_ps(emulated_flush(sum), emulated_flush(_mm256_add_ps(lower, upper))));
+            _mm256_storeu_ps(emulated_tiles[to][row] + at, sum);
+        }
+}
+
+#undef _tile_loadconfig
+#define _tile_loadconfig(shape) ((void)(shape))
+#undef _tile_release
+#define _tile_release() ((void)0)
+#undef _tile_zero
+#define _tile_zero(tile) memset(emulated_tiles[tile], 0, sizeof emulated_tiles[tile])
+#undef _tile_loadd
+#define _tile_loadd emulated_load_tile
+#undef _tile_stored
+#define _tile_stored emulated_store_tile
+#undef _tile_dpbf16ps
+#define _tile_dpbf16ps emulated_multiply_tiles
 
 #define _mm512_mask_loadu_ps emulated_mask_loadu_ps
 #define _mm512_mask_loadu_pd emulated_mask_loadu_pd

@@ -99,4 +99,5 @@ def attention(const elem[:, :, :, :] query, const elem[:, :, :, :] key, const el
     if sequences.decodes:
         decode(&params, sequences.decode, sequences.decodes, threads)
 
-paired = PAIRED != 0                        # for tests: bfloat16 weights are rounded, see pairs.pxi
+# for tests: the largest relative error of a weight before its product with values, see pairs.pxi and matrix.pxi
+weight_error = 2.0**-16 if MATRIX_UNIT else 2.0**-8 if PAIRED else 0.0

@@ -69,12 +69,21 @@ cdef inline BlockSums no_sums() noexcept nogil:
     sums.row_sum = sums.moment = sums.moment_rest = sums.others = sums.others_rest = sums.ones = broadcast(0)
     return sums
 
+cdef inline void add_weight(bint statistics, bint moments, vreal d, vreal weight, BlockSums* sums) noexcept nogil:
+    """To the sums but row_sum. d: the weight's logarithm."""
+    cdef vmask largest
+    if statistics:
+        largest = eq(d, broadcast(0))
+        add_to(&sums.others, &sums.others_rest, zero_where(largest, weight))
+        sums.ones = sums.ones + select_or_zero(largest, broadcast(1))
+    if moments:
+        add_to(&sums.moment, &sums.moment_rest, weight * vmax(broadcast(LEAST_EXPONENT), d))
+
 cdef inline void exp_and_sum_run(int columns, Py_ssize_t count, bint statistics, bint moments, const vreal* shift,
                                  real* scores, BlockSums* sums) noexcept nogil:
     """scores (count, columns) of registers, count <= WEIGHT_RUN, become weights, which are summed."""
     cdef vreal[COLUMNS] row_sum
     cdef vreal d, weight
-    cdef vmask largest
     cdef real* score
     cdef Py_ssize_t j
     cdef int c
@@ -87,12 +96,7 @@ cdef inline void exp_and_sum_run(int columns, Py_ssize_t count, bint statistics,
             weight = exp_(d)
             store(score, weight)
             row_sum[c] = row_sum[c] + weight
-            if statistics:
-                largest = eq(d, broadcast(0))
-                add_to(&sums[c].others, &sums[c].others_rest, zero_where(largest, weight))
-                sums[c].ones = sums[c].ones + select_or_zero(largest, broadcast(1))
-            if moments:
-                add_to(&sums[c].moment, &sums[c].moment_rest, weight * vmax(broadcast(LEAST_EXPONENT), d))
+            add_weight(statistics, moments, d, weight, &sums[c])
     for c in range(columns):
         sums[c].row_sum = sums[c].row_sum + row_sum[c]
 

@@ -30,16 +30,16 @@ cdef inline bint uses_pairs(const AttentionParams* params) noexcept nogil:
     return PAIRED and not (params.query_is_real or params.out_is_real)
 
 cdef inline Py_ssize_t pairs_of(Py_ssize_t dim) noexcept nogil:
-    return ceil_div(dim, 2)
+    """Of a row of queries or keys; for a matrix unit whole registers of it."""
+    return ceil_div(dim, 2 * MATRIX_PAIRS) * MATRIX_PAIRS if MATRIX_UNIT else ceil_div(dim, 2)
 
 cdef inline Py_ssize_t steps_of(Py_ssize_t keys) noexcept nogil:
     return ceil_div(keys, PAIR_GROUP) * GROUP_STEPS
 
 cdef void copy_pairs(const elem* x, Py_ssize_t dim, real* to) noexcept nogil:
-    """A row as pairs, the last one with a 0 if dim is odd."""
+    """A row as pairs, with zeros to the last."""
     memcpy(to, x, dim * sizeof(elem))
-    if dim % 2:
-        memset(<elem*>to + dim, 0, sizeof(elem))
+    memset(<elem*>to + dim, 0, (2 * pairs_of(dim) - dim) * sizeof(elem))
 
 cdef bint pack_key_pairs(const KvRows* key, Py_ssize_t count, Py_ssize_t dim, real* to) noexcept nogil:
     """to (count, pairs). Returns whether an element is huge."""
@@ -121,24 +121,19 @@ cdef void pair_value_rows(const elem* first, const elem* second, Py_ssize_t dim,
         store(to + e, pair_of(load_elem(first + e), y))
         e = next_register(e, dim)
 
-cdef bint pack_value_pairs(const KvRows* value, Py_ssize_t count, Py_ssize_t dim, real* to) noexcept nogil:
-    """to (steps, Ev). Returns whether a value is special; in `to` it is 0."""
-    cdef Py_ssize_t j, pair, elements = 2 * steps_of(count) * dim
-    cdef real* at = to
+cdef void pack_value_pairs(const KvRows* value, Py_ssize_t count, Py_ssize_t dim, real* to) noexcept nogil:
+    """to (steps, Ev)."""
+    cdef Py_ssize_t j, pair
     for pair in range(ceil_div(count, PAIR_GROUP) * GROUP_PAIRS):
         j = 2 * pair
         if j < count:
-            pair_value_rows(kv_row(value, j), kv_row(value, j + 1) if j + 1 < count else NULL, dim, at)
+            pair_value_rows(kv_row(value, j), kv_row(value, j + 1) if j + 1 < count else NULL, dim, to)
         else:
-            memset(at, 0, dim * sizeof(real))
-        at += dim
+            memset(to, 0, dim * sizeof(real))
+        to += dim
         if pair % GROUP_PAIRS == 0:
-            memcpy(at, at - dim, dim * sizeof(real))
-            at += dim
-    if not has_special(<const elem*>to, elements):
-        return False
-    clear_special(<elem*>to, elements)
-    return True
+            memcpy(to, to - dim, dim * sizeof(real))
+            to += dim
 
 cdef void pick_special(const elem* x, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t dim, real* to) noexcept nogil:
     """to (count, dim): the values that the pairs leave out, and 0 for the others."""

@@ -26,6 +26,20 @@ cdef struct PrefillWorkspace:               # one thread's buffers
     elem* page_keys                         # copies of keys and values that span pages
     elem* page_values
 
+cdef bint pack_values(const KvRows* value, Py_ssize_t count, Py_ssize_t dim, PrefillWorkspace* ws) noexcept nogil:
+    """ws.value_pairs. Returns whether a value is special; in the pairs it is 0."""
+    cdef Py_ssize_t elements
+    if not MATRIX_UNIT:
+        pack_value_pairs(value, count, dim, ws.value_pairs)
+        elements = 2 * steps_of(count) * dim
+    else:
+        pack_value_matrix(value, count, dim, ws.weight_pairs, ws.value_pairs)
+        elements = ceil_div(count, MATRIX_KEYS) * MATRIX_KEYS * value_rows(dim)
+    if not has_special(<const elem*>ws.value_pairs, elements):
+        return False
+    clear_special(<elem*>ws.value_pairs, elements)
+    return True
+
 cdef void load_kv_block(const AttentionParams* params, Py_ssize_t b, Py_ssize_t key_head, Py_ssize_t start,
                         Py_ssize_t stop, PrefillWorkspace* ws) noexcept nogil:
     """The next block of keys; 16-bit elements are converted once for all tiles."""
@@ -36,7 +50,7 @@ cdef void load_kv_block(const AttentionParams* params, Py_ssize_t b, Py_ssize_t 
         copy_pages(&params.table, &params.value, b, &ws.block, params.value_dim, ws.page_values, &ws.block.value)
     if uses_pairs(params):
         ws.key_huge = pack_key_pairs(&ws.block.key, stop - start, params.head_dim, ws.key_reals)
-        ws.value_special = pack_value_pairs(&ws.block.value, stop - start, params.value_dim, ws.value_pairs)
+        ws.value_special = pack_values(&ws.block.value, stop - start, params.value_dim, ws)
         ws.key, ws.key_row = ws.key_reals, pairs_of(params.head_dim)
         if ws.value_special:
             pick_special(ws.block.value.first, ws.block.value.step, stop - start, params.value_dim, ws.value_reals)
@@ -67,12 +81,12 @@ cdef void find_nonfinite_values(const AttentionParams* params, PrefillWorkspace*
         convert(ws.clean, params.value_dim, count, params.value_dim, ws.value_reals)
 
 cdef void restore_nonfinite_values(const AttentionParams* params, QueryTile* tile, PrefillWorkspace* ws,
-                                   Py_ssize_t key, Py_ssize_t count) noexcept nogil:
+                                   const real* weights, Py_ssize_t key, Py_ssize_t count) noexcept nogil:
     cdef WeightedRows to
     cdef Py_ssize_t lanes = tile.columns * LANES
     to.rows, to.begin, to.end = lanes, tile.begin, tile.end
     to.bias_sum, to.bias_row = ws.bias_sum if params.biases else NULL, 0 if params.shared_bias else KV_BLOCK
-    to.weights, to.weight_row, to.weight_key = ws.scores, 1, lanes
+    to.weights, to.weight_row, to.weight_key = weights, 1, lanes
     to.out, to.out_row, to.out_element, to.gap_at, to.gap = tile.out_t, 1, lanes, params.value_dim, 0
     add_nonfinite_values(&to, &ws.block.value, key - ws.block.start, params.value_dim, key, count)
 
@@ -99,23 +113,35 @@ cdef void add_shared_biases(int columns, Py_ssize_t count, bint huge, const real
         for c in range(columns):
             add_bias(huge, broadcast(bias_sum[j]), scores + (j * columns + c) * LANES)
 
-cdef inline void update_tile(int columns, Py_ssize_t skipped, Py_ssize_t count, bint statistics, bint moments,
-                             real* scores, QueryTile* tile) noexcept nogil:
-    """Scores become weights, and the tile's state that over its keys so far."""
-    cdef vreal[COLUMNS] row_max, shift
+cdef inline void update_tile(int columns, bint matrix, bint scaled, Py_ssize_t skipped, Py_ssize_t count,
+                             bint statistics, bint moments, real* scores, QueryTile* tile) noexcept nogil:
+    """Scores become weights, for a matrix unit in pairs, and the tile's state that over its keys so far. scaled: they
+    have been multiplied by scale; otherwise that is above 0."""
+    cdef vreal[COLUMNS] row_max, shift, factor
     cdef BlockSums[COLUMNS] sums
     cdef OnlineState block
     cdef vreal one
     cdef Py_ssize_t j
     cdef int c
+    if matrix:
+        for j in range(count * columns, ceil_div(count, MATRIX_KEYS) * MATRIX_KEYS * columns):
+            store(scores + j * LANES, broadcast(-INFINITY))
     for c in range(columns):
         row_max[c], sums[c] = tile.state[c].row_max, no_sums()
+        if matrix:
+            factor[c], row_max[c] = broadcast(1) if scaled else tile.scale[c], broadcast(-INFINITY)
     for j in range(count):
         for c in range(columns):
             row_max[c] = vmax(row_max[c], load(scores + (j * columns + c) * LANES))
     for c in range(columns):
+        if matrix:
+            row_max[c] = vmax(tile.state[c].row_max, row_max[c] * factor[c])
         shift[c] = finite_or_zero(row_max[c])
-    exp_and_sum_scores(columns, skipped, count, statistics, moments, shift, scores, sums)
+    if matrix:
+        exp_and_pack_scores(columns, ceil_div(count, MATRIX_KEYS) * MATRIX_KEYS, statistics, moments, factor, shift,
+                            scores, sums)
+    else:
+        exp_and_sum_scores(columns, skipped, count, statistics, moments, shift, scores, sums)
     for c in range(columns):
         block = state_of_block(statistics, row_max[c], &sums[c])
         merge_state(statistics, moments, True, &block, &tile.state[c], &tile.rescale[c], &one)
@@ -125,12 +151,13 @@ cdef inline void attend_kv_block(int rows, int columns, bint paired, const Atten
     """One tile of queries and the current block of keys. rows x columns: the tile of the products."""
     cdef Py_ssize_t lane, key = max(ws.block.start, tile.any_begin), end = min(ws.block.stop, tile.any_end)
     cdef Py_ssize_t count, skipped, steps
-    cdef bint partial
+    cdef bint partial, matrix = paired and MATRIX_UNIT, scaled = True, huge
+    cdef const real* weights = ws.scores
     cdef int bias = 0
     if end <= key:
         return
     if paired:                              # whole groups: the keys before any_begin are hidden
-        key -= (key - ws.block.start) % PAIR_GROUP
+        key -= (key - ws.block.start) % (MATRIX_KEYS if matrix else PAIR_GROUP)
     count, skipped = end - key, key - ws.block.start
     partial = key < tile.all_begin or end > tile.all_end
     if params.biases:
@@ -139,9 +166,16 @@ cdef inline void attend_kv_block(int rows, int columns, bint paired, const Atten
                                     ws.bias_sum + lane * KV_BLOCK)
         if not bias & BIAS_SHOWS:
             return
-    score_block(rows, columns, paired, ws.key + skipped * ws.key_row, ws.key_row, count,
-                pairs_of(params.head_dim) if paired else params.head_dim, tile.query_t, tile.scale, ws.scores)
-    if paired and (ws.key_huge or tile.any_huge):
+    huge = paired and (ws.key_huge or tile.any_huge)
+    if matrix:
+        score_matrix(columns, ws.key + skipped * ws.key_row, ws.key_row, count, tile.query_t, ws.scores)
+        scaled = huge or params.softcap != 0 or bias & BIAS_ADDS or params.slopes != NULL or not tile.scale_positive
+        if scaled:
+            scale_scores(columns, count, tile.scale, ws.scores)
+    else:
+        score_block(rows, columns, paired, ws.key + skipped * ws.key_row, ws.key_row, count,
+                    pairs_of(params.head_dim) if paired else params.head_dim, tile.query_t, tile.scale, ws.scores)
+    if huge:
         replace_huge_scores(params, tile, &ws.block.key, skipped, count, ws.query_rows, ws.key_of_row, ws.scores)
     if params.softcap != 0:
         cap_scores(params.softcap, count * columns, ws.scores)
@@ -156,25 +190,31 @@ cdef inline void attend_kv_block(int rows, int columns, bint paired, const Atten
     if partial:
         hide_keys(columns, count, tile.mask, broadcast(0), 1, ws.scores)
     if params.entropy != NULL:
-        update_tile(columns, skipped, count, True, True, ws.scores, tile)
+        update_tile(columns, matrix, scaled, skipped, count, True, True, ws.scores, tile)
     elif params.lse != NULL:
-        update_tile(columns, skipped, count, True, False, ws.scores, tile)
+        update_tile(columns, matrix, scaled, skipped, count, True, False, ws.scores, tile)
     else:
-        update_tile(columns, skipped, count, False, False, ws.scores, tile)
+        update_tile(columns, matrix, scaled, skipped, count, False, False, ws.scores, tile)
     if (partial or bias & BIAS_HIDES) and (not paired or ws.value_special):
         find_nonfinite_values(params, ws)
-    if paired:
+    if matrix:
+        add_value_matrix(columns, ws.value_pairs, skipped, count, params.value_dim, ws.scores, tile.rescale,
+                         ws.weight_pairs, tile.out_t)
+        if ws.value_special:
+            unpack_weights(columns, count, ws.scores, ws.weight_pairs)
+            weights = ws.weight_pairs
+    elif paired:
         pack_weights(columns, count, ws.scores, ws.weight_pairs)
         steps = steps_of(skipped)
         add_weighted_values(rows, columns, True, ws.value_pairs + steps * params.value_dim, params.value_dim, steps,
                             steps_of(count), params.value_dim, ws.weight_pairs, tile.rescale, tile.out_t)
-        if ws.value_special:
-            add_special_values(columns * LANES, ws.value_reals, skipped, count, params.value_dim, ws.scores, tile.out_t)
     else:
         add_weighted_values(rows, columns, False, ws.value + skipped * ws.value_row, ws.value_row, skipped, count,
                             params.value_dim, ws.scores, tile.rescale, tile.out_t)
+    if paired and ws.value_special:
+        add_special_values(columns * LANES, ws.value_reals, skipped, count, params.value_dim, weights, tile.out_t)
     if not ws.value_finite:
-        restore_nonfinite_values(params, tile, ws, key, count)
+        restore_nonfinite_values(params, tile, ws, weights, key, count)
 
 # One function for each number of columns, so that the compiler keeps the sums of the products in registers.
 
@@ -311,11 +351,13 @@ cdef Py_ssize_t prefill_task(const void* context, Py_ssize_t task, int thread) n
         row += count
         tiles += 1
     start = begin // KV_BLOCK * KV_BLOCK
+    matrix_begin()
     while start < end:
         load_kv_block(params, b, key_head, start, min(start + KV_BLOCK, end), ws)
         for k in range(tiles):
             attend_tile(params, b, &ws.tile[k], ws)
         start = ws.block.stop
+    matrix_end()
     for k in range(tiles):
         finalize_query_tile(params, b, &ws.tile[k])
     return cost
@@ -328,9 +370,10 @@ cdef class PrefillWorkspaces:
 
     cdef int reserve(self, int threads, Py_ssize_t tasks, Py_ssize_t head_dim, Py_ssize_t value_dim,
                      bint paged) except -1:
-        cdef Py_ssize_t query_bytes = round_up_to_line(head_dim * TILE_ROWS * sizeof(real))
-        cdef Py_ssize_t out_bytes = round_up_to_line(value_dim * TILE_ROWS * sizeof(real))
-        cdef Py_ssize_t key_bytes = round_up_to_line(KV_BLOCK * head_dim * sizeof(real))
+        cdef Py_ssize_t row = max(head_dim, pairs_of(head_dim)) * <Py_ssize_t>sizeof(real)
+        cdef Py_ssize_t query_bytes = round_up_to_line(row * TILE_ROWS)
+        cdef Py_ssize_t out_bytes = round_up_to_line(value_rows(value_dim) * TILE_ROWS * sizeof(real))
+        cdef Py_ssize_t key_bytes = round_up_to_line(KV_BLOCK * row)
         cdef Py_ssize_t value_bytes = round_up_to_line(KV_BLOCK * value_dim * sizeof(real))
         cdef Py_ssize_t clean_bytes = round_up_to_line(KV_BLOCK * value_dim * sizeof(elem))
         cdef Py_ssize_t value_pair_bytes = 0, weight_pair_bytes = 0, key_of_row_bytes = 0, rows_bytes = 0
@@ -340,9 +383,14 @@ cdef class PrefillWorkspaces:
         cdef char* at
         if sizeof(elem) == sizeof(real):        # nothing is converted
             key_bytes = value_bytes = 0
-        if PAIRED:
+        if MATRIX_UNIT:
+            value_pair_bytes = KV_BLOCK // 2 * value_rows(value_dim) * <Py_ssize_t>sizeof(real)
+            weight_pair_bytes = max(KV_BLOCK * TILE_ROWS, MATRIX_PAIRS * value_rows(value_dim))
+            weight_pair_bytes *= <Py_ssize_t>sizeof(real)
+        elif PAIRED:
             value_pair_bytes = round_up_to_line(BLOCK_STEPS * value_dim * sizeof(real))
             weight_pair_bytes = BLOCK_STEPS * TILE_ROWS * sizeof(real)
+        if PAIRED:
             key_of_row_bytes, rows_bytes = round_up_to_line(head_dim * sizeof(real)), query_bytes
         if paged:
             page_bytes = round_up_to_line(KV_BLOCK * head_dim * sizeof(elem))

@@ -15,6 +15,7 @@ cdef struct QueryTile:
     OnlineState[COLUMNS] state
     vreal[COLUMNS] rescale                  # by which the output is to be multiplied, since row_max has risen
     vreal[COLUMNS] scale                    # applied after the dot product: products of 16-bit numbers are exact
+    bint scale_positive                     # of all rows
     vreal[COLUMNS] huge                     # 1 for rows whose scores cannot be had from pairs, else 0
     bint any_huge
     real* query_t                           # (E, columns * LANES), or pairs
@@ -47,18 +48,20 @@ cdef void init_query_tile(const AttentionParams* params, Py_ssize_t b, QueryTile
     """The state before any key, and the constants of each row."""
     cdef real[TILE_ROWS] sink, slope, scale
     cdef Py_ssize_t lane
-    cdef bint steep = False
+    cdef bint steep = False, positive = True
     cdef int c
     for lane in range(tile.columns * LANES):
         sink[lane] = sink_of(params, tile.head[lane])
         slope[lane] = slope_of(params, b, tile.head[lane])
         scale[lane] = <real>scale_of(params, tile.head[lane])
         steep |= is_steep(slope[lane])
+        positive &= scale[lane] > 0
+    tile.scale_positive = positive
     for c in range(tile.columns):
         tile.state[c] = state_of_sink(load(sink + c * LANES))
         tile.scale[c] = load(scale + c * LANES)
         tile.mask[c].slope, tile.mask[c].steep = load(slope + c * LANES), steep
-    memset(tile.out_t, 0, params.value_dim * tile.columns * LANES * sizeof(real))
+    memset(tile.out_t, 0, value_rows(params.value_dim) * tile.columns * LANES * sizeof(real))
 
 cdef void mask_query_tile(const AttentionParams* params, Py_ssize_t b, Py_ssize_t key, Py_ssize_t count,
                           QueryTile* tile) noexcept nogil:

@@ -23,10 +23,25 @@ static int supports_avx512_bf16(void) {
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)
         && (a >> 5 & 1) != 0;
 }
+/* AMX has registers of 8 kilobytes, which Linux gives a process that asks for them; threads that use none have none.
+ * It refuses where a thread's alternate signal stack has no room for them. */
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+static int supports_amx_bf16(void) {
+    unsigned int a, b, c, d;
+    enum { REQUEST = 0x1023, TILE_DATA = 18, BF16 = 1 << 22, TILE = 1 << 24 };   /* arch_prctl; leaf 7's bits */
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & BF16) && (d & TILE)
+        && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+#else
+static int supports_amx_bf16(void) { return 0; }
+#endif
 #else
 #define SUPPORTS(feature) 0
 static int supports_f16c(void) { return 0; }
 static int supports_avx512_bf16(void) { return 0; }
+static int supports_amx_bf16(void) { return 0; }
 #endif
 /* The psABI's levels, spelled out where a compiler may not know their names. */
 static int supports_v3(void) {
@@ -38,3 +53,4 @@ static int supports_v4(void) {
         && SUPPORTS("avx512dq") && SUPPORTS("avx512vl");
 }
 static int supports_v4_bf16(void) { return supports_v4() && supports_avx512_bf16(); }
+static int supports_v4_amx(void) { return supports_v4_bf16() && supports_amx_bf16(); }

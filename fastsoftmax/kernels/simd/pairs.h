@@ -68,6 +68,8 @@ static inline void clear_special(elem *x, ptrdiff_t n)
 
 #if !defined PAIRED
 #define PAIRED 0
+#endif
+#if !defined NATIVE_DOT_PAIRS
 SIMD_INLINE vreal dot_pairs(vreal a, vreal b, vreal sum)
 {
     return fma_(first_of_pair(a), first_of_pair(b), fma_(second_of_pair(a), second_of_pair(b), sum));

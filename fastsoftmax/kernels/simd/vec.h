@@ -1,8 +1,9 @@
 /* The vocabulary of the kernels: one register, and the operations on it.
  *
  * Every kernel module is compiled for one element type (-DDTYPE_f32, _f64, _f16 or _bf16) and one
- * instruction set (-DISA_generic, _x86_64, _x86_64_v3, _x86_64_v4, _x86_64_v4_bf16 or
- * _arm64). This header turns these two choices into types and words; the kernels are written in the words alone.
+ * instruction set (-DISA_generic, _x86_64, _x86_64_v3, _x86_64_v4, _x86_64_v4_bf16,
+ * _x86_64_v4_amx or _arm64). This header turns these two choices into types and words; the kernels are written in the
+ * words alone.
  *
  *   elem    an element of an array: float, double, or the 16 bits of a float16 or bfloat16
  *   real    the type of the arithmetic: float, or double for double
@@ -57,6 +58,8 @@ typedef real elem;
 #define COLD static
 #endif
 
+enum { MATRIX_PAIRS = 16, MATRIX_ROWS = 16 };   /* of a matrix unit's registers: see matrix_unit.h */
+
 #if defined ISA_generic
 #include "vec_generic.h"
 #elif defined ISA_x86_64
@@ -67,6 +70,8 @@ typedef real elem;
 #include "vec_x86_64_v4.h"
 #elif defined ISA_x86_64_v4_bf16
 #include "vec_x86_64_v4_bf16.h"
+#elif defined ISA_x86_64_v4_amx
+#include "vec_x86_64_v4_amx.h"
 #elif defined ISA_arm64
 #include "vec_arm64.h"
 #else
@@ -100,6 +105,7 @@ enum { MAX_TILE = 24 };
 
 #include "half.h"
 #include "pairs.h"
+#include "matrix_unit.h"
 #include "math/double_word.h"
 
 /* The last `count` elements before `end`, fewer than LANES, and -inf after them. LANES elements are read. */

@@ -14,6 +14,8 @@ cdef extern from "simd/vec.h" nogil:
         LANES, PARTIALS, PARTIAL_REGS, UNROLL, STEPS_AT_ONCE, ADDS_TERMS, TRANSPOSE_ROWS
         COLUMNS, TILE_1, TILE_2, TILE_3, MAX_TILE
         PAIRED                                  # whether prefill multiplies bfloat16 in pairs: simd/pairs.h
+        MATRIX_UNIT                             # whether a matrix unit does that: simd/matrix_unit.h
+        MATRIX_PAIRS, MATRIX_ROWS, MATRIX_TILES
     elem ELEM_MINUS_INFINITY
     const real EPSILON                          # the distance from 1 to the next real
     const real NEARLY_ONE                       # the largest real below 1
@@ -92,6 +94,11 @@ cdef extern from "simd/vec.h" nogil:
     vreal second_of_pair(vreal) noexcept
     vreal upper_half(vreal) noexcept
     vreal before_truncation(vreal) noexcept
+
+    void matrix_begin() noexcept
+    void matrix_end() noexcept
+    void matrix_scores(int, const real*, Py_ssize_t, const real*, Py_ssize_t, real*) noexcept
+    void matrix_values(int, const real*, Py_ssize_t, const real*, Py_ssize_t, Py_ssize_t, real*, Py_ssize_t) noexcept
 
     vdd dd_zero() noexcept
     vdd dd_from(vreal) noexcept
