@@ -2,9 +2,8 @@
 
 A table stands between `<!-- begin: NAME -->` and `<!-- end -->`, where NAME is a key of TABLES; the plots of PLOTS are
 SVG files in docs/images. Both are replaced. Each processor with results has a page in docs/results;
-README.md and the plots show that with most rounds, the newest of these, which has the row. With `--check` nothing is
-written, and the exit status is 1 if anything would change: a figure that was edited by hand, or results that are newer
-than the text.
+README.md and the plots show the newest that has the row. With `--check` nothing is written, and the exit status is 1
+if anything would change: a figure that was edited by hand, or results that are newer than the text.
 
 The files in bench/results are written by `--json` of `compare.py` (speed), `accuracy.py`, `threads.py`, `scaling.py`;
 minilm.txt holds the output of minilm.py.
@@ -26,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = "fastsoftmax"
 LOST = 1e6                  # ULP: a result close to 0 came out as 0
 NO_PEER = ("oracle",)       # fastsoftmax.reference, which computes float32 in float64
-README_SPEED = (            # function, name of the shape; one thread, from the first file of runs() that has it
+README_SPEED = (            # function, name of the shape; one thread, from the newest file that has it
     ("softmax", "ten numbers"), ("softmax", "ImageNet classes"),
     ("softmax", "channels of images"), ("log_softmax", "ImageNet classes"),
     ("logsumexp", "ImageNet classes"), ("causal_softmax", "causal square"),
@@ -66,20 +65,20 @@ def shape_of(row):
         f" axis {row['axis']}" if "axis" in row else "")
 
 
-def best_first(files):
-    """{name: content}: the file with most rounds first, of these the newest, of one day the last name."""
-    return dict(sorted(files.items(), key=lambda item: (item[1]["rounds"], item[1]["date"], item[0]), reverse=True))
+def newest_first(files):
+    """{name: content}, of one day the last name first."""
+    return dict(sorted(files.items(), key=lambda item: (item[1]["date"], item[0]), reverse=True))
 
 
 def runs():
-    """{name: content} of the files that compare.py wrote, that with most rounds first, then the newest."""
+    """{name: content} of the files that compare.py wrote, the newest first."""
     found = {path.stem: load(path.name) for path in sorted(RESULTS.glob("*.json"))}
     found = {name: data for name, data in found.items() if "limits" in data}
-    return best_first(found)
+    return newest_first(found)
 
 
-def best(function, name=None):
-    """The first file that has a function, on a shape and with one thread if that is named."""
+def newest(function, name=None):
+    """The newest file that has a function, on a shape and with one thread if that is named."""
     return next(file for file, data in runs().items() if select(data, function, name, 1))
 
 
@@ -91,7 +90,7 @@ def select(data, function=None, name=None, threads=1):
 
 def quoted():
     """(file, row) of the README's speed."""
-    found = ((best(function, name), function, name) for function, name in README_SPEED)
+    found = ((newest(function, name), function, name) for function, name in README_SPEED)
     return [(file, *select(runs()[file], function, name)) for file, function, name in found]
 
 
@@ -188,7 +187,7 @@ def attention_table(data):
 
 def attention_summary():
     """Causal and windowed attention relative to the whole, and two threads relative to one."""
-    data = runs()[best("attention")]
+    data = runs()[newest("attention")]
     rows = {(row["function"], row["name"], row["threads"]): row for row in data["rows"] if is_attention(row)}
     lines = []
     for (function, name, threads), row in rows.items():
@@ -348,9 +347,9 @@ than at the width before or after: {"; ".join(found)}."""
 
 
 def rows_of_every_width():
-    """{name of the processor: content} of the files of `compare.py --widths`, likewise."""
+    """{name of the processor: content} of the files of `compare.py --widths`, the newest first."""
     found = {path.stem.removeprefix("widths-"): load(path.name) for path in sorted(RESULTS.glob("widths-*.json"))}
-    return best_first(found)
+    return newest_first(found)
 
 
 def slow(first, speeds):
@@ -392,12 +391,12 @@ def plot_speed():
 
 
 def plot_softmax():
-    data = runs()[best("softmax")]
+    data = runs()[newest("softmax")]
     return chart(f"softmax, every shape measured, {short(data)}", SUBTITLE, groups(select(data, "softmax")))
 
 
 def plot_attention():
-    data = runs()[best("attention")]
+    data = runs()[newest("attention")]
     rows = [row for row in select(data) if is_attention(row) and row["dtype"] == "float32" and row["unit"] != "us"]
     return chart(f"Attention in float32, every shape measured, {short(data)}", SUBTITLE, groups(rows))
 

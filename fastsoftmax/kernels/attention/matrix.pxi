@@ -99,8 +99,10 @@ cdef void unpack_weights(int columns, Py_ssize_t count, const real* pairs, real*
             store(weights + 2 * j * lanes + c * LANES, first_of_pair(pair) + first_of_pair(rest))
             store(weights + (2 * j + 1) * lanes + c * LANES, second_of_pair(pair) + second_of_pair(rest))
 
-cdef inline void multiply_value_tiles(int tiles, int columns, const real* value, Py_ssize_t step, const real* weights,
-                                      Py_ssize_t steps, const vreal* rescale, real* sums, real* out_t) noexcept nogil:
+cdef inline void multiply_value_tiles(Py_ssize_t tiles, int columns, const real* value, Py_ssize_t step,
+                                      const real* weights, Py_ssize_t steps, const vreal* rescale, real* sums,
+                                      real* out_t) noexcept nogil:
+    """MATRIX_TILES tiles of elements, or fewer."""
     cdef Py_ssize_t lanes = columns * LANES, e
     cdef real* to
     cdef int c
@@ -123,14 +125,8 @@ cdef inline void add_value_matrix(int columns, const real* value, Py_ssize_t ski
     cdef Py_ssize_t step = tiles * MATRIX_ROWS * MATRIX_PAIRS
     value += skipped // MATRIX_KEYS * step
     while tile < tiles:
-        if tiles - tile >= 4:
-            multiply_value_tiles(4, columns, value, step, weights, steps, rescale, sums, out_t)
-        elif tiles - tile == 3:
-            multiply_value_tiles(3, columns, value, step, weights, steps, rescale, sums, out_t)
-        elif tiles - tile == 2:
-            multiply_value_tiles(2, columns, value, step, weights, steps, rescale, sums, out_t)
-        else:
-            multiply_value_tiles(1, columns, value, step, weights, steps, rescale, sums, out_t)
+        multiply_value_tiles(min(tiles - tile, <Py_ssize_t>MATRIX_TILES), columns, value, step, weights, steps, rescale,
+                             sums, out_t)
         tile += MATRIX_TILES
         value += MATRIX_TILES * MATRIX_ROWS * MATRIX_PAIRS
         out_t += MATRIX_TILES * MATRIX_ROWS * columns * LANES

@@ -351,13 +351,15 @@ cdef Py_ssize_t prefill_task(const void* context, Py_ssize_t task, int thread) n
         row += count
         tiles += 1
     start = begin // KV_BLOCK * KV_BLOCK
-    matrix_begin()
+    if uses_pairs(params):
+        matrix_begin()
     while start < end:
         load_kv_block(params, b, key_head, start, min(start + KV_BLOCK, end), ws)
         for k in range(tiles):
             attend_tile(params, b, &ws.tile[k], ws)
         start = ws.block.stop
-    matrix_end()
+    if uses_pairs(params):
+        matrix_end()
     for k in range(tiles):
         finalize_query_tile(params, b, &ws.tile[k])
     return cost

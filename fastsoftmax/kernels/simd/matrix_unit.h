@@ -26,7 +26,7 @@ SIMD_INLINE void matrix_scores(int columns, const real *key, ptrdiff_t key_row, 
 {
     (void)columns, (void)key, (void)key_row, (void)query, (void)count, (void)scores;
 }
-SIMD_INLINE void matrix_values(int tiles, const real *value, ptrdiff_t value_step, const real *weights,
+SIMD_INLINE void matrix_values(ptrdiff_t tiles, const real *value, ptrdiff_t value_step, const real *weights,
                                ptrdiff_t weight_row, ptrdiff_t count, real *sums, ptrdiff_t sums_row)
 {
     (void)tiles, (void)value, (void)value_step, (void)weights, (void)weight_row, (void)count, (void)sums;

@@ -98,7 +98,8 @@ cdef extern from "simd/vec.h" nogil:
     void matrix_begin() noexcept
     void matrix_end() noexcept
     void matrix_scores(int, const real*, Py_ssize_t, const real*, Py_ssize_t, real*) noexcept
-    void matrix_values(int, const real*, Py_ssize_t, const real*, Py_ssize_t, Py_ssize_t, real*, Py_ssize_t) noexcept
+    void matrix_values(Py_ssize_t, const real*, Py_ssize_t, const real*, Py_ssize_t, Py_ssize_t, real*,
+                       Py_ssize_t) noexcept
 
     vdd dd_zero() noexcept
     vdd dd_from(vreal) noexcept

@@ -1,6 +1,6 @@
 /* x86-64-v4 with AMX, for bfloat16 alone. Its registers and words are those of v4; the products of attention's prefill
- * are taken by the matrix unit. Its eight registers, of 16 rows of 64 bytes, have no numbers that a program computes:
- * `columns` and `tiles` below must be constants. */
+ * are taken by the matrix unit. Its eight registers, of 16 rows of 64 bytes, have no numbers that a program computes,
+ * hence the branches below. */
 #include "vec_x86_64_v4.h"
 
 #define PAIRED 1
@@ -78,7 +78,7 @@ SIMD_INLINE void matrix_scores(int columns, const real *key, ptrdiff_t key_row, 
 }
 
 /* Registers 0 to 3 have the sums, 4 and 5 both parts of the weights, 6 and 7 values in turn. */
-SIMD_INLINE void matrix_values(int tiles, const real *value, ptrdiff_t value_step, const real *weights,
+SIMD_INLINE void matrix_values(ptrdiff_t tiles, const real *value, ptrdiff_t value_step, const real *weights,
                                ptrdiff_t weight_row, ptrdiff_t count, real *sums, ptrdiff_t sums_row)
 {
     enum { TILE = MATRIX_ROWS * MATRIX_PAIRS };
